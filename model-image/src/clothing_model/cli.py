@@ -1,0 +1,65 @@
+"""The `clothing-model` command.
+
+A subcommand is a module with `add_parser(subparsers)`, which names its options, and `run(args) -> int`, which does
+the work. Only the module of the command asked for is imported, so that `--help` is instant; `add_parser` in turn
+keeps TensorFlow out until `run`.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from clothing_model import __version__
+from clothing_model.errors import ModelError
+
+COMMANDS = {
+    "train": "train a compact network on a folder of photos, or transfer-learn from a Keras application",
+    "convert": "turn a Keras file or a SavedModel into NAME/VERSION/, ready for TensorFlow Serving",
+    "inspect": "show what a SavedModel wants and gives, and the chart's values for it (needs no TensorFlow)",
+    "serve": "serve SavedModels as TensorFlow Serving does, on any machine that has TensorFlow's wheel",
+}
+
+
+class Command(Protocol):
+    """What a subcommand's module offers."""
+
+    def add_parser(self, subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+def _load(name: str) -> Command:
+    module: Command = importlib.import_module(f"clothing_model.{name}")  # type: ignore[assignment]
+    return module
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="clothing-model",
+        description="From a Keras model to a model server.",
+        epilog="`clothing-model COMMAND --help` shows a command's options.",
+    )
+    parser.add_argument("--version", action="version", version=f"clothing-model {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
+    name = arguments[0] if arguments else ""
+    command = None
+    if name in COMMANDS:
+        command = _load(name)
+        command.add_parser(subparsers)
+    else:
+        for each, summary in COMMANDS.items():
+            subparsers.add_parser(each, help=summary, add_help=False)
+    args = parser.parse_args(arguments)
+    if command is None:  # an option stood before the command's name: `clothing-model -x serve`
+        parser.error("the command's name comes first")
+    try:
+        return command.run(args)
+    except ModelError as error:
+        print(f"clothing-model {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"clothing-model {name}: interrupted", file=sys.stderr)
+        return 130
