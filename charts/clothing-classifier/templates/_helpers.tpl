@@ -1,0 +1,156 @@
+{{- /* Prefix of all names: at most 47 characters, so that the longest suffix (-server-headless) fits into the 63 of a DNS label. */ -}}
+{{- define "clothing-classifier.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 47 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 47 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 47 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* What selects the pods of a component. It must never change: selectors are immutable.
+       Usage: include "clothing-classifier.selectorLabels" (dict "context" . "component" "server") */ -}}
+{{- define "clothing-classifier.selectorLabels" -}}
+app.kubernetes.io/name: {{ default .context.Chart.Name .context.Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .context.Release.Name }}
+{{- with .component }}
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- /* Labels of an object. Pods get the selector labels only: a chart's version in them would restart every pod at each upgrade. */ -}}
+{{- define "clothing-classifier.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .context.Chart.Name .context.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/managed-by: {{ .context.Release.Service }}
+app.kubernetes.io/version: {{ .context.Chart.AppVersion | quote }}
+{{ include "clothing-classifier.selectorLabels" . }}
+{{- end -}}
+
+{{- /* Usage: include "clothing-classifier.image" (dict "context" . "image" .Values.gateway.image "tag" "1.0.0"), tag being the default */ -}}
+{{- define "clothing-classifier.image" -}}
+{{- $registry := default .image.registry .context.Values.global.imageRegistry -}}
+{{- $repository := ternary (printf "%s/%s" $registry .image.repository) .image.repository (not (empty $registry)) -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" $repository .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $repository (default .tag .image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "clothing-classifier.gateway.image" -}}
+{{- include "clothing-classifier.image" (dict "context" . "image" .Values.gateway.image "tag" .Chart.AppVersion) -}}
+{{- end -}}
+
+{{- define "clothing-classifier.server.image" -}}
+{{- $tag := ternary (printf "%s-gpu" .Chart.AppVersion) .Chart.AppVersion .Values.server.gpu.enabled -}}
+{{- include "clothing-classifier.image" (dict "context" . "image" .Values.server.image "tag" $tag) -}}
+{{- end -}}
+
+{{- /* As JSON, because Go prints a long number (20261122) as 2.0261122e+07. */ -}}
+{{- define "clothing-classifier.modelVersion" -}}
+{{- .Values.model.version | toJson | trimAll "\"" -}}
+{{- end -}}
+
+{{- define "clothing-classifier.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "clothing-classifier.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Both security contexts are what Pod Security "restricted" asks for, and a root file system that can't be written. */ -}}
+{{- define "clothing-classifier.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "clothing-classifier.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop:
+    - ALL
+{{- end -}}
+
+{{- /* Where and how the pods of a component are scheduled.
+       Usage: include "clothing-classifier.scheduling" (dict "context" . "component" "gateway" "values" .Values.gateway) */ -}}
+{{- define "clothing-classifier.scheduling" -}}
+{{- with .values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- $selector := include "clothing-classifier.selectorLabels" $ | fromYaml }}
+  {{- range . }}
+  {{- $constraint := ternary . (set (deepCopy .) "labelSelector" (dict "matchLabels" $selector)) (hasKey . "labelSelector") }}
+  {{- list $constraint | toYaml | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* Replicas that there are at least, autoscaled or not. */ -}}
+{{- define "clothing-classifier.minReplicas" -}}
+{{- ternary .autoscaling.minReplicas .replicas .autoscaling.enabled -}}
+{{- end -}}
+
+{{- define "clothing-classifier.hpaMetrics" -}}
+{{- with .targetCPUUtilizationPercentage }}
+- type: Resource
+  resource:
+    name: cpu
+    target:
+      type: Utilization
+      averageUtilization: {{ . }}
+{{- end }}
+{{- with .targetMemoryUtilizationPercentage }}
+- type: Resource
+  resource:
+    name: memory
+    target:
+      type: Utilization
+      averageUtilization: {{ . }}
+{{- end }}
+{{- with .metrics }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- /* What a PodDisruptionBudget says. A pod that isn't ready may always go: it serves nobody, and would block the drain. */ -}}
+{{- define "clothing-classifier.pdbRule" -}}
+{{- if kindIs "invalid" .minAvailable }}
+maxUnavailable: {{ .maxUnavailable }}
+{{- else }}
+minAvailable: {{ .minAvailable }}
+{{- end }}
+unhealthyPodEvictionPolicy: AlwaysAllow
+{{- end -}}
+
+{{- /* Kubernetes has the sleep action since 1.30; before, the image's own sleep does it. */ -}}
+{{- define "clothing-classifier.sleep" -}}
+{{- if semverCompare ">=1.30.0-0" .context.Capabilities.KubeVersion.Version -}}
+sleep:
+  seconds: {{ .seconds }}
+{{- else -}}
+exec:
+  command: [sleep, {{ .seconds | quote }}]
+{{- end -}}
+{{- end -}}

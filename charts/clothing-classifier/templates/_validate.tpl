@@ -1,0 +1,103 @@
+{{- /* Refuses values that contradict each other, and says what to do. What one value alone may be is in values.schema.json. */ -}}
+{{- define "clothing-classifier.validate" -}}
+{{- range $name := list "server" "gateway" -}}
+{{- $values := index $.Values $name -}}
+{{- include "clothing-classifier.validateScaling" (dict "name" $name "values" $values) -}}
+{{- include "clothing-classifier.validatePdb" (dict "name" $name "pdb" $values.pdb "replicas" (include "clothing-classifier.minReplicas" $values | int)) -}}
+{{- end -}}
+{{- include "clothing-classifier.validateGpu" .Values.server -}}
+{{- include "clothing-classifier.validateArgs" .Values.server.extraArgs -}}
+{{- include "clothing-classifier.validateEnv" . -}}
+{{- include "clothing-classifier.validateService" .Values.gateway.service -}}
+{{- end -}}
+
+{{- define "clothing-classifier.validateScaling" -}}
+{{- $name := .name -}}
+{{- $resources := default dict .values.resources -}}
+{{- with .values.autoscaling -}}
+{{- if .enabled -}}
+{{- if gt (int .minReplicas) (int .maxReplicas) -}}
+{{- fail (printf "%s.autoscaling.minReplicas (%d) is above maxReplicas (%d): raise maxReplicas or lower minReplicas" $name (int .minReplicas) (int .maxReplicas)) -}}
+{{- end -}}
+{{- if not (or .targetCPUUtilizationPercentage .targetMemoryUtilizationPercentage .metrics) -}}
+{{- fail (printf "%s.autoscaling has nothing to go by: set targetCPUUtilizationPercentage, targetMemoryUtilizationPercentage or metrics" $name) -}}
+{{- end -}}
+{{- range $resource, $target := dict "cpu" .targetCPUUtilizationPercentage "memory" .targetMemoryUtilizationPercentage -}}
+{{- if and $target (not (or (dig "requests" $resource "" $resources) (dig "limits" $resource "" $resources))) -}}
+{{- fail (printf "%s.autoscaling aims at a percentage of the %s request, and there is none: set %s.resources.requests.%s" $name $resource $name $resource) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "clothing-classifier.validatePdb" -}}
+{{- if .pdb.enabled -}}
+{{- $minimum := toString .pdb.minAvailable -}}
+{{- if kindIs "invalid" .pdb.minAvailable -}}
+{{- if has (toString .pdb.maxUnavailable) (list "0" "0%") -}}
+{{- fail (printf "%s.pdb.maxUnavailable is %v, which blocks every drain of a node: set it to 1 or more, or set %s.pdb.enabled=false" .name .pdb.maxUnavailable .name) -}}
+{{- end -}}
+{{- else if or (eq $minimum "100%") (and (not (hasSuffix "%" $minimum)) (gt (int .pdb.minAvailable) 0) (ge (int .pdb.minAvailable) .replicas)) -}}
+{{- fail (printf "%s.pdb.minAvailable is %v with as few as %d replicas, which blocks every drain of a node: lower it, or use maxUnavailable" .name .pdb.minAvailable .replicas) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "clothing-classifier.validateGpu" -}}
+{{- $isGpuImage := contains "gpu" .image.tag -}}
+{{- if and .gpu.enabled .image.tag (not $isGpuImage) (not .image.digest) -}}
+{{- fail (printf "server.gpu.enabled is true, but the image's tag %q isn't of a GPU image: set server.image.tag to a tag with \"-gpu\", leave it empty, or set server.gpu.enabled=false" .image.tag) -}}
+{{- end -}}
+{{- if and (not .gpu.enabled) $isGpuImage -}}
+{{- fail (printf "the image's tag %q is of a GPU image, but no GPU is asked for: set server.gpu.enabled=true, or another server.image.tag" .image.tag) -}}
+{{- end -}}
+{{- range $kind := list "requests" "limits" -}}
+{{- if hasKey (default dict (index $.resources $kind)) $.gpu.resourceName -}}
+{{- fail (printf "server.resources.%s has %s: remove it there, and set server.gpu.enabled=true and server.gpu.count" $kind $.gpu.resourceName) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "clothing-classifier.validateArgs" -}}
+{{- $values := dict
+  "port" "the chart sets it"
+  "rest_api_port" "the chart sets it"
+  "model_name" "set model.name"
+  "model_base_path" "it follows from model.name"
+  "model_config_file" "set model.version"
+  "monitoring_config_file" "set server.monitoring"
+  "grpc_channel_arguments" "set server.maxConnectionAgeSeconds"
+  "enable_grpc_healthcheck_service" "set server.grpcHealthCheck"
+  "per_process_gpu_memory_fraction" "set server.gpu.memoryFraction" -}}
+{{- range $arg := . -}}
+{{- with get $values ($arg | trimPrefix "--" | splitList "=" | first) -}}
+{{- fail (printf "server.extraArgs has %s: remove it, %s" $arg .) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* A variable that is there twice can't be applied by the server (Helm 4). */ -}}
+{{- define "clothing-classifier.validateEnv" -}}
+{{- $own := list -}}
+{{- range include "clothing-classifier.gateway.env" . | fromYamlArray -}}
+{{- $own = append $own .name -}}
+{{- end -}}
+{{- range .Values.gateway.extraEnv -}}
+{{- if has .name $own -}}
+{{- fail (printf "gateway.extraEnv has %s, which the chart sets from a value of its own: remove it there, and set the value (see the README's table)" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "clothing-classifier.validateService" -}}
+{{- range $key, $types := dict
+  "loadBalancerClass" (list "LoadBalancer")
+  "loadBalancerSourceRanges" (list "LoadBalancer")
+  "externalTrafficPolicy" (list "LoadBalancer" "NodePort")
+  "nodePort" (list "LoadBalancer" "NodePort") -}}
+{{- if and (index $ $key) (not (has $.type $types)) -}}
+{{- fail (printf "gateway.service.%s means nothing for a Service of type %s: remove it, or set gateway.service.type=%s" $key $.type (first $types)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,50 @@
+{{- /* The gateway's settings. A null value leaves the gateway's own default. */ -}}
+{{- define "clothing-classifier.gateway.env" -}}
+- name: TF_SERVING_HOST
+  value: dns:///{{ include "clothing-classifier.fullname" . }}-server-headless:8500
+- name: GATEWAY_MODEL_NAME
+  value: {{ .Values.model.name | quote }}
+- name: GATEWAY_SIGNATURE_NAME
+  value: {{ .Values.model.signatureName | quote }}
+- name: GATEWAY_LABELS
+  value: {{ .Values.model.labels | toJson | quote }}
+- name: GATEWAY_PREPROCESSING
+  value: {{ .Values.model.preprocessing | quote }}
+- name: GATEWAY_REQUEST_TIMEOUT_SECONDS
+  value: {{ .Values.gateway.requestTimeoutSeconds | quote }}
+- name: GATEWAY_DRAIN_DELAY_SECONDS
+  value: {{ .Values.gateway.drain.delaySeconds | quote }}
+- name: GATEWAY_DRAIN_TIMEOUT_SECONDS
+  value: {{ include "clothing-classifier.gateway.drainTimeoutSeconds" . | quote }}
+- name: GATEWAY_LOG_LEVEL
+  value: {{ .Values.gateway.logLevel | quote }}
+- name: GATEWAY_FETCH_ALLOWED_PORTS
+  value: {{ join "," .Values.gateway.fetch.allowedPorts | quote }}
+{{- with .Values.gateway.fetch.allowedNetworks }}
+- name: GATEWAY_FETCH_ALLOWED_NETWORKS
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- $optional := list
+  (list "GATEWAY_MODEL_VERSION" (include "clothing-classifier.modelVersion" .))
+  (list "GATEWAY_INPUT_NAME" .Values.model.inputName)
+  (list "GATEWAY_OUTPUT_NAME" .Values.model.outputName)
+  (list "GATEWAY_IMAGE_SIZE" .Values.model.imageSize)
+  (list "GATEWAY_MAX_BODY_BYTES" .Values.gateway.maxBodyBytes)
+  (list "GATEWAY_MAX_PIXELS" .Values.gateway.maxPixels)
+  (list "GATEWAY_MAX_IN_FLIGHT" .Values.gateway.maxInFlight)
+  (list "GATEWAY_DECODE_SLOTS" .Values.gateway.decodeSlots)
+  (list "GATEWAY_FETCH_TIMEOUT_SECONDS" .Values.gateway.fetch.timeoutSeconds)
+  (list "GATEWAY_FETCH_MAX_REDIRECTS" .Values.gateway.fetch.maxRedirects) }}
+{{- range $optional }}
+{{- $value := last . }}
+{{- if not (or (kindIs "invalid" $value) (eq (toString $value) "")) }}
+- name: {{ first . }}
+  value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* A request taken in the last moment may use its whole time. */ -}}
+{{- define "clothing-classifier.gateway.drainTimeoutSeconds" -}}
+{{- add (ceil .Values.gateway.requestTimeoutSeconds) 1 -}}
+{{- end -}}
