@@ -1,8 +1,8 @@
 """The `clothing-model` command.
 
 A subcommand is a module with `add_parser(subparsers)`, which names its options, and `run(args) -> int`, which does
-the work. Only the module of the command asked for is imported, so that `--help` is instant; `add_parser` in turn
-keeps TensorFlow out until `run`.
+the work; one that reads its own arguments sets `takes_rest` and finds them in `args.rest`. Only the module of the
+command asked for is imported, so that `--help` is instant; `add_parser` in turn keeps TensorFlow out until `run`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ class Command(Protocol):
 
 
 def _load(name: str) -> Command:
-    module: Command = importlib.import_module(f"clothing_model.{name}")  # type: ignore[assignment]
+    module: Command = importlib.import_module(f"clothing_model.{name}")
     return module
 
 
@@ -52,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         for each, summary in COMMANDS.items():
             subparsers.add_parser(each, help=summary, add_help=False)
-    args = parser.parse_args(arguments)
+    args, rest = parser.parse_known_args(arguments)
+    if rest and not getattr(args, "takes_rest", False):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
     if command is None:  # an option stood before the command's name: `clothing-model -x serve`
         parser.error("the command's name comes first")
     try:

@@ -1,0 +1,337 @@
+"""`clothing-model convert`: a Keras file or a SavedModel becomes NAME/VERSION/, ready for TensorFlow Serving."""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from clothing_model import keras_files, savedmodel
+from clothing_model.errors import ModelError
+from clothing_model.inspect import PREPROCESSINGS, photo_signature, usability_problems, values
+from clothing_model.keras_files import KerasModel, Source
+
+TEMPORARY = ".converting-"
+TOLERANCE = 1e-4
+SAVED_MODEL_PARTS = ("saved_model.pb", "variables", "assets", "assets.extra", "fingerprint.pb", "keras_metadata.pb")
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "convert",
+        description="Turn a .h5 of Keras 2, a .keras or .h5 of Keras 3, or a SavedModel into OUTPUT/NAME/VERSION/, "
+        "with a signature serving_default whose input is float32 and whose batch is free.",
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="the file, or the SavedModel's folder")
+    parser.add_argument("--name", required=True, help="the model's name: the folder's, and the chart's model.name")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where NAME/VERSION/ is written")
+    parser.add_argument("--version", type=int, metavar="N", help="the version's number (default: the next free one)")
+    parser.add_argument("--force", action="store_true", help="replace the version if it is there")
+    parser.add_argument(
+        "--labels",
+        metavar="LABELS",
+        help="the classes in the output's order: a,b,c; or a file with one per line or a JSON list; "
+        "or the folder of training photos, one folder per class",
+    )
+    parser.add_argument(
+        "--preprocessing", choices=PREPROCESSINGS, help="how photos were scaled in training, noted for the values"
+    )
+    parser.add_argument(
+        "--image-size", metavar="N|WxH", help="the photo's size, for a model whose input leaves it open"
+    )
+    parser.add_argument("--input-name", metavar="NAME", help="the signature's input (default: the input layer's name)")
+    parser.add_argument("--output-name", metavar="NAME", help="the signature's output (default: the last layer's name)")
+    parser.add_argument(
+        "--warmup",
+        default="1",
+        metavar="SIZES",
+        help="batch sizes to warm the server up with, as 1,8 (default: 1; none: no warm-up requests)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", args.name):
+        raise ModelError(f"--name={args.name}: use letters, digits, '-', '_' and '.', as in clothing-model")
+    if args.version is not None and args.version < 1:
+        raise ModelError(f"--version={args.version}: a version is a number from 1 up")
+    labels = read_labels(args.labels) if args.labels else None
+    batch_sizes = _batch_sizes(args.warmup)
+    size = _image_size(args.image_size)
+    source = keras_files.identify(args.source)
+    _say(f"reading {source}")
+    model_folder: Path = args.output / args.name
+    if args.version is not None and not args.force and (model_folder / str(args.version)).exists():
+        raise ModelError(_exists(model_folder / str(args.version)))
+    with _temporary_folder(model_folder) as folder:
+        if source.kind == keras_files.SAVED_MODEL:
+            facts = _copy_saved_model(source, folder)
+        else:
+            facts = _write_saved_model(source, folder, args.input_name, args.output_name, size)
+        _finish(folder, args.name, source, facts, labels, args.preprocessing, size, batch_sizes)
+        target = _publish(folder, model_folder, args.version, args.force)
+    model = savedmodel.read(target)
+    _say(f"wrote {target} ({sum(f.stat().st_size for f in target.rglob('*') if f.is_file()) / 1e6:.1f} MB) "
+         f"in {time.monotonic() - started:.0f} s")  # fmt: skip
+    _say(f"values for the chart: {json.dumps(values(model), ensure_ascii=False)}")
+    return 0
+
+
+def read_labels(argument: str) -> tuple[str, ...]:
+    """Labels from a list, a file, or a folder of training photos, whose classes are in alphabetical order."""
+    path = Path(argument)
+    if path.is_dir():
+        labels = sorted(child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+        if not labels:
+            raise ModelError(f"--labels={argument}: the folder has no folder in it; it needs one per class")
+    elif path.is_file():
+        text = path.read_text("utf-8")
+        try:
+            labels = json.loads(text) if text.lstrip().startswith("[") else [line.strip() for line in text.splitlines()]
+        except ValueError as error:
+            raise ModelError(f"--labels={argument}: not a JSON list ({error})") from error
+        labels = [str(label) for label in labels if str(label)]
+    else:
+        labels = [label.strip() for label in argument.split(",")]
+    if not all(labels) or len(set(labels)) != len(labels):
+        raise ModelError(f"--labels={argument}: labels must be there, and each only once: {', '.join(labels)}")
+    return tuple(labels)
+
+
+def _batch_sizes(argument: str) -> list[int]:
+    if argument == "none":
+        return []
+    if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", argument):
+        raise ModelError(f"--warmup={argument}: give batch sizes, as 1,8, or none")
+    return [int(size) for size in argument.split(",")]
+
+
+def _image_size(argument: str | None) -> tuple[int, int] | None:
+    """(height, width), from N or WIDTHxHEIGHT."""
+    if argument is None:
+        return None
+    match = re.fullmatch(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?", argument)
+    if not match:
+        raise ModelError(f"--image-size={argument}: give one number, as 299, or WIDTHxHEIGHT")
+    width = int(match[1])
+    return (int(match[2]) if match[2] else width, width)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _exists(target: Path) -> str:
+    return f"{target} is there already: leave --version out for the next free number, or pass --force to replace it"
+
+
+@contextlib.contextmanager
+def _temporary_folder(model_folder: Path) -> Iterator[Path]:
+    """A folder beside the versions, where TensorFlow Serving does not look, removed again on failure and on SIGTERM.
+
+    What a SIGKILL leaves is removed by the next run: the folder's lock tells that nobody works in it any more.
+    """
+    created = [folder for folder in (model_folder, *model_folder.parents) if not folder.exists()]
+    model_folder.mkdir(parents=True, exist_ok=True)
+    for stale in model_folder.glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(OSError), _lock(stale):
+            shutil.rmtree(stale)
+    folder = model_folder / f"{TEMPORARY}{os.getpid()}"
+    folder.mkdir()
+    before = signal.signal(signal.SIGTERM, _exit_on_signal)
+    try:
+        with _lock(folder):
+            yield folder
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: a version stands in it
+            for empty in created:
+                empty.rmdir()
+
+
+def _exit_on_signal(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _copy_saved_model(source: Source, folder: Path) -> dict[str, Any]:
+    model = savedmodel.read(source.path)
+    problems = [*model.problems, *usability_problems(model)]
+    if problems:
+        raise ModelError("\n  ".join([f"{source.path} can't be served:", *problems]))
+    found = photo_signature(model)
+    if found and (not found[0].shape or found[0].shape[0] != -1):
+        _say(f"note: its input has the shape {found[0].shape}: the batch is fixed, so requests can't be batched")
+    _say("copying")
+    for name in SAVED_MODEL_PARTS:
+        part = source.path / name
+        if part.is_dir():
+            shutil.copytree(part, folder / name, copy_function=shutil.copyfile)
+        elif part.exists():
+            shutil.copyfile(part, folder / name)
+    return {"tensorflow": model.tensorflow_version, **model.description}
+
+
+def _write_saved_model(
+    source: Source, folder: Path, input_name: str | None, output_name: str | None, size: tuple[int, int] | None
+) -> dict[str, Any]:
+    from clothing_model.quiet import quiet_tensorflow
+
+    quiet_tensorflow()
+    _say("loading TensorFlow")
+    import tensorflow as tf
+
+    _say(f"loading the model with {'tf-keras' if source.keras_2 else 'Keras 3'}")
+    model = keras_files.load(source)
+    shape = _photo_shape(source, model, size)
+    input_name, output_name = input_name or model.input_name, output_name or model.output_name
+    for option, name in (("--input-name", input_name), ("--output-name", output_name)):
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+            raise ModelError(f"{option}={name}: a name is made of letters, digits and '_'")
+
+    def serve(photos: Any) -> dict[str, Any]:
+        return {output_name: tf.cast(model.call(photos), tf.float32)}
+
+    signature = tf.TensorSpec((None, *shape), tf.float32, name=input_name)
+    module = tf.Module()
+    module.variables_to_save = model.variables
+    module.serve = tf.function(serve, input_signature=[signature])
+    _say(f"writing: {input_name} float32 {(-1, *(s or -1 for s in shape))} -> {output_name} "
+         f"{tuple(s or -1 for s in model.output_shape)}")  # fmt: skip
+    tf.saved_model.save(module, str(folder), signatures={savedmodel.DEFAULT_SIGNATURE: module.serve})
+    difference = _largest_difference(folder, model, shape)
+    if not difference <= TOLERANCE:
+        raise ModelError(
+            f"what was written differs from {source.path} by {difference:.3g} in a score (allowed: {TOLERANCE}): "
+            "the model may be random at inference, or depend on the batch"
+        )
+    _say(f"checked: the saved scores differ from Keras's by at most {difference:.1g}")
+    return {"keras": source.keras_version, "library": model.library, "tensorflow": tf.__version__}
+
+
+def _photo_shape(source: Source, model: KerasModel, size: tuple[int, int] | None) -> tuple[int | None, ...]:
+    shape = model.input_shape[1:]
+    if len(shape) != 3:
+        raise ModelError(
+            f"{source.path} takes an input of the shape {model.input_shape}: "
+            "a photo's is (batch, height, width, channels)"
+        )
+    if size is None:
+        return shape
+    fitting = all(have in (None, want) for have, want in zip(shape[:2], size, strict=True))
+    if not fitting:
+        raise ModelError(f"--image-size: {source.path} takes photos of {shape[1]}x{shape[0]} only; leave it out")
+    return (*size, shape[2])
+
+
+def _largest_difference(folder: Path, model: KerasModel, shape: Sequence[int | None]) -> float:
+    """Between what Keras computes and what the saved function does, relative to the scores' own size where that is
+    above 1, on two photos of noise."""
+    import numpy as np
+    import tensorflow as tf
+
+    sizes = [size or default for size, default in zip(shape, (128, 128, 3), strict=True)]
+    photos = np.random.default_rng(0).uniform(-1, 1, (2, *sizes)).astype(np.float32)
+    saved = tf.saved_model.load(str(folder)).signatures[savedmodel.DEFAULT_SIGNATURE]
+    name = next(iter(saved.structured_input_signature[1]))
+    (got,) = saved(**{name: tf.constant(photos)}).values()
+    want = np.asarray(model.call(tf.constant(photos)), np.float32)
+    return float(np.max(np.abs(got.numpy() - want)) / max(1.0, float(np.max(np.abs(want)))))
+
+
+def _finish(
+    folder: Path,
+    name: str,
+    source: Source,
+    facts: dict[str, Any],
+    labels: tuple[str, ...] | None,
+    preprocessing: str | None,
+    size: tuple[int, int] | None,
+    batch_sizes: list[int],
+) -> None:
+    """Add what TensorFlow Serving leaves alone: assets.extra/ with the description and the warm-up requests."""
+    model = savedmodel.read(folder)
+    found = photo_signature(model)
+    if found is None:
+        raise ModelError(f"{source.path}: " + "; ".join(usability_problems(model)))
+    photo, scores = found
+    signature = model.signatures[savedmodel.DEFAULT_SIGNATURE]
+    description: dict[str, Any] = {"name": name, **facts}
+    description["source"] = {"file": source.path.name, "kind": source.kind}
+    if source.path.is_file():
+        description["source"]["sha256"] = _sha256(source.path)
+    description["signature"] = {
+        "input": {"name": next(iter(signature.inputs)), "dtype": photo.dtype, "shape": photo.shape},
+        "output": {"name": next(iter(signature.outputs)), "dtype": scores.dtype, "shape": scores.shape},
+    }
+    if labels is not None:
+        width = scores.shape[-1] if scores.shape else -1
+        if width not in (-1, len(labels)):
+            raise ModelError(f"--labels: {len(labels)} labels ({', '.join(labels)}), but the model has {width} classes")
+        description["labels"] = list(labels)
+    if preprocessing is not None:
+        description["preprocessing"] = preprocessing
+    if size is not None:
+        description["imageSize"] = str(size[1]) if size[0] == size[1] else f"{size[1]}x{size[0]}"
+    (folder / savedmodel.DESCRIPTION).parent.mkdir(exist_ok=True)
+    (folder / savedmodel.DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    shape = photo.shape[1:] if photo.shape else (-1,)
+    if not batch_sizes or (folder / savedmodel.WARMUP).exists():
+        return
+    if photo.dtype != "DT_FLOAT" or min(shape) < 1:
+        _say("note: no warm-up requests, as the input's size is open; --image-size pins it")
+        return
+    from clothing_model import warmup
+    from clothing_model.quiet import quiet_tensorflow
+
+    quiet_tensorflow()
+    fixed = photo.shape[0] if photo.shape and photo.shape[0] > 0 else None
+    sizes = [fixed] if fixed else batch_sizes
+    warmup.write(folder / savedmodel.WARMUP, name, next(iter(signature.inputs)), 1, shape, sizes)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _publish(folder: Path, model_folder: Path, version: int | None, force: bool) -> Path:
+    """Rename to the version's number: a server that watches the folder sees all of the version, or none of it."""
+    while True:
+        number = version or max(savedmodel.version_folders(model_folder), default=0) + 1
+        target = model_folder / str(number)
+        if version is not None and force and target.exists():
+            old = folder.with_name(f"{folder.name}-old")
+            target.rename(old)
+            folder.rename(target)
+            shutil.rmtree(old)
+            return target
+        try:
+            folder.rename(target)
+        except OSError as error:
+            if not target.exists():
+                raise
+            if version is not None:
+                raise ModelError(_exists(target)) from error
+            continue  # another convert took the number meanwhile
+        return target

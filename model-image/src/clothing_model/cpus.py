@@ -1,0 +1,26 @@
+"""How many CPUs this process may use: a container's limit counts, not the machine's size."""
+
+import math
+import os
+from pathlib import Path
+
+
+def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """The CPUs of the affinity mask, or fewer where the cgroup (version 2 or 1) grants less time; at least one."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = _limit(cgroup)
+    return max(1, min(count, math.ceil(limit))) if limit else count
+
+
+def _limit(cgroup: Path) -> float | None:
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if not quota.isdigit() or not period.isdigit() or int(period) == 0:  # "max", or -1: no limit
+        return None
+    return int(quota) / int(period)

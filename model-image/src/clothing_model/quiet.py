@@ -1,0 +1,13 @@
+"""Keeps TensorFlow from talking at every start about instructions, devices and deprecations that nobody can act on."""
+
+import logging
+import os
+import warnings
+
+
+def quiet_tensorflow() -> None:
+    """Call before TensorFlow is imported. Both settings stay whatever the user has set them to."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] >= "2":
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=r"(tf_keras|keras|tensorflow|google)\b")

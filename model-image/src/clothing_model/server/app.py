@@ -1,0 +1,82 @@
+"""Starts the model server and stops it: load first, then open the ports; on SIGTERM, finish what is begun."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+import tensorflow as tf
+
+from clothing_model import __version__
+from clothing_model.cpus import available_cpus
+from clothing_model.errors import ModelError
+from clothing_model.server import config, grpc_api, rest_api
+from clothing_model.server.errors import RequestError
+from clothing_model.server.flags import Flags
+from clothing_model.server.manager import Manager
+from clothing_model.server.servable import Settings
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 25.0  # below the 30 s that Kubernetes waits before it kills
+
+
+class _Signals:
+    """SIGTERM and SIGINT: the first asks to stop, the second stops at once."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.stop.is_set():
+            os._exit(128 + number)
+        self.stop.set()
+
+
+def serve(flags: Flags) -> int:
+    """Run until a signal ends it. 0 is a clean stop; a failed start raises ModelError."""
+    signals = _Signals()
+    log.info("clothing-model %s, TensorFlow %s, %d CPUs", __version__, tf.__version__, available_cpus())
+    metrics_path = config.metrics_path(flags.monitoring_config_file)
+    settings = Settings.of(flags)
+    manager = Manager(flags, settings)
+    try:
+        manager.configure(config.models(flags))
+    except RequestError as error:
+        raise ModelError(f"Failed to start server. Error: {error}") from error
+    manager.start(lambda: config.models(flags))
+    failures = manager.wait(signals.stop.is_set)
+    if failures:
+        raise ModelError(
+            f"Failed to start server. Error: {len(failures)} servable(s) did not become available: "
+            f"{{{'; '.join(failures)}}}"
+        )
+    if signals.stop.is_set():
+        log.info("Stopped before a model was loaded")
+        _exit(0)
+    grpc_server = grpc_api.start(flags, manager, settings.metrics)
+    rest_server = rest_api.start(flags, manager, settings.metrics, metrics_path) if flags.rest_api_port else None
+    while not signals.stop.wait(3600):
+        pass
+    log.info("Stopping: finishing the requests that are under way, for up to %.0f s", DRAIN_SECONDS)
+    manager.stop()
+    drained = grpc_server.stop(DRAIN_SECONDS)
+    if rest_server is not None:
+        rest_server.shutdown()
+        rest_server.server_close()
+    drained.wait(DRAIN_SECONDS + 1)
+    log.info("Stopped")
+    _exit(0)
+    return 0
+
+
+def _exit(code: int) -> None:
+    """End without Python's clean-up: a thread may still be inside TensorFlow, which does not survive it."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

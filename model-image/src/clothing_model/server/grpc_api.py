@@ -1,0 +1,148 @@
+"""The gRPC services: PredictionService, ModelService and, when asked for, grpc.health.v1."""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from tensorflow_serving.apis import (
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from clothing_model.errors import ModelError
+from clothing_model.server import config, model_info, predict
+from clothing_model.server.errors import RequestError, deadline_exceeded, from_number
+from clothing_model.server.flags import Flags
+from clothing_model.server.manager import Manager
+from clothing_model.server.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
+    """Classify, Regress and MultiInference, which take tf.Example, answer UNIMPLEMENTED."""
+
+    def __init__(self, manager: Manager, metrics: Metrics, as_content: bool) -> None:
+        self._manager = manager
+        self._metrics = metrics
+        self._as_content = as_content
+
+    def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - as in the service
+        started = time.perf_counter()
+        name, status = request.model_spec.name, "OK"
+        response = predict_pb2.PredictResponse()
+        try:
+            timeout = _timeout_ms(context)
+            with self._manager.use(request.model_spec) as servable:
+                predict.run(servable, request, response, timeout, self._as_content, self._metrics)
+        except RequestError as error:
+            status = error.code.name
+            context.abort(error.code, error.message)
+        except Exception:
+            status = "INTERNAL"
+            raise
+        else:
+            self._metrics.request_latency.observe((time.perf_counter() - started) * 1e6, name, "Predict", "GRPC")
+        finally:
+            self._metrics.requests.increment(name, status)
+        return response
+
+    def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return _answer(context, lambda: model_info.metadata(self._manager, request))
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    def GetModelStatus(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return _answer(context, lambda: model_info.status(self._manager, request))
+
+    def HandleReloadConfigRequest(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        def reload() -> Any:
+            if request.config.WhichOneof("config") != "model_config_list":
+                raise from_number(
+                    3,
+                    "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+                    "Only ModelConfigList is currently supported",
+                )
+            self._manager.reload(request.config)
+            return model_management_pb2.ReloadConfigResponse()
+
+        return _answer(context, reload)
+
+
+def _timeout_ms(context: grpc.ServicerContext) -> int:
+    """What is left of the client's deadline for TensorFlow; 0 where the client has none."""
+    remaining = context.time_remaining()
+    if remaining is None:
+        return 0
+    if remaining <= 0:
+        raise deadline_exceeded("Deadline exceeded before the request was worked on")
+    return min(max(1, int(remaining * 1000)), 2**31 - 1)
+
+
+def _answer(context: grpc.ServicerContext, work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except RequestError as error:
+        context.abort(error.code, error.message)
+
+
+def start(flags: Flags, manager: Manager, metrics: Metrics) -> grpc.Server:
+    """Listen. Until here the ports are closed: an open port means that the first models are loaded and warm."""
+    server = grpc.server(
+        ThreadPoolExecutor(flags.grpc_threads, thread_name_prefix="grpc"),
+        options=[
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),  # a taken port is an error, not a share of its connections
+            *flags.channel_arguments,
+        ],
+    )
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+        PredictionService(manager, metrics, flags.enable_serialization_as_tensor_content), server
+    )
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(manager), server)
+    if flags.enable_grpc_healthcheck_service:
+        servicer = health.HealthServicer()
+        for service in ("", "ModelService", "PredictionService"):
+            servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    credentials = _credentials(flags.ssl_config_file)
+    addresses = [f"{_bracketed(flags.listen_host)}:{flags.port}"] if flags.port else []
+    if flags.grpc_socket_path:
+        addresses.append(f"unix:{flags.grpc_socket_path}")
+    for address in addresses:
+        try:
+            if credentials is None:
+                server.add_insecure_port(address)
+            else:
+                server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise ModelError(f"can't listen on {address}: the address is in use, or not this machine's") from error
+    server.start()
+    for address in addresses:
+        log.info("Running gRPC ModelServer at %s ...", address)
+    return server
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _credentials(file: str) -> grpc.ServerCredentials | None:
+    if not file:
+        return None
+    ssl = config.ssl(file)
+    return grpc.ssl_server_credentials(
+        [(ssl.key, ssl.certificate)],
+        root_certificates=ssl.authority,
+        require_client_auth=ssl.client_verify,
+    )

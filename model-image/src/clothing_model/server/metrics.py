@@ -1,0 +1,89 @@
+"""TensorFlow Serving's metrics, under its names and with its buckets, in Prometheus's text form."""
+
+import threading
+from bisect import bisect_left
+from collections.abc import Sequence
+
+DEFAULT_PATH = "/monitoring/prometheus/metrics"
+# Microseconds: 10 * 1.8^n, up to about 20 minutes.
+_BUCKETS = tuple(10 * 1.8**power for power in range(33))
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+class Metric:
+    """A family of numbers, one for each combination of label values."""
+
+    kind = ""
+
+    def __init__(self, name: str, labels: Sequence[str]) -> None:
+        self.name = name.replace("/", ":")
+        self.labels = tuple(labels)
+        self.lock = threading.Lock()
+
+    def _labelled(self, values: Sequence[str]) -> str:
+        return ",".join(f'{label}="{_escaped(value)}"' for label, value in zip(self.labels, values, strict=True))
+
+    def lines(self) -> list[str]:
+        raise NotImplementedError
+
+
+class Counter(Metric):
+    kind = "counter"
+
+    def __init__(self, name: str, labels: Sequence[str]) -> None:
+        super().__init__(name, labels)
+        self._values: dict[tuple[str, ...], int] = {}
+
+    def increment(self, *values: str) -> None:
+        with self.lock:
+            self._values[values] = self._values.get(values, 0) + 1
+
+    def lines(self) -> list[str]:
+        with self.lock:
+            return [f"{self.name}{{{self._labelled(values)}}} {count}" for values, count in self._values.items()]
+
+
+class Histogram(Metric):
+    kind = "histogram"
+
+    def __init__(self, name: str, labels: Sequence[str]) -> None:
+        super().__init__(name, labels)
+        self._counts: dict[tuple[str, ...], list[int]] = {}
+        self._sums: dict[tuple[str, ...], float] = {}
+
+    def observe(self, microseconds: float, *values: str) -> None:
+        with self.lock:
+            counts = self._counts.setdefault(values, [0] * (len(_BUCKETS) + 1))
+            counts[bisect_left(_BUCKETS, microseconds)] += 1
+            self._sums[values] = self._sums.get(values, 0.0) + microseconds
+
+    def lines(self) -> list[str]:
+        result = []
+        with self.lock:
+            for values, counts in self._counts.items():
+                labels, total = self._labelled(values), 0
+                for limit, count in zip([*(f"{bucket:g}" for bucket in _BUCKETS), "+Inf"], counts, strict=True):
+                    total += count
+                    result.append(f'{self.name}_bucket{{{labels},le="{limit}"}} {total}')
+                result.append(f"{self.name}_sum{{{labels}}} {self._sums[values]:g}")
+                result.append(f"{self.name}_count{{{labels}}} {total}")
+        return result
+
+
+class Metrics:
+    """Those that an operator's dashboards and alerts use."""
+
+    def __init__(self) -> None:
+        self.requests = Counter("/tensorflow/serving/request_count", ("model_name", "status"))
+        self.request_latency = Histogram("/tensorflow/serving/request_latency", ("model_name", "API", "entrypoint"))
+        self.runtime_latency = Histogram("/tensorflow/serving/runtime_latency", ("model_name", "API", "runtime"))
+        self.warmup_latency = Histogram("/tensorflow/serving/model_warmup_latency", ("model_path", "status"))
+
+    def page(self) -> str:
+        lines = []
+        for metric in (self.warmup_latency, self.requests, self.request_latency, self.runtime_latency):
+            lines += [f"# TYPE {metric.name} {metric.kind}", *metric.lines()]
+        return "\n".join(lines) + "\n"

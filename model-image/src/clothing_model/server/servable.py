@@ -1,0 +1,124 @@
+"""One version of a model, loaded into a TensorFlow session as TensorFlow Serving loads it."""
+
+import gc
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from clothing_model import savedmodel
+from clothing_model.cpus import available_cpus
+from clothing_model.errors import ModelError
+from clothing_model.server import config
+from clothing_model.server.errors import RequestError, failed_precondition, from_number, invalid, not_found
+from clothing_model.server.flags import Flags
+from clothing_model.server.metrics import Metrics
+from clothing_model.server.tensors import Array
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are loaded and run, the same for all of them."""
+
+    tags: tuple[str, ...]
+    session: Any  # tf.compat.v1.ConfigProto
+    warmup: bool
+    warmup_iterations: int
+    check_method_names: bool
+    metrics: Metrics = field(default_factory=Metrics)
+
+    @staticmethod
+    def of(flags: Flags) -> "Settings":
+        session = tf.compat.v1.ConfigProto()
+        if flags.tensorflow_session_config_file:
+            config.parse_text(flags.tensorflow_session_config_file, session)
+        # TensorFlow counts the machine's CPUs; a container's share of them is what threads can use.
+        threads = flags.tensorflow_session_parallelism or available_cpus()
+        session.intra_op_parallelism_threads = flags.tensorflow_intra_op_parallelism or threads
+        session.inter_op_parallelism_threads = flags.tensorflow_inter_op_parallelism or threads
+        session.gpu_options.per_process_gpu_memory_fraction = flags.per_process_gpu_memory_fraction
+        return Settings(
+            tags=tuple(flags.saved_model_tags.split(",")),
+            session=session,
+            warmup=flags.enable_model_warmup,
+            warmup_iterations=max(1, flags.num_request_iterations_for_warmup),
+            check_method_names=flags.enable_signature_method_name_check,
+        )
+
+
+class Servable:
+    """A loaded version. `run` may be called from many threads at a time."""
+
+    def __init__(self, name: str, version: int, path: Path, settings: Settings) -> None:
+        self.name = name
+        self.version = version
+        self.path = path
+        self._settings = settings
+        self._session, self.signatures = self._load()
+
+    def _load(self) -> tuple[Any, dict[str, Any]]:
+        _refuse_incomplete(self.path)
+        graph = tf.Graph()
+        session = tf.compat.v1.Session(graph=graph, config=self._settings.session)
+        try:
+            with graph.as_default():
+                meta = tf.compat.v1.saved_model.load(session, list(self._settings.tags), str(self.path))
+        except tf.errors.OpError as error:
+            session.close()
+            raise from_number(error.error_code, error.message) from error
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            session.close()
+            raise RequestError(not_found("").code, str(error)) from error
+        signatures = {}
+        for key, signature in meta.signature_def.items():
+            kept = type(signature)()
+            kept.CopyFrom(signature)
+            kept.ClearField("defaults")  # as TensorFlow Serving does before it shows them
+            signatures[key] = kept
+        return session, signatures
+
+    def signature(self, name: str) -> Any:
+        signature = self.signatures.get(name or savedmodel.DEFAULT_SIGNATURE)
+        if signature is None:
+            raise failed_precondition(f'Serving signature key "{name or savedmodel.DEFAULT_SIGNATURE}" not found.')
+        methods = {f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress")}
+        if self._settings.check_method_names and signature.method_name not in methods:
+            raise RequestError(
+                from_number(13, "").code,
+                f"Expected prediction signature method_name to be one of {{{', '.join(sorted(methods))}}}. "
+                f"Was: {signature.method_name}",
+            )
+        return signature
+
+    def run(self, feeds: dict[str, Array], fetches: list[str], timeout_ms: int = 0) -> list[Array]:
+        """Compute tensors by their names in the graph; a timeout of 0 is none."""
+        options = tf.compat.v1.RunOptions(timeout_in_ms=timeout_ms) if timeout_ms else None
+        try:
+            found: list[Array] = self._session.run(fetches, feeds, options=options)
+        except tf.errors.OpError as error:
+            raise from_number(error.error_code, error.message) from error
+        except (ValueError, TypeError) as error:  # the session's own check of shapes and dtypes
+            raise invalid(str(error)) from error
+        return found
+
+    def close(self) -> None:
+        self._session.close()
+        self._session = None
+        gc.collect()  # a graph refers to itself, and holds the weights until it is collected
+
+
+def _refuse_incomplete(path: Path) -> None:
+    """Say what is wrong with the files before TensorFlow says it in its own words."""
+    if not (path / "saved_model.pb").exists() and not (path / "saved_model.pbtxt").exists():
+        raise not_found(f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {path}")
+    if (path / "saved_model.pb").exists():
+        try:
+            problems = savedmodel.read(path).problems
+        except ModelError as error:
+            raise failed_precondition(str(error)) from error
+        if problems:
+            raise failed_precondition("; ".join(problems))
