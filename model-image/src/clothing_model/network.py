@@ -1,0 +1,106 @@
+"""The networks that ``clothing-model train`` can train.
+
+All take what the course's Xception takes, float32 ``(-1, S, S, 3)`` in [-1, 1] (the gateway's ``tf`` preprocessing),
+and give logits, float32 ``(-1, classes)``. So one gateway setting serves each of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+from keras import layers
+
+from clothing_model.errors import ModelError
+
+COMPACT = "compact"
+# Applications whose own preprocessing is "tf" or can be left out (include_preprocessing=False leaves [-1, 1]).
+APPLICATIONS = {
+    "xception": lambda **kwargs: keras.applications.Xception(**kwargs),
+    "efficientnetv2b0": lambda **kwargs: keras.applications.EfficientNetV2B0(include_preprocessing=False, **kwargs),
+    "mobilenetv3small": lambda **kwargs: keras.applications.MobileNetV3Small(include_preprocessing=False, **kwargs),
+    "mobilenetv3large": lambda **kwargs: keras.applications.MobileNetV3Large(include_preprocessing=False, **kwargs),
+}
+NAMES = (COMPACT, *APPLICATIONS)
+
+
+class WeightsError(ModelError):
+    """A file of weights that doesn't fit the network; the message names both."""
+
+
+def _block(x: keras.KerasTensor, channels: int, stride: int, name: str) -> keras.KerasTensor:
+    """Residual pair of separable convolutions with squeeze-and-excitation (arXiv:1610.02357, arXiv:1709.01507)."""
+    shortcut = x
+    if stride != 1 or x.shape[-1] != channels:
+        shortcut = layers.AveragePooling2D(stride, padding="same", name=f"{name}_pool")(x) if stride != 1 else x
+        shortcut = layers.Conv2D(channels, 1, use_bias=False, name=f"{name}_project")(shortcut)
+        shortcut = layers.BatchNormalization(name=f"{name}_project_bn")(shortcut)
+    for index in (1, 2):
+        x = layers.DepthwiseConv2D(
+            3, stride if index == 1 else 1, padding="same", use_bias=False, name=f"{name}_depthwise{index}"
+        )(x)
+        x = layers.Conv2D(channels, 1, use_bias=False, name=f"{name}_pointwise{index}")(x)
+        x = layers.BatchNormalization(name=f"{name}_bn{index}")(x)
+        if index == 1:
+            x = layers.ReLU(name=f"{name}_relu{index}")(x)
+    gate = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_squeeze")(x)
+    gate = layers.Conv2D(max(8, channels // 8), 1, activation="relu", name=f"{name}_reduce")(gate)
+    gate = layers.Conv2D(channels, 1, activation="sigmoid", name=f"{name}_excite")(gate)
+    x = layers.Multiply(name=f"{name}_scale")([x, gate])
+    return layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([x, shortcut]))
+
+
+def compact(classes: int, dropout: float = 0.3) -> keras.Model:
+    """A small residual network to train from scratch on a few thousand photos, for any input of 64 pixels and above.
+
+    Input: float32 ``(-1, height, width, 3)``; output: logits ``(-1, classes)``. 1.2 million parameters, below 5 MB.
+    """
+    inputs = keras.Input((None, None, 3), name="photo")
+    x = layers.Conv2D(32, 3, 2, padding="same", use_bias=False, name="stem")(inputs)
+    x = layers.ReLU(name="stem_relu")(layers.BatchNormalization(name="stem_bn")(x))
+    for stage, (channels, blocks) in enumerate(((64, 2), (128, 2), (224, 3), (384, 2)), start=1):
+        for block in range(blocks):
+            x = _block(x, channels, 2 if block == 0 else 1, f"stage{stage}_block{block + 1}")
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    x = layers.Dropout(dropout, name="dropout")(x)
+    return keras.Model(inputs, layers.Dense(classes, name="logits")(x), name="compact")
+
+
+def transfer(name: str, classes: int, size: int, weights: Path | None, dropout: float = 0.2) -> keras.Model:
+    """A Keras application with a new head, as in the course: frozen base, pooling, 100 hidden units, logits.
+
+    Args:
+        name: one of ``APPLICATIONS``.
+        classes: width of the output.
+        size: height and width of the input in pixels.
+        weights: the application's ``…_notop.h5``; None starts from random weights, which only a test wants.
+        dropout: share of the hidden units dropped in training.
+
+    The base is ``model.get_layer(name)``; train the head with it frozen, then unfreeze.
+
+    Raises:
+        WeightsError: ``weights`` is missing or isn't that application's file.
+
+    """
+    if weights is not None and not weights.is_file():
+        raise WeightsError(f"{weights}: no such file; give the application's weights without its top (…_notop.h5)")
+    try:
+        base = APPLICATIONS[name](include_top=False, weights=None, input_shape=(size, size, 3), name=name)
+        if weights is not None:
+            base.load_weights(weights)
+    except (ValueError, OSError) as error:
+        raise WeightsError(
+            f"{weights}: not the weights of {name} without its top ({error}); take the file that ends in _notop.h5"
+        ) from error
+    base.trainable = False
+    inputs = keras.Input((size, size, 3), name="photo")
+    x = layers.GlobalAveragePooling2D(name="pool")(base(inputs, training=False))
+    x = layers.Dense(100, activation="relu", name="hidden")(x)
+    x = layers.Dropout(dropout, name="dropout")(x)
+    return keras.Model(inputs, layers.Dense(classes, name="logits")(x), name=f"{name}_classifier")
+
+
+def with_input_size(model: keras.Model, size: int) -> keras.Model:
+    """The same weights behind an input of fixed size, ``(-1, size, size, 3)``: what a server's signature states."""
+    inputs = keras.Input((size, size, 3), name="photo")
+    return keras.Model(inputs, model(inputs, training=False), name=model.name)

@@ -1,0 +1,126 @@
+"""Folders of labelled photos, read as the gateway reads a photo.
+
+A dataset is a folder with a folder per class::
+
+    train/pants/a.jpg  train/hat/b.jpg  …
+
+Photos become pixels by the pipeline of keras-image-helper, which the gateway keeps bit for bit: decode, convert to
+RGB, resize with NEAREST, no rotation by EXIF. A model that is trained on other pixels than it is served loses accuracy
+silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from clothing_model.errors import ModelError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+
+
+class DatasetError(ModelError):
+    """A folder of photos that can't be used; the message names the folder and the way out."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Paths of photos with their classes.
+
+    Attributes:
+        labels: the classes' names in the model's output order (sorted folder names).
+        paths: the photos.
+        targets: int64 ``(len(paths),)``, an index into ``labels`` for each photo.
+
+    """
+
+    labels: tuple[str, ...]
+    paths: tuple[Path, ...]
+    targets: NDArray[np.int64]
+
+    def sha256(self) -> str:
+        """Digest of the photos' bytes and classes, in order: says whether two trainings saw the same data."""
+        digest = hashlib.sha256()
+        for path, target in zip(self.paths, self.targets, strict=True):
+            digest.update(f"{self.labels[target]}/{path.name}\n".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+
+def find_photos(folder: Path, labels: tuple[str, ...] | None = None) -> Dataset:
+    """List the photos of ``folder``, a folder per class.
+
+    Args:
+        folder: the dataset.
+        labels: the classes in the order wanted; the sorted folder names by default, as Keras orders them.
+
+    Raises:
+        DatasetError: no such folder, no classes, a class without photos, or other classes than ``labels``.
+
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder; give a folder that holds one folder of photos per class")
+    found = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    if not found:
+        raise DatasetError(
+            f"{folder}: holds no folders; photos must lie in one folder per class, as {folder}/pants/1.jpg"
+        )
+    if labels is not None and set(found) != set(labels):
+        raise DatasetError(
+            f"{folder}: its classes are {', '.join(found)}, expected are {', '.join(labels)}; make the folders agree"
+        )
+    names = labels or found
+    paths: list[Path] = []
+    targets: list[int] = []
+    for index, name in enumerate(names):
+        photos = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in SUFFIXES)
+        if not photos:
+            raise DatasetError(
+                f"{folder / name}: holds no photos ({', '.join(sorted(SUFFIXES))}); add some or remove the folder"
+            )
+        paths += photos
+        targets += [index] * len(photos)
+    return Dataset(names, tuple(paths), np.array(targets, dtype=np.int64))
+
+
+def read_pixels(photo: Path | bytes, size: int) -> NDArray[np.uint8]:
+    """Pixels of one photo: uint8 ``(size, size, 3)``, RGB, resized with NEAREST (keras-image-helper's pipeline)."""
+    with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo) as image:
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        return np.asarray(rgb.resize((size, size), Image.Resampling.NEAREST))
+
+
+def load_pixels(dataset: Dataset, size: int, progress: Callable[[int, int], None] | None = None) -> NDArray[np.uint8]:
+    """All photos of a dataset: uint8 ``(n, size, size, 3)``.
+
+    ``progress`` is told of the photos read so far and of their number.
+
+    Raises:
+        DatasetError: a photo that can't be decoded, by name.
+
+    """
+    pixels = np.empty((len(dataset.paths), size, size, 3), dtype=np.uint8)
+    for index, path in enumerate(dataset.paths):
+        try:
+            pixels[index] = read_pixels(path, size)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise DatasetError(f"{path}: can't be read as a photo ({error}); remove or replace it") from error
+        if progress is not None:
+            progress(index + 1, len(dataset.paths))
+    return pixels
+
+
+def scale(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The ``tf`` preprocessing of Keras: ``x / 127.5 - 1``, float32 in [-1, 1]."""
+    scaled: NDArray[np.float32] = pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    return scaled

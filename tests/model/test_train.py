@@ -1,0 +1,203 @@
+"""`clothing-model train`, with Keras and TensorFlow themselves, on pictures that are easy to tell apart."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clothing_model import photos, train
+from clothing_model.cli import main
+
+COLOURS = {"green": (20, 200, 40), "red": (210, 30, 20)}
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noisy red and green pictures: 64 for training, 16 for validation."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(1)
+    for split, count in (("train", 32), ("validation", 8)):
+        for name, colour in COLOURS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                noise = rng.integers(-20, 20, (90, 70, 3))
+                pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    return root
+
+
+def command(dataset: Path, output: Path, *options: str) -> list[str]:
+    return [
+        "train", str(dataset / "train"), "--validation", str(dataset / "validation"), "--output", str(output),
+        "--size", "64", "--batch", "16", "--device", "cpu", *options,
+    ]  # fmt: skip
+
+
+def test_compact_learns_and_reports(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "colours.keras"
+    assert main(command(dataset, output, "--epochs", "30", "--mixup", "0")) == 0
+    printed = capsys.readouterr()
+    assert "epoch 30/30" in printed.err
+    assert "min left" in printed.err
+    report = json.loads(train.report_file(output).read_text())
+    assert report["labels"] == ["green", "red"]
+    assert report["validation_accuracy"] == 1.0
+    assert np.array(report["confusion"]).tolist() == [[8, 0], [0, 8]]
+    assert len(report["history"]) == 30
+    assert not (tmp_path / "colours.keras.state").exists()
+
+    import keras
+
+    model = keras.saving.load_model(output)
+    assert model.input_shape == (None, 64, 64, 3)
+    green = photos.scale(photos.read_pixels(dataset / "validation/green/0.jpg", 64))
+    logits = np.asarray(model(green[None]))
+    assert logits.dtype == np.float32
+    assert logits[0].argmax() == 0
+    assert not np.isclose(logits.sum(), 1), "logits, not probabilities: as the course's model gives"
+
+
+def test_stopped_training_goes_on(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = photos.find_photos(dataset / "train")
+    validation = photos.find_photos(dataset / "validation")
+    output = tmp_path / "colours.keras"
+    plan = train.Plan(size=64, epochs=2, batch=16)
+
+    class StopAfterOne(train.Progress):
+        def say(self, line: str) -> None:
+            super().say(line)
+            if line.startswith("epoch 1/"):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(plan, data, validation, output, progress=StopAfterOne())
+    assert not output.exists()
+    report = train.train(plan, data, validation, output)
+    assert "going on after epoch 1" in capsys.readouterr().err
+    assert [entry["epoch"] for entry in report["history"]] == [1, 2]
+
+
+def test_state_of_another_plan_is_not_gone_on_from(tmp_path: Path) -> None:
+    identity = {"plan": {"seed": 1}, "photos_sha256": "ab"}
+    train._save_state(tmp_path, identity, 4, [], {"epoch": 4, "accuracy": 0.5})
+    saved = train._saved(tmp_path, identity)
+    assert saved is not None
+    assert saved["epoch"] == 4
+    assert train._saved(tmp_path, {"plan": {"seed": 2}, "photos_sha256": "ab"}) is None
+    assert train._saved(tmp_path / "absent", identity) is None
+
+
+def test_transfer_learning_from_a_file_of_weights(dataset: Path, tmp_path: Path) -> None:
+    import keras
+
+    weights = tmp_path / "mobilenetv3small_notop.weights.h5"
+    keras.applications.MobileNetV3Small(
+        include_top=False, include_preprocessing=False, weights=None, input_shape=(64, 64, 3)
+    ).save_weights(weights)
+    output = tmp_path / "colours.keras"
+    options = ("--network", "mobilenetv3small", "--weights", str(weights), "--epochs", "1", "--fine-tune-epochs", "1")
+    assert main(command(dataset, output, *options)) == 0
+    report = json.loads(train.report_file(output).read_text())
+    assert report["weights"] == weights.name
+    assert [entry["epoch"] for entry in report["history"]] == [1, 2]
+    assert keras.saving.load_model(output).output_shape == (None, 2)
+
+
+def test_weights_of_another_network_are_refused(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights.h5"
+    weights.write_bytes(b"\x89HDF\r\n\x1a\nnot really")
+    options = ("--network", "mobilenetv3small", "--weights", str(weights))
+    assert main(command(dataset, tmp_path / "x.keras", *options)) == 1
+    assert "not the weights of mobilenetv3small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--size", "32"), "at least 64"),
+        (("--epochs", "0"), "--epochs 0: must be above 0"),
+        (("--network", "xception"), "wants --weights FILE"),
+        (("--weights", "x.h5"), "choose another --network"),
+        (("--network", "xception", "--weights", "absent_notop.h5"), "absent_notop.h5: no such file"),
+    ],
+)
+def test_arguments_that_contradict(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    assert main(command(dataset, tmp_path / "x.keras", *options)) == 1
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "x.keras").exists()
+
+
+def test_folders_that_are_no_dataset(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(photos.DatasetError, match="no such folder"):
+        photos.find_photos(tmp_path / "absent")
+    with pytest.raises(photos.DatasetError, match="holds no folders"):
+        photos.find_photos(tmp_path)
+    with pytest.raises(photos.DatasetError, match="its classes are green, red"):
+        photos.find_photos(dataset / "train", ("green", "blue"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(photos.DatasetError, match="holds no photos"):
+        photos.find_photos(tmp_path)
+    (tmp_path / "empty/1.jpg").write_bytes(b"no photo")
+    with pytest.raises(photos.DatasetError, match=r"1\.jpg: can't be read"):
+        photos.load_pixels(photos.find_photos(tmp_path), 64)
+
+
+def test_pixels_are_keras_image_helpers(dataset: Path) -> None:
+    from keras_image_helper import create_preprocessor
+
+    photo = dataset / "validation/red/0.jpg"
+    expected = create_preprocessor("xception", target_size=(64, 64)).from_path(str(photo))
+    assert np.array_equal(photos.scale(photos.read_pixels(photo, 64))[None], expected)
+
+
+def test_augmentation_is_reproducible_and_keeps_to_its_bounds(dataset: Path) -> None:
+    data = photos.find_photos(dataset / "train")
+    plan = train.Plan(size=64, batch=16)
+    pixels = photos.load_pixels(data, 96)
+    first = list(train.batches(plan, pixels, data.targets, 2, epoch=3))
+    again = list(train.batches(plan, pixels, data.targets, 2, epoch=3))
+    other = list(train.batches(plan, pixels, data.targets, 2, epoch=4))
+    assert len(first) == 4
+    for (x, y), (x_again, y_again), (x_other, _) in zip(first, again, other, strict=True):
+        assert np.array_equal(x, x_again)
+        assert np.array_equal(y, y_again)
+        assert not np.array_equal(x, x_other)
+        assert x.dtype == np.float32
+        assert x.shape == (16, 64, 64, 3)
+        assert np.abs(x).max() <= 1
+        assert np.allclose(y.sum(axis=1), 1)
+
+
+def test_training_size_grows_and_rate_falls() -> None:
+    plan = train.Plan(size=160, epochs=60)
+    assert [plan.training_size(epoch) for epoch in (0, 19, 20, 39, 40, 59)] == [96, 96, 128, 128, 144, 144]
+    rates = [plan.learning_rate(step, 100) for step in range(100)]
+    assert max(rates) == pytest.approx(plan.rate)
+    assert rates.index(max(rates)) in (4, 5)
+    assert rates[-1] < plan.rate / 50
+
+
+def test_networks_of_the_help_are_those_there_are() -> None:
+    from clothing_model import network
+
+    assert train._network_names() == network.NAMES
+
+
+def test_help_loads_no_tensorflow() -> None:
+    code = (
+        "import sys\nfrom clothing_model.cli import main\n"
+        "try: main(['train', '--help'])\nexcept SystemExit: print('tensorflow' in sys.modules, 'keras' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
