@@ -1,0 +1,7 @@
+"""``python -m clothing_gateway`` is the command ``clothing-gateway``."""
+
+import sys
+
+from clothing_gateway.cli import main
+
+sys.exit(main())

@@ -1,0 +1,144 @@
+"""Who may work now: places for photos, bytes that may lie in memory, and the way to the decoder.
+
+The three limits together bound the process's memory (README, "Memory"). The first two never wait: what does not fit is
+refused at once. Only the decoder has a queue, in order of arrival, and each one in it waits no longer than its
+deadline.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from clothing_gateway.deadline import Deadline
+from clothing_gateway.errors import OutOfTime, Overloaded
+
+
+class Places:
+    """So many photos are worked on at a time; one that finds no place is refused at once."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
+        self._lock = threading.Lock()
+
+    @property
+    def taken(self) -> int:
+        """Photos being worked on now."""
+        return self._taken
+
+    def take(self, count: int = 1) -> None:
+        """Take places for ``count`` photos, all or none."""
+        with self._lock:
+            if self._taken + count > self._limit:
+                raise Overloaded
+            self._taken += count
+
+    def leave(self, count: int = 1) -> None:
+        """Give places back."""
+        with self._lock:
+            self._taken -= count
+
+
+class ByteBudget:
+    """Bytes of uploads and downloads that may lie in memory at a time, over all requests."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._reserved = 0
+        self._lock = threading.Lock()
+
+    @property
+    def reserved(self) -> int:
+        """Bytes reserved now."""
+        return self._reserved
+
+    def reserve(self, count: int) -> bool:
+        """Reserve bytes; False, and nothing reserved, where they don't fit."""
+        with self._lock:
+            if self._reserved + count > self._limit:
+                return False
+            self._reserved += count
+            return True
+
+    def release(self, count: int) -> None:
+        """Give bytes back."""
+        with self._lock:
+            self._reserved -= count
+
+
+class _Waiter:
+    __slots__ = ("cost", "turn")
+
+    def __init__(self, cost: int) -> None:
+        self.cost = cost
+        self.turn = threading.Event()
+
+
+class DecodeGate:
+    """So many decoders at a time, in so much memory, in order of arrival.
+
+    Decoding needs a core and, for a large photo, hundreds of megabytes; more decoders than cores only make each slower.
+    First come, first served, also when a later and smaller one would fit: else a large photo could wait for ever.
+    """
+
+    def __init__(self, slots: int, memory_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
+        self._free_slots = slots
+        self._free_bytes = memory_bytes
+        self._waiting: deque[_Waiter] = deque()
+        self._lock = threading.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """Photos in the queue now."""
+        return len(self._waiting)
+
+    @contextmanager
+    def hold(self, cost: int, deadline: Deadline) -> Iterator[None]:
+        """Wait for a decoder and ``cost`` bytes for it, and hold both for the time of the block."""
+        if cost > self.memory_bytes:
+            raise ValueError(f"a photo of {cost} bytes never fits in {self.memory_bytes}")
+        self._enter(cost, deadline)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._give_back(cost)
+
+    def _enter(self, cost: int, deadline: Deadline) -> None:
+        with self._lock:
+            if not self._waiting and self._fits(cost):
+                self._take(cost)
+                return
+            waiter = _Waiter(cost)
+            self._waiting.append(waiter)
+        if waiter.turn.wait(max(deadline.remaining(), 0)):
+            return
+        with self._lock:
+            if waiter.turn.is_set():  # its turn came between the end of the wait and here
+                self._give_back(cost)
+            else:
+                self._waiting.remove(waiter)
+                self._admit()
+        raise OutOfTime("The time allowed for this request ran out before the photo could be decoded.")
+
+    def _fits(self, cost: int) -> bool:
+        return self._free_slots > 0 and self._free_bytes >= cost
+
+    def _take(self, cost: int) -> None:
+        self._free_slots -= 1
+        self._free_bytes -= cost
+
+    def _give_back(self, cost: int) -> None:
+        self._free_slots += 1
+        self._free_bytes += cost
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._fits(self._waiting[0].cost):
+            waiter = self._waiting.popleft()
+            self._take(waiter.cost)
+            waiter.turn.set()

@@ -1,0 +1,162 @@
+"""From photos to scores: fetch, wait for a decoder, decode, prepare, ask the model. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clothing_gateway import photo, preprocessing
+from clothing_gateway.admission import DecodeGate
+from clothing_gateway.deadline import Deadline
+from clothing_gateway.errors import GatewayError
+from clothing_gateway.fetch import Fetcher
+from clothing_gateway.metrics import Metrics
+from clothing_gateway.predictor import Predictor
+from clothing_gateway.settings import Settings
+from clothing_gateway.signature import Model
+from clothing_gateway.tensor import Element
+
+# A photo as a client gives it: where it is, or the file itself.
+Source = str | bytes
+Scores = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One request on its way: who it is, how long it has, and what is noted about it for the log."""
+
+    request_id: str
+    start: float  # on the clock of time.monotonic
+    deadline: Deadline
+    stages: dict[str, float] = field(default_factory=dict)
+    photos: int = 0
+    bytes: int = 0
+    pixels: int = 0
+    cause: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The model that answered, and for each photo its scores or why there are none."""
+
+    model: Model
+    version: int
+    photos: list[Scores | GatewayError]
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """One photo, ready for the model, and what its preparation took."""
+
+    element: Element | None = None
+    error: GatewayError | None = None
+    bytes: int = 0
+    pixels: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+class Classifier:
+    """All the work between a request and its answer."""
+
+    def __init__(
+        self, settings: Settings, predictor: Predictor, fetcher: Fetcher, gate: DecodeGate, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._predictor = predictor
+        self._fetcher = fetcher
+        self._gate = gate
+        self._metrics = metrics
+        self._preprocess = preprocessing.BY_NAME[settings.preprocessing]
+        # As many as photos are admitted, so that no request with several waits here behind another one's slow fetches.
+        self._side_by_side = ThreadPoolExecutor(settings.max_in_flight, thread_name_prefix="photo")
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._side_by_side.shutdown()
+
+    def classify(self, sources: Sequence[Source], ticket: Ticket) -> Answer:
+        """Scores for each photo. One photo's failure is its own; the model's failure is everyone's and is raised."""
+        model = self._predictor.model()  # before any work: without a model all of it would be in vain
+        if len(sources) == 1:
+            prepared = [self._prepare(sources[0], model, ticket.deadline)]
+        else:
+            prepared = list(
+                self._side_by_side.map(lambda source: self._prepare(source, model, ticket.deadline), sources)
+            )
+        for one in prepared:
+            ticket.photos += 1
+            ticket.bytes += one.bytes
+            ticket.pixels += one.pixels
+            for stage, seconds in one.stages.items():
+                ticket.stages[stage] = ticket.stages.get(stage, 0.0) + seconds
+        elements = [one.element for one in prepared if one.element is not None]
+        version = model.version
+        rows: list[Scores] = []
+        if elements:
+            with self._metrics.stage("predict", ticket.stages):
+                prediction = self._predictor.predict(model, elements, ticket.deadline, ticket.request_id)
+            version = prediction.version
+            rows = list(prediction.scores)
+        outcomes: list[Scores | GatewayError] = [one.error or rows.pop(0) for one in prepared]
+        return Answer(model, version, outcomes)
+
+    def _prepare(self, source: Source, model: Model, deadline: Deadline) -> _Prepared:
+        one = _Prepared()
+        try:
+            if isinstance(source, bytes):
+                self._decode(source, model, deadline, one)
+            else:
+                with self._metrics.stage("fetch", one.stages):
+                    fetched = self._fetcher.fetch(source, deadline)
+                try:
+                    self._decode(fetched.data, model, deadline, one)
+                finally:
+                    fetched.close()
+        except GatewayError as error:
+            one.element, one.error = None, error
+        return one
+
+    def _decode(self, data: bytes, model: Model, deadline: Deadline, one: _Prepared) -> None:
+        one.bytes = len(data)
+        self._metrics.photo_bytes.observe(len(data))
+        header = photo.read_header(data, self._settings.max_pixels, self._gate.memory_bytes)
+        one.pixels = header.pixels
+        self._metrics.photo_pixels.observe(header.pixels)
+        start = perf_counter()
+        with self._gate.hold(header.cost, deadline):
+            one.stages["wait"] = perf_counter() - start
+            self._metrics.observe_stage("wait", one.stages["wait"])
+            with self._metrics.stage("decode", one.stages):
+                one.element = prepare(data, header, model, self._preprocess)
+
+
+def prepare(data: bytes, header: photo.Header, model: Model, preprocess: preprocessing.Preprocess) -> Element:
+    """One photo as an element of the model's input."""
+    pixels = photo.decode(data, header, model.size)
+    if pixels is None:
+        return data  # decoded only to know that it can be: the model gets the file
+    return preprocess(pixels) if model.input_type == "float32" else pixels
+
+
+def probabilities(scores: Scores) -> Scores:
+    """Scores as probabilities: logits by softmax; what already is a distribution stays as it is."""
+    wide = scores.astype(np.float64)
+    if (wide >= 0).all() and abs(wide.sum() - 1) < 1e-3:
+        return wide
+    powers = np.exp(wide - wide.max())
+    return np.asarray(powers / powers.sum())
+
+
+def ranked(labels: Sequence[str], scores: Scores, top: int | None = None) -> list[dict[str, str | float]]:
+    """Labels with probability and score, the best first, where scores are equal in the order of the labels."""
+    chances = probabilities(scores)
+    order = np.argsort(-scores, kind="stable")[:top]
+    return [
+        {"label": labels[index], "probability": float(chances[index]), "score": float(scores[index])} for index in order
+    ]

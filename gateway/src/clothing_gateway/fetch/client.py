@@ -1,0 +1,310 @@
+"""Fetches a photo from an address that a stranger chose.
+
+Each hop is the same four steps: take the URL apart once, look its host up once, check every address found, connect to
+one of exactly these. Nothing after the check sees the name again but the Host header and TLS, so a name that changes
+its address in between gains nothing. Redirects are followed here, hop by hop, and no proxy of the environment is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPException
+from urllib.parse import urljoin
+
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse
+
+from clothing_gateway import __version__
+from clothing_gateway.admission import ByteBudget
+from clothing_gateway.deadline import Deadline
+from clothing_gateway.errors import (
+    AddressNotAllowed,
+    GatewayError,
+    OutOfTime,
+    Overloaded,
+    PhotoServerFailed,
+    TooManyBytes,
+)
+from clothing_gateway.fetch.policy import Address, NotAllowed, Policy, Target
+from clothing_gateway.fetch.resolver import NoAddress, NoAnswer, Resolver
+from clothing_gateway.fetch.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+# One of a host's addresses may not answer at all (an IPv6 route that leads nowhere): the next one gets its chance.
+CONNECT_TIMEOUT_SECONDS = 3.0
+CHUNK_BYTES = 64 * 1024
+IDLE_CONNECTIONS = 32
+IDLE_SECONDS = 15.0
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_HEADERS = {
+    # Many photo servers answer 403 to the names of HTTP libraries.
+    "User-Agent": f"clothing-gateway/{__version__}",
+    "Accept": "image/*,*/*;q=0.5",
+    "Accept-Encoding": "identity",
+}
+
+_Key = tuple[str, str, int, str]
+
+
+class _Hold:
+    """Bytes of the budget, held until the photo has been read."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self._held = 0
+
+    def grow(self, count: int) -> None:
+        if not self._budget.reserve(count):
+            raise Overloaded(cause="GATEWAY_MAX_BUFFERED_BYTES are in use")
+        self._held += count
+
+    def release(self) -> None:
+        self._budget.release(self._held)
+        self._held = 0
+
+
+class Photo:
+    """A fetched photo's bytes; ``close`` gives their part of the memory budget back."""
+
+    def __init__(self, data: bytes, hold: _Hold) -> None:
+        self.data = data
+        self._hold = hold
+
+    def close(self) -> None:
+        """Give the bytes back to the budget."""
+        self.data = b""
+        self._hold.release()
+
+
+class Fetcher:
+    """Fetches photos; safe to be used by many threads."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        budget: ByteBudget,
+        *,
+        timeout_seconds: float,
+        max_bytes: int,
+        max_redirects: int,
+        resolver: Resolver | None = None,
+        tls: ssl.SSLContext | None = None,
+        count: Callable[[str], object] = lambda result: None,
+    ) -> None:
+        self._policy = policy
+        self._budget = budget
+        self._timeout = timeout_seconds
+        self._max_bytes = max_bytes
+        self._max_redirects = max_redirects
+        self._resolver = resolver or Resolver()
+        self._watchdog = Watchdog()
+        self._count = count
+        self._tls = tls
+        self._lock = threading.Lock()
+        self._idle: deque[tuple[_Key, float, HTTPConnection]] = deque()
+
+    def fetch(self, url: str, deadline: Deadline) -> Photo:
+        """The photo at ``url``, or the one error that a client may be told."""
+        hold = _Hold(self._budget)
+        limit = deadline.sooner(self._timeout)
+        result = "failed"
+        try:
+            photo = Photo(self._follow(url, limit, hold), hold)
+            result = "ok"
+            return photo
+        except NotAllowed as error:
+            result = "not_allowed"
+            raise AddressNotAllowed(cause=str(error)) from None
+        except (HTTPError, HTTPException, OSError, ValueError) as error:  # ValueError: a header that is no number
+            if deadline.remaining() <= 0:
+                result = "timeout"
+                raise OutOfTime("The time allowed for this request ran out while the photo was fetched.") from None
+            if limit.remaining() <= 0:
+                result = "timeout"
+                raise PhotoServerFailed(
+                    "The photo's server did not send it in time.", cause=f"{type(error).__name__}: {error}"
+                ) from None
+            raise PhotoServerFailed(cause=f"{type(error).__name__}: {error}") from None
+        except GatewayError as error:
+            if not isinstance(error, PhotoServerFailed):
+                result = error.code.replace("-", "_")
+            raise
+        finally:
+            if result != "ok":
+                hold.release()
+            self._count(result)
+
+    def _follow(self, url: str, limit: Deadline, hold: _Hold) -> bytes:
+        for _ in range(self._max_redirects + 1):
+            target = self._policy.target(url)
+            found = self._get(target, self._addresses(target, limit), limit, hold)
+            if isinstance(found, bytes):
+                return found
+            url = urljoin(url, found)
+        raise PhotoServerFailed(f"The photo's address redirects more than {self._max_redirects} times.")
+
+    def _addresses(self, target: Target, limit: Deadline) -> list[Address]:
+        if target.address is not None:
+            addresses: list[Address] = [target.address]
+        else:
+            try:
+                addresses = self._resolver.addresses(target.host, limit)
+            except NoAddress as error:
+                # The same answer as for a forbidden address: the difference would tell which internal names exist.
+                raise NotAllowed(f"{target.host} has no address: {error}") from None
+            except NoAnswer as error:
+                raise TimeoutError(f"{target.host} could not be looked up: {error}") from None
+        self._policy.check(addresses)
+        return addresses
+
+    def _get(self, target: Target, addresses: list[Address], limit: Deadline, hold: _Hold) -> bytes | str:
+        """The photo, or where it has moved."""
+        reused = self._take_idle(target, addresses)
+        if reused is not None:
+            connection, key = reused
+            try:
+                return self._exchange(connection, key, target, limit, hold)
+            except _StaleConnectionError:
+                pass  # the server had closed it meanwhile: once more, on a new one
+        connection, key = self._connect(target, addresses, limit)
+        try:
+            return self._exchange(connection, key, target, limit, hold)
+        except _StaleConnectionError as error:
+            raise OSError(str(error)) from None
+
+    def _connect(self, target: Target, addresses: list[Address], limit: Deadline) -> tuple[HTTPConnection, _Key]:
+        last: Exception = OSError("no time left to connect")
+        for address in addresses:
+            left = limit.remaining()
+            if left <= 0:
+                break
+            connection = self._connection(target, str(address), min(left, CONNECT_TIMEOUT_SECONDS))
+            try:
+                connection.connect()
+            except (HTTPError, OSError) as error:
+                connection.close()
+                last = error
+                continue
+            return connection, (target.scheme, target.host, target.port, str(address))
+        raise last
+
+    def _connection(self, target: Target, address: str, timeout: float) -> HTTPConnection:
+        if target.scheme == "http":
+            return HTTPConnection(address, target.port, timeout=timeout)
+        timeout /= 2  # it holds twice: to connect, and for the handshake
+        with self._lock:
+            if self._tls is None:
+                # Made once: reading the machine's certificates takes 20 ms. SSL_CERT_FILE names others.
+                self._tls = ssl.create_default_context()
+        return HTTPSConnection(
+            address,
+            target.port,
+            timeout=timeout,
+            ssl_context=self._tls,
+            server_hostname=target.host,
+            assert_hostname=target.host,
+        )
+
+    def _exchange(
+        self, connection: HTTPConnection, key: _Key, target: Target, limit: Deadline, hold: _Hold
+    ) -> bytes | str:
+        done = False
+        try:
+            sock = connection.sock
+            left = limit.remaining()
+            if sock is None or left <= 0:
+                raise TimeoutError("no time left to ask")
+            sock.settimeout(left)
+            with self._watchdog.watch(sock, limit):
+                try:
+                    connection.request(
+                        "GET",
+                        target.path,
+                        headers={"Host": target.host_header, **_HEADERS},
+                        preload_content=False,
+                        decode_content=False,
+                    )
+                    response = connection.getresponse()
+                except ConnectionError as error:
+                    raise _StaleConnectionError(f"{type(error).__name__}: {error}") from error
+                if response.status in _REDIRECTS and response.headers.get("Location"):
+                    return response.headers["Location"]
+                data = self._read(response, hold)
+            done = True
+            return data
+        finally:
+            if done and connection.sock is not None:  # http.client has closed it where the server wants no more
+                self._keep_idle(connection, key)
+            else:
+                connection.close()
+
+    def _read(self, response: BaseHTTPResponse, hold: _Hold) -> bytes:
+        if response.status != 200:
+            raise PhotoServerFailed(f"The photo's server answered with status {response.status} instead of the photo.")
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding.lower() != "identity":
+            raise PhotoServerFailed("The photo's server sent it compressed, though asked not to.")
+        too_many = TooManyBytes(f"The photo at this address has more than {self._max_bytes} bytes.")
+        announced = response.headers.get("Content-Length")
+        length = int(announced) if announced and announced.isascii() and announced.isdigit() else None
+        if length is not None and length > self._max_bytes:
+            raise too_many
+        chunks: list[bytes] = []
+        total = 0
+        while chunk := response.read1(CHUNK_BYTES, decode_content=False):
+            total += len(chunk)
+            if total > self._max_bytes:
+                raise too_many
+            hold.grow(len(chunk))  # as they come: what a server only announces must not crowd others out
+            chunks.append(chunk)
+        if length is not None and total != length:
+            raise OSError(f"{total} of {length} bytes came")
+        return b"".join(chunks)
+
+    def _take_idle(self, target: Target, addresses: list[Address]) -> tuple[HTTPConnection, _Key] | None:
+        """An open connection to one of the addresses just looked up and checked, the last used first."""
+        now = time.monotonic()
+        wanted = {(target.scheme, target.host, target.port, str(address)) for address in addresses}
+        expired: list[HTTPConnection] = []
+        found: tuple[HTTPConnection, _Key] | None = None
+        with self._lock:
+            while self._idle and self._idle[0][1] < now:
+                expired.append(self._idle.popleft()[2])
+            for index in range(len(self._idle) - 1, -1, -1):
+                key, _, connection = self._idle[index]
+                if key in wanted:
+                    del self._idle[index]
+                    if connection.is_connected:
+                        found = connection, key
+                        break
+                    expired.append(connection)
+        for connection in expired:
+            connection.close()
+        return found
+
+    def _keep_idle(self, connection: HTTPConnection, key: _Key) -> None:
+        with self._lock:
+            self._idle.append((key, time.monotonic() + IDLE_SECONDS, connection))
+            surplus = self._idle.popleft()[2] if len(self._idle) > IDLE_CONNECTIONS else None
+        if surplus is not None:
+            surplus.close()
+
+    def close(self) -> None:
+        """Close the connections kept for later."""
+        with self._lock:
+            idle, self._idle = list(self._idle), deque()
+        for _, _, connection in idle:
+            with suppress(OSError):
+                connection.close()
+
+
+class _StaleConnectionError(Exception):
+    """The connection ended before an answer began."""

@@ -1,0 +1,283 @@
+"""waitress, with what it lacks: limits before the body is in memory, one start of the clock, and an orderly end.
+
+This leans on attributes of waitress 3.0 that it does not promise (``_map``, ``active_channels``, ``total_outbufs_len``,
+``requests``); pyproject.toml keeps it below 3.1, and tests/gateway/test_server.py runs it for real. waitress itself
+loses requests at SIGTERM (Pylons/waitress#198, #269; a change is proposed in #499).
+"""
+
+from __future__ import annotations
+
+import functools
+import http
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.server import TcpWSGIServer
+from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+
+from clothing_gateway import errors
+from clothing_gateway.admission import ByteBudget
+from clothing_gateway.app import RECEIVED, log_request, request_id_of
+from clothing_gateway.classifier import Ticket
+from clothing_gateway.deadline import Deadline
+from clothing_gateway.errors import GatewayError, Overloaded, RequestTooSlow, TooManyBytes
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+_NO_LIMIT = 1 << 62
+# How long the loop sleeps at most: how late a change from another thread is noticed that nobody announces.
+_TICK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a listener takes."""
+
+    max_body_bytes: int
+    request_timeout_seconds: float
+    budget: ByteBudget
+    # Told of each request that is refused here, before the application: (status, seconds since its first byte).
+    refused: Callable[[GatewayError, float], None] = lambda error, seconds: None
+
+
+class _Refusal:
+    """An error of ours where waitress keeps one of its own."""
+
+    def __init__(self, error: GatewayError) -> None:
+        self.error = error
+        self.code = error.status
+
+
+class _Nowhere:
+    """A buffer that keeps nothing."""
+
+    def append(self, data: bytes) -> None:
+        """Drop the data."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+class _Parser(HTTPRequestParser):
+    """One request on its way in.
+
+    A body that is refused is read to its end all the same, and thrown away: if the connection were closed before the
+    client has sent it all, the client's system would drop the answer, and the client would see a reset instead of 413.
+    """
+
+    error: Any
+    expect_continue: bool
+
+    def __init__(self, limits: Limits, adj: Adjustments) -> None:
+        super().__init__(adj)
+        self.started = time.monotonic()
+        self._limits = limits
+        self._reserved = 0
+
+    def received(self, data: bytes) -> int:
+        in_body = self.headers_finished
+        consumed: int = super().received(data)
+        if self.error is None and self.headers_finished:
+            largest = self._limits.max_body_bytes
+            if (self.body_bytes_received if in_body else self.content_length) > largest:
+                self.refuse(TooManyBytes(f"The request's body has more than {largest} bytes."))
+            elif in_body:
+                if self._limits.budget.reserve(consumed):
+                    self._reserved += consumed
+                else:
+                    self.refuse(Overloaded(cause="GATEWAY_MAX_BUFFERED_BYTES are in use"))
+        return consumed
+
+    def refuse(self, error: GatewayError) -> None:
+        """Answer with an error instead of handing the request on."""
+        self.error = _Refusal(error)
+        self._release()
+        if self.expect_continue:  # the client waits to be told before it sends its body, and is told this instead
+            self.expect_continue = False
+            self.completed = True
+        elif self.body_rcv is not None:
+            self.body_rcv.getbuf().close()
+            self.body_rcv.buf = _Nowhere()
+
+    def close(self) -> None:
+        super().close()
+        self._release()
+
+    def _release(self) -> None:
+        self._limits.budget.release(self._reserved)
+        self._reserved = 0
+
+
+class _Task(WSGITask):
+    """A request for the application."""
+
+    def execute(self) -> None:
+        if self.channel.server.draining:
+            self.set_close_on_finish()  # the client's next request goes to another pod
+        super().execute()
+
+    def get_environment(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environment()
+        environ[RECEIVED] = self.request.started
+        return environ
+
+
+class _ErrorTask(ErrorTask):
+    """A request that never reaches the application: a problem+json answer like the application's own."""
+
+    def execute(self) -> None:
+        request = self.request
+        error = request.error.error if isinstance(request.error, _Refusal) else errors.from_status(request.error.code)
+        started = getattr(request, "started", time.monotonic())
+        ticket = Ticket(
+            request_id_of(request.headers.get("X_REQUEST_ID")), started, Deadline.after(0, started), cause=error.cause
+        )
+        body = error.body(ticket.request_id)
+        self.status = f"{error.status} {http.HTTPStatus(error.status).phrase}"
+        self.response_headers.extend({**error.headers(), "X-Request-Id": ticket.request_id}.items())
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.channel.server.limits.refused(error, time.monotonic() - started)
+        log_request(ticket, getattr(request, "command", "-"), getattr(request, "path", "-"), error.status)
+        self.write(body)
+
+
+class _Channel(HTTPChannel):
+    """One client's connection."""
+
+    task_class = _Task
+    error_task_class = _ErrorTask
+    request: _Parser | None
+
+    def __init__(self, server: Listener, *args: object, **kwargs: object) -> None:
+        self.parser_class = functools.partial(_Parser, server.limits)
+        super().__init__(server, *args, **kwargs)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being received, worked on, or sent."""
+        return not self.requests and self.request is None and not self.total_outbufs_len
+
+    def handle_close(self) -> None:
+        with self.requests_lock:
+            request, self.request = self.request, None
+        if request is not None:
+            request.close()  # it will never be whole: its bytes are free again
+        super().handle_close()
+
+    def end_late_request(self, now: float, timeout: float) -> None:
+        """Answer a request that has not arrived whole in its time."""
+        request = self.request
+        if request is None or now - request.started < timeout:
+            return
+        with self.requests_lock:
+            if self.request is not request or self.requests:
+                return
+            if not request.headers_finished:
+                self.will_close = True  # too little is known of it to answer
+                return
+            if request.error is None:
+                request.refuse(RequestTooSlow())
+            request.completed = True
+            self.requests.append(request)
+            self.request = None
+            self.server.add_task(self)
+
+
+class Listener(TcpWSGIServer):
+    """One port, its connections, and the threads that answer them."""
+
+    channel_class = _Channel
+
+    def __init__(
+        self, application: WSGIApplication, sock: socket.socket, limits: Limits, *, threads: int, max_connections: int
+    ) -> None:
+        self.limits = limits
+        self.draining = False
+        adjustments = Adjustments(
+            threads=threads,
+            connection_limit=max_connections,
+            # select() ends at file descriptor 1024.
+            asyncore_use_poll=True,
+            # A photo in few pieces: each costs a turn of the loop.
+            recv_bytes=64 * 1024,
+            # Bodies stay in memory, within the budget: a read-only root has no place for temporary files.
+            inbuf_overflow=_NO_LIMIT,
+            # Checked by _Parser, which reads the refused body to its end.
+            max_request_body_size=_NO_LIMIT,
+            max_request_header_size=64 * 1024,
+            # Longer than the 60 s of most load balancers, so that it is they who end an idle connection.
+            channel_timeout=120,
+            # How often late requests are looked for.
+            cleanup_interval=1,
+            ident="",
+        )
+        dispatcher = ThreadedTaskDispatcher()
+        dispatcher.set_thread_count(threads)
+        super().__init__(
+            application,
+            map={},
+            _sock=sock,
+            dispatcher=dispatcher,
+            adj=adjustments,
+            sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
+            bind_socket=False,
+        )
+
+    @property
+    def port(self) -> int:
+        """The port, also where any free one was asked for."""
+        return int(self.effective_port)
+
+    def maintenance(self, now: float) -> None:
+        """Close idle connections, and answer requests that don't arrive."""
+        super().maintenance(now)
+        clock = time.monotonic()
+        for channel in list(self.active_channels.values()):
+            channel.end_late_request(clock, self.limits.request_timeout_seconds)
+
+    def serve(self, stop: threading.Event, until: float | None = None) -> None:
+        """Serve until told to stop (``pull_trigger`` makes it look at once) or until a moment (time.monotonic)."""
+        while not stop.is_set():
+            left = _TICK_SECONDS if until is None else min(_TICK_SECONDS, until - time.monotonic())
+            if left <= 0:
+                break
+            self._turn(left)
+
+    def stop_accepting(self) -> None:
+        """Take in the connections that the kernel has already made, and close the port."""
+        ready = select.poll()
+        ready.register(self.socket, select.POLLIN)
+        while ready.poll(0):
+            self.handle_accept()
+        self.del_channel()
+        # Not close(), which ends the trigger, too, by which the threads wake the loop.
+        self.socket.close()
+
+    def drain(self, stop: threading.Event, until: float) -> int:
+        """Finish what has been received or is being received; how many connections were cut off in work."""
+        self.draining = True
+        while self.active_channels and not stop.is_set() and time.monotonic() < until:
+            for channel in list(self.active_channels.values()):
+                if channel.idle:
+                    channel.will_close = True
+            self._turn(0.1)
+        cut = sum(not channel.idle for channel in list(self.active_channels.values()))
+        self.task_dispatcher.shutdown(cancel_pending=True, timeout=1)
+        return cut
+
+    def _turn(self, seconds: float) -> None:
+        wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)

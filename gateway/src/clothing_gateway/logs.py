@@ -1,0 +1,40 @@
+"""One JSON object a line, on the standard error stream: for the cluster's log collector, and still readable."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+
+_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as JSON: time, level, logger, message, what came as ``extra``, and a traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one line."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line.update((key, value) for key, value in vars(record).items() if key not in _PLAIN)
+        if record.exc_info:
+            line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        return json.dumps(line, default=str)
+
+
+def set_up(level: str) -> logging.Logger:
+    """Send all logs, Python's warnings among them, to standard error as JSON; gives the package's logger."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.captureWarnings(capture=True)
+    # Places are counted and refused in admission.py; how deep waitress's own queue is by then tells an operator
+    # nothing.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    return logging.getLogger("clothing_gateway")

@@ -1,0 +1,179 @@
+"""From a file's bytes to the pixels a model wants.
+
+The steps and their order are those of keras-image-helper 0.0.2 (keras_image_helper/base.py, default_prepare_image),
+with which the course's models were trained, so that the pixels are the same bit for bit: ``Image.open``,
+``convert("RGB")`` where the mode is another, ``resize`` with NEAREST. Nothing is turned by its EXIF orientation, and
+transparency is dropped.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+# The five plugins by name: without them the first photo makes Pillow load all forty.
+from PIL import (
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
+
+from clothing_gateway.errors import BrokenImage, NotAnImage, TooManyPixels
+
+# What browsers show. Pillow reads forty more, and all its holes of the last years were in those (FITS, PSD, PDF, EPS…).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+# Measured peak of memory while decoding and converting to RGB, in bytes per pixel, rounded up;
+# tests/gateway/test_photo.py measures again. Pillow holds RGB in 4 bytes; the coefficients of a JPEG in several scans,
+# a second copy in another mode, and WebP's canvases come on top.
+_COST = {"JPEG": 5, "PNG": 9, "WEBP": 17, "GIF": 6, "BMP": 9}
+_COST_OTHER_MODE = 5
+_COST_SEVERAL_SCANS = 6
+# Small photos cost more per pixel than large ones: buffers that don't grow with the picture.
+_COST_FLAT = 1 << 20
+
+# The limit of pixels is ours (GATEWAY_MAX_PIXELS), checked on the header, before Pillow would warn of 89 million.
+Image.MAX_IMAGE_PIXELS = None
+# Harmless, and about how a palette's transparency would have been kept better by those who keep it.
+warnings.filterwarnings("ignore", message="Palette images with Transparency", module="PIL")
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says about itself, read without decoding it."""
+
+    format: str
+    width: int
+    height: int
+    cost: int  # bytes of memory that decoding it takes at most
+    image: Image.Image | None  # open and not yet decoded; None where opening alone would take that memory
+
+    @property
+    def pixels(self) -> int:
+        """Width times height."""
+        return self.width * self.height
+
+
+def read_header(data: bytes, max_pixels: int, max_cost: int) -> Header:
+    """What the file is and how large, or the error that says why it can't be taken."""
+    kind = _sniff(data)
+    if kind is None:
+        raise NotAnImage
+    image: Image.Image | None = None
+    if kind == "WEBP":
+        size = _webp_size(data)
+        cost = _COST["WEBP"]
+    else:
+        image = _open(data)
+        size = image.size
+        cost = _COST[kind]
+        if kind == "JPEG":
+            cost += (_COST_OTHER_MODE if image.mode != "RGB" else 0) + (
+                _COST_SEVERAL_SCANS if _has_several_scans(data) else 0
+            )
+    header = Header(kind, *size, cost=size[0] * size[1] * cost + _COST_FLAT, image=image)
+    if header.pixels > max_pixels:
+        raise TooManyPixels(
+            f"The photo has {header.width} x {header.height} pixels, and this gateway takes {max_pixels} at most."
+        )
+    if header.cost > max_cost:
+        raise TooManyPixels(
+            f"Decoding this {kind} file of {header.width} x {header.height} pixels takes more memory than allowed."
+        )
+    return header
+
+
+def decode(data: bytes, header: Header, size: tuple[int, int] | None) -> Pixels | None:
+    """RGB pixels in ``size`` (width, height), as an array of height x width x 3.
+
+    With no size the photo is decoded all the same, to know that it can be, and thrown away.
+    """
+    image = header.image or _open(data)
+    try:
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        else:
+            image.load()
+        if size is None:
+            return None
+        return np.asarray(image.resize(size, Image.Resampling.NEAREST))
+    except Exception as error:  # noqa: BLE001
+        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError and others over bad bytes.
+        raise BrokenImage(cause=f"{type(error).__name__}: {error}") from None
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise BrokenImage(cause="its header can't be read") from None
+    except Exception as error:  # noqa: BLE001 - as above
+        raise BrokenImage(cause=f"{type(error).__name__}: {error}") from None
+
+
+def _sniff(data: bytes) -> str | None:
+    """The format by the file's first bytes, as Pillow's own plugins tell them."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if data.startswith(b"BM"):
+        return "BMP"
+    return None
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """A WebP file's size from its first chunk: opening it in Pillow already makes room for all its pixels.
+
+    Layouts: RFC 9649, sections 2.5 to 2.7 (VP8, VP8L, VP8X).
+    """
+    chunk, start = data[12:16], data[20:30]
+    if len(start) == 10:
+        if chunk == b"VP8 " and start[3:6] == b"\x9d\x01\x2a":
+            return int.from_bytes(start[6:8], "little") & 0x3FFF, int.from_bytes(start[8:10], "little") & 0x3FFF
+        if chunk == b"VP8L" and start[0] == 0x2F:
+            bits = int.from_bytes(start[1:5], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        if chunk == b"VP8X":
+            return int.from_bytes(start[4:7], "little") + 1, int.from_bytes(start[7:10], "little") + 1
+    raise BrokenImage(cause="no WebP header")
+
+
+def _has_several_scans(data: bytes) -> bool:
+    """Whether libjpeg will keep all coefficients of a JPEG in memory: progressive, or components in scans of their own.
+
+    Walks the segments up to the first scan's header (ITU-T T.81, annex B).
+    """
+    components = 0
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            at += 1
+            continue
+        marker = data[at + 1]
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # fill bytes and markers without a length
+            at += 1 if marker == 0xFF else 2
+            continue
+        body = at + 4
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            if marker & 0x03 == 2:  # progressive: C2, C6, CA, CE
+                return True
+            components = data[body + 5] if body + 5 < len(data) else 0
+        elif marker == 0xDA:  # start of scan
+            return body >= len(data) or data[body] < components
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return True  # no scan where one should be: let it count as the dearer kind

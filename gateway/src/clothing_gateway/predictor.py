@@ -1,0 +1,351 @@
+"""The way to the model server: one gRPC channel, what the model looks like, and Predict."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
+
+from clothing_gateway import signature, tensor
+from clothing_gateway.deadline import Deadline
+from clothing_gateway.errors import (
+    GatewayError,
+    ModelAnswerUnusable,
+    ModelFailed,
+    ModelNotReady,
+    ModelRefused,
+    ModelUnavailable,
+    OutOfTime,
+    Overloaded,
+    TooManyBytes,
+)
+from clothing_gateway.settings import Settings
+from clothing_gateway.signature import Misfit, Model
+
+logger = logging.getLogger(__name__)
+
+Code = grpc.StatusCode
+Batch = Sequence[tensor.Element]
+
+# The smallest retry buffer: one photo of 512 x 512 in float32 is 3 MiB.
+_RETRY_BUFFER_BYTES = 4 << 20
+_CHECK_TIMEOUT_SECONDS = 5.0
+# While there is no model: often, so that the gateway is ready as soon as the model is.
+_CHECK_AGAIN_SECONDS = 1.0
+# One lost check may be a busy server; so many in a row are an absent one.
+_LOST_AFTER = 3
+# TensorFlow's batching says UNAVAILABLE, as an absent server does, when its queue is full (shared_batch_scheduler.h).
+_QUEUE_FULL = "batch scheduling queue"
+
+_OPERATOR_FAULTS = frozenset({Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED})
+
+
+def target_of(address: str) -> str:
+    """A gRPC target for HOST:PORT: dns:///, so that all addresses of a headless Service are found."""
+    return address if address.startswith(("dns:", "ipv4:", "ipv6:", "unix:", "passthrough:")) else f"dns:///{address}"
+
+
+def channel_options(retry_buffer_bytes: int) -> list[tuple[str, Any]]:
+    """The channel's options, each with the reason that it is there."""
+    service_config = {
+        # One connection to each pod and calls in turn; the default, pick_first, sends all to one.
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {
+                "name": [{"service": "tensorflow.serving.PredictionService"}],
+                # Predict changes nothing, so it may be asked again: on another pod, as the retry chooses anew.
+                "retryPolicy": {
+                    "maxAttempts": 3,
+                    "initialBackoff": "0.05s",
+                    "maxBackoff": "0.5s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ],
+        # A full batching queue is UNAVAILABLE, too: without this, retries triple the load that filled it.
+        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+    }
+    return [
+        ("grpc.service_config", json.dumps(service_config)),
+        # The default of 256 KiB silently turns retries off for anything larger, and a photo's tensor is 1 MB.
+        ("grpc.per_rpc_retry_buffer_size", retry_buffer_bytes),
+        # The configuration is above; no TXT record of the name is asked for one.
+        ("grpc.service_config_disable_resolution", 1),
+        # 30 s by default: too long for a pod that has just come.
+        ("grpc.dns_min_time_between_resolutions_ms", 5000),
+        # A node that vanishes closes no connection. Pings only during calls: servers refuse them more often.
+        ("grpc.keepalive_time_ms", 30000),
+        ("grpc.keepalive_timeout_ms", 5000),
+        # Up to 120 s by default: the model server would be back long before it is tried again.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.max_receive_message_length", 16 << 20),
+        ("grpc.primary_user_agent", "clothing-gateway"),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A row of scores for each photo, and the version that gave them."""
+
+    scores: npt.NDArray[np.floating[Any]]
+    version: int
+
+
+class _Connection:
+    """A channel and the two calls made on it."""
+
+    def __init__(self, address: str, retry_buffer_bytes: int) -> None:
+        self.retry_buffer_bytes = retry_buffer_bytes
+        self.channel = grpc.insecure_channel(target_of(address), options=channel_options(retry_buffer_bytes))
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
+        self.predict: Callable[..., predict_pb2.PredictResponse] = stub.Predict
+        self.metadata: Callable[..., get_model_metadata_pb2.GetModelMetadataResponse] = stub.GetModelMetadata
+
+
+class Predictor:
+    """Asks the model. Knows, from a thread that looks again and again, what the model takes, or why there is none."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        count: Callable[[str, str], object] = lambda method, code: None,
+    ) -> None:
+        self._settings = settings
+        self._count = count
+        self._state: Model | str = "the model server has not been asked yet"
+        self._failures = 0
+        self._lock = threading.Lock()
+        self._connection: _Connection | None = None
+        self._retired: list[tuple[float, _Connection]] = []
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="model-check", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look for the model."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking, and close the channel."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(_CHECK_TIMEOUT_SECONDS + 1)
+        with self._lock:
+            connections = [connection for _, connection in self._retired]
+            if self._connection is not None:
+                connections.append(self._connection)
+            self._retired, self._connection = [], None
+        for connection in connections:
+            connection.channel.close()
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why no photo can be classified now, in words for the operator; None where one can."""
+        state = self._state
+        return state if isinstance(state, str) else None
+
+    def model(self) -> Model:
+        """The model, or ModelNotReady."""
+        state = self._state
+        if isinstance(state, str):
+            raise ModelNotReady(cause=state)
+        return state
+
+    def predict(self, model: Model, photos: Batch, deadline: Deadline, request_id: str = "") -> Prediction:
+        """The scores of prepared photos, in their order."""
+        limit = min(self._settings.predict_batch_size, model.batch_limit or len(photos))
+        parts = [
+            self._predict(model, photos[start : start + limit], deadline, request_id)
+            for start in range(0, len(photos), limit)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return Prediction(np.concatenate([part.scores for part in parts]), parts[-1].version)
+
+    def _predict(self, model: Model, photos: Batch, deadline: Deadline, request_id: str) -> Prediction:
+        request = predict_pb2.PredictRequest()
+        self._name_model(request.model_spec)
+        request.model_spec.signature_name = self._settings.signature_name
+        request.output_filter.append(model.output_name)
+        tensor.fill(request.inputs[model.input_name], photos)
+        left = deadline.require("ask the model")
+        try:
+            response = self._connect().predict(
+                request, timeout=left, metadata=(("x-request-id", request_id),) if request_id else None
+            )
+        except grpc.RpcError as error:
+            self._count("Predict", error.code().name)
+            failure = self._failure(error)
+            if not isinstance(failure, OutOfTime | Overloaded):
+                self._wake.set()  # look now whether the model is still what it was
+            raise failure from None
+        except ValueError as error:  # grpc's word for a channel closed under the call: the process is ending
+            raise ModelUnavailable(cause=str(error)) from None
+        self._count("Predict", "OK")
+        version = int(response.model_spec.version.value) or model.version
+        if version != model.version:
+            self._wake.set()
+        return Prediction(self._scores(model, response, len(photos)), version)
+
+    def _scores(self, model: Model, response: Any, photos: int) -> npt.NDArray[np.floating[Any]]:  # noqa: ANN401
+        if model.output_name not in response.outputs:
+            raise ModelAnswerUnusable(cause=f"no output {model.output_name!r} in {sorted(response.outputs)}")
+        try:
+            scores = tensor.read(response.outputs[model.output_name])
+        except tensor.TensorError as error:
+            raise ModelAnswerUnusable(cause=f"output {model.output_name!r}: {error}") from None
+        labels = len(self._settings.labels)
+        if scores.shape != (photos, labels):
+            self._wake.set()
+            raise ModelAnswerUnusable(
+                cause=f"output {model.output_name!r} has the shape {scores.shape}: {photos} photos, {labels} labels"
+            )
+        if not np.isfinite(scores).all():
+            raise ModelAnswerUnusable(cause=f"output {model.output_name!r} holds numbers that are not finite")
+        return scores
+
+    def _failure(self, error: grpc.RpcError) -> GatewayError:
+        """Map gRPC's status to ours. The server's words go into the log only."""
+        code, words = error.code(), error.details() or ""
+        cause = f"{code.name}: {words}"
+        if code is Code.DEADLINE_EXCEEDED:
+            return OutOfTime("The model did not answer within the time allowed for this request.", cause=cause)
+        if code is Code.UNAVAILABLE:
+            return Overloaded(cause=cause) if _QUEUE_FULL in words else ModelUnavailable(cause=cause)
+        if code is Code.RESOURCE_EXHAUSTED:
+            if "larger than max" in words:
+                return TooManyBytes("The prepared photo is larger than the model server takes.", cause=cause)
+            return Overloaded(cause=cause)
+        if code is Code.CANCELLED:
+            return ModelUnavailable(cause=cause)
+        if code in _OPERATOR_FAULTS:
+            return ModelRefused(cause=cause)
+        return ModelFailed(cause=cause)
+
+    def _name_model(self, spec: Any) -> None:  # noqa: ANN401 - a ModelSpec, for which there are no types
+        spec.name = self._settings.model_name
+        if self._settings.model_version is not None:
+            spec.version.value = self._settings.model_version
+
+    def _connect(self, *, anew: bool = False, retry_buffer_bytes: int = _RETRY_BUFFER_BYTES) -> _Connection:
+        """The one connection; a new one in its place when asked for, or where the retry buffer must be larger.
+
+        The old one is closed when no call can be left on it.
+        """
+        with self._lock:
+            old = self._connection
+            if old is not None and not anew and old.retry_buffer_bytes >= retry_buffer_bytes:
+                return old
+            if old is not None:
+                self._retired.append((time.monotonic() + self._settings.request_timeout_seconds + 1, old))
+                retry_buffer_bytes = max(retry_buffer_bytes, old.retry_buffer_bytes)
+            self._connection = _Connection(self._settings.tf_serving_host, retry_buffer_bytes)
+            return self._connection
+
+    def _close_retired(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            over = [connection for until, connection in self._retired if until < now]
+            self._retired = [(until, connection) for until, connection in self._retired if until >= now]
+        for connection in over:
+            connection.channel.close()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            # Cleared before the check: whoever asks for one during it gets another.
+            self._wake.clear()
+            try:
+                self.check()
+            except Exception:  # the thread must outlive whatever a model server sends
+                logger.exception("the check of the model failed")
+                self._settle("the check of the model failed; the log has the traceback")
+            self._close_retired()
+            calm = isinstance(self._state, Model) and self._failures == 0
+            every = self._settings.model_check_seconds
+            self._wake.wait(every if calm else min(every, _CHECK_AGAIN_SECONDS))
+            if not self._stopping:
+                time.sleep(0.02)  # many failing requests ask for one check, not for as many
+
+    def check(self) -> None:
+        """Ask the server what the model looks like, once, and take it or say why not."""
+        settings = self._settings
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        self._name_model(request.model_spec)
+        try:
+            response = self._connect().metadata(
+                request, timeout=min(_CHECK_TIMEOUT_SECONDS, settings.request_timeout_seconds)
+            )
+        except grpc.RpcError as error:
+            self._count("GetModelMetadata", error.code().name)
+            self._lost(error)
+            return
+        except ValueError:  # the channel was closed: the process is ending
+            return
+        self._count("GetModelMetadata", "OK")
+        self._failures = 0
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        packed = response.metadata.get("signature_def")
+        if packed is None or not packed.Unpack(signatures):
+            self._settle(f"the model server at {settings.tf_serving_host} answered without signatures")
+            return
+        version = int(response.model_spec.version.value)
+        name = f"model {settings.model_name!r}, version {version}"
+        try:
+            model = signature.describe(settings.model_name, version, signatures.signature_def, settings)
+        except Misfit as misfit:
+            self._settle(f"{name}: {misfit}")
+            return
+        payload = model.payload_bytes(
+            min(settings.predict_batch_size, settings.max_photos),
+            max(settings.max_body_bytes, settings.fetch_max_bytes),
+        )
+        # Room for the names and shapes around the tensor. The buffer is a limit, not memory taken.
+        self._connect(retry_buffer_bytes=max(_RETRY_BUFFER_BYTES, payload + (64 << 10)))
+        self._settle(model)
+
+    def _lost(self, error: grpc.RpcError) -> None:
+        code, words = error.code(), error.details() or ""
+        settings = self._settings
+        self._failures += 1
+        if code in _OPERATOR_FAULTS:
+            version = "" if settings.model_version is None else f", version {settings.model_version},"
+            self._settle(
+                f"the model server at {settings.tf_serving_host} does not serve model {settings.model_name!r}{version} "
+                f"({code.name}: {words})"
+            )
+            return
+        if code is Code.UNAVAILABLE and self._failures % _LOST_AFTER == 0:
+            # A new channel asks DNS anew: an old one that found no address waits longer each time, up to two minutes.
+            self._connect(anew=True)
+        if isinstance(self._state, str) or self._failures >= _LOST_AFTER:
+            self._settle(f"the model server at {settings.tf_serving_host} can't be reached ({code.name}: {words})")
+
+    def _settle(self, state: Model | str) -> None:
+        before, self._state = self._state, state
+        if state == before:
+            return
+        if isinstance(state, Model):
+            logger.info(
+                "the model is ready",
+                extra={
+                    "model": state.name,
+                    "version": state.version,
+                    "input": f"{state.input_name} {state.input_type} {state.size}",
+                    "output": f"{state.output_name} {state.width}",
+                },
+            )
+        else:
+            logger.warning("not ready: %s", state)

@@ -1,0 +1,303 @@
+"""Stand-ins with real sockets: a model server that can be told to fail, a photo server, a gateway process."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import io
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+from PIL import Image
+from tensorflow.core.framework import types_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+LABELS = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
+
+
+def image_bytes(size=(40, 30), kind="JPEG", mode="RGB", seed=1, **save):
+    """A picture of seeded noise, coarse enough that codecs don't blow it up."""
+    rng = np.random.default_rng(seed)
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    small = rng.integers(0, 256, ((size[1] + 3) // 4, (size[0] + 3) // 4, bands), dtype=np.uint8)
+    pixels = small.repeat(4, 0).repeat(4, 1)[: size[1], : size[0]]
+    image = Image.fromarray(pixels[:, :, 0] if bands == 1 else pixels)
+    if image.mode != mode:
+        image = image.convert(mode) if mode in ("P", "1", "I;16", "L") else Image.frombytes(mode, size, pixels.tobytes())
+    out = io.BytesIO()
+    image.save(out, kind, **save)
+    return out.getvalue()
+
+
+@dataclass
+class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """PredictionService with one model; a score is one of the first numbers of the photo's tensor."""
+
+    name: str = "clothing-model"
+    version: int = 1
+    signature_name: str = "serving_default"
+    inputs: dict = field(default_factory=lambda: {"input_8": (types_pb2.DT_FLOAT, (-1, 8, 8, 3))})
+    outputs: dict = field(default_factory=lambda: {"dense_7": (types_pb2.DT_FLOAT, (-1, 10))})
+    scores: object = None  # a function of the batch instead of the echo
+    as_content: bool = False
+    answer_outputs: tuple | None = None
+    fail: list = field(default_factory=list)  # statuses to abort the next Predict calls with
+    fail_metadata: object = None
+    delay: float = 0.0
+    calls: list = field(default_factory=list)
+    metadata: list = field(default_factory=list)
+
+    def GetModelMetadata(self, request, context):  # noqa: N802
+        if self.fail_metadata:
+            context.abort(*self.fail_metadata)
+        asked = request.model_spec.version.value if request.model_spec.HasField("version") else None
+        if request.model_spec.name != self.name or asked not in (None, self.version):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {request.model_spec.name}")
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        response.model_spec.name = self.name
+        response.model_spec.version.value = self.version
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        signature = signatures.signature_def[self.signature_name]
+        for there, described in ((signature.inputs, self.inputs), (signature.outputs, self.outputs)):
+            for name, (dtype, shape) in described.items():
+                there[name].dtype = dtype
+                if shape is None:
+                    there[name].tensor_shape.unknown_rank = True
+                for size in shape or ():
+                    there[name].tensor_shape.dim.add().size = size
+        response.metadata["signature_def"].Pack(signatures)
+        return response
+
+    def Predict(self, request, context):  # noqa: N802
+        self.calls.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        if self.fail:
+            failure = self.fail.pop(0)
+            context.abort(*(failure if isinstance(failure, tuple) else (failure, "told to fail")))
+        if self.delay:
+            time.sleep(self.delay)
+        ((name, tensor),) = request.inputs.items()
+        if name not in self.inputs:
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, f"input size does not match signature: Sent extra: {{{name}}}."
+            )
+        batch = self._read(tensor)
+        response = predict_pb2.PredictResponse()
+        response.model_spec.name = self.name
+        response.model_spec.version.value = self.version
+        for output in self.answer_outputs or self.outputs:
+            scores = np.asarray(self.scores(batch) if self.scores else self._echo(batch), np.float32)
+            answer = response.outputs[output]
+            answer.dtype = types_pb2.DT_FLOAT
+            for size in scores.shape:
+                answer.tensor_shape.dim.add().size = size
+            if self.as_content:
+                answer.tensor_content = scores.tobytes()
+            else:
+                answer.float_val.extend(scores.ravel().tolist())
+        return response
+
+    def _echo(self, batch):
+        width = next(iter(self.outputs.values()))[1][1]
+        if isinstance(batch[0], bytes):
+            return [[float(byte) for byte in photo[:width]] for photo in batch]
+        return [photo.ravel()[:width] for photo in batch]
+
+    @staticmethod
+    def _read(tensor):
+        if tensor.dtype == types_pb2.DT_STRING:
+            return list(tensor.string_val)
+        dtype = {types_pb2.DT_FLOAT: np.float32, types_pb2.DT_UINT8: np.uint8}[tensor.dtype]
+        shape = [dim.size for dim in tensor.tensor_shape.dim]
+        return np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
+
+
+class ModelServer:
+    """A FakeModel behind a real gRPC server on a loopback port."""
+
+    def __init__(self, model: FakeModel | None = None, port: int = 0) -> None:
+        self.model = model or FakeModel()
+        options = [("grpc.max_receive_message_length", 1 << 30), ("grpc.so_reuseport", 0)]
+        self._server = grpc.server(futures.ThreadPoolExecutor(16), options=options)
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self.model, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self._server.start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        self._server.stop(0).wait()
+
+
+class PhotoServer:
+    """HTTP/1.1 on a loopback port, with whatever a test puts at a path."""
+
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.paths: dict = {}
+        self.asked: list = []
+        self.connections = 0
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self):
+                outer.connections += 1
+                super().setup()
+
+            def do_GET(self):
+                outer.asked.append((self.path, dict(self.headers)))
+                found = outer.paths.get(self.path)
+                if callable(found):
+                    found(self)
+                elif found is None:
+                    self.reply(404, b"no", {})
+                else:
+                    self.reply(*found) if isinstance(found, tuple) else self.reply(200, found, {})
+
+            def reply(self, status, body, headers):
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                    if value is not None:
+                        self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args):
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            daemon_threads = True
+
+            def handle_error(self, request, client_address):
+                pass  # a fetcher that cuts a connection is what some tests are about
+
+        self._server = Server((host, 0), Handler)
+        self.port = self._server.server_address[1]
+        self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class GatewayProcess:
+    """``clothing-gateway serve`` as a process of its own, on free ports."""
+
+    def __init__(self, server: str, *, prefix=(), wait_ready=True, **settings) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+        environment |= {
+            "TF_SERVING_HOST": server,
+            "GATEWAY_LISTEN_PORT": "0",
+            "GATEWAY_ADMIN_LISTEN_PORT": "0",
+            "GATEWAY_DRAIN_DELAY_SECONDS": "0",
+            "GATEWAY_MODEL_CHECK_SECONDS": "0.2",
+        }
+        environment |= {f"GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "clothing_gateway", "serve"],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: queue.SimpleQueue = queue.SimpleQueue()
+        self.log: list = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        listening = self.wait_for_line("listening")
+        self.port, self.admin_port, self.pid = listening["port"], listening["admin_port"], self.process.pid
+        if wait_ready:
+            self.wait_ready()
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.log.append(line)
+            with contextlib.suppress(ValueError):
+                self.lines.put(json.loads(line))
+
+    def wait_for_line(self, message, timeout=20):
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            try:
+                line = self.lines.get(timeout=0.1)
+            except queue.Empty:
+                if self.process.poll() is not None and self.lines.empty():
+                    break
+                continue
+            if line["message"].startswith(message):
+                return line
+        raise AssertionError(f"no line {message!r} in:\n{''.join(self.log)}")
+
+    def wait_ready(self, timeout=20):
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if self.admin("/readyz")[0] == 200:
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"not ready: {self.admin('/readyz')}\n{''.join(self.log)}")
+
+    def request(self, method, path, body=None, headers=None, *, port=None, timeout=20):
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, response.read(), response.headers
+        finally:
+            connection.close()
+
+    def post(self, path, body, kind="image/jpeg", **headers):
+        status, data, sent = self.request("POST", path, body, {"Content-Type": kind, **headers})
+        return status, json.loads(data), sent
+
+    def admin(self, path):
+        status, data, _ = self.request("GET", path, port=self.admin_port)
+        return status, data.decode()
+
+    def terminate(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+
+    def stop(self, timeout=20):
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        finally:
+            self._reader.join(5)
+            self.process.stderr.close()
+        return code
+
+
+def multipart(*parts, boundary="b0undary"):
+    """A form of files: (field, file name, data)."""
+    body = b""
+    for name, filename, data in parts:
+        body += (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{filename}"\r\n'
+            "Content-Type: image/jpeg\r\n\r\n"
+        ).encode()
+        body += data + b"\r\n"
+    return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
