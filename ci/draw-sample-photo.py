@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the photo that `helm test` sends: a pair of trousers on a light ground. It is drawn, so that no one's picture is published.
+"""Draws the photo that `helm test` sends, trousers on a light ground, so that no one's picture is published.
 
 Usage: ci/draw-sample-photo.py [FILE]      (charts/clothing-classifier/files/photo.png)
 """
@@ -13,6 +13,7 @@ TROUSERS = [(62, 20), (138, 20), (152, 180), (112, 180), (100, 75), (88, 180), (
 
 
 def draw() -> Image.Image:
+    """The photo, of 200 by 200 pixels."""
     photo = Image.new("RGB", (200, 200), (232, 228, 220))
     pencil = ImageDraw.Draw(photo)
     pencil.polygon(TROUSERS, fill=(52, 74, 120), outline=(30, 44, 78))

@@ -3,16 +3,20 @@
 Usage: predict.py GATEWAY_URL PHOTO LABELS      (LABELS is a JSON list)
 """
 
+# ruff: noqa: INP001, S310, T201 - a program of one file, given its address, that prints
+
 import json
 import math
 import sys
+from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 gateway, photo_file, labels = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-with open(photo_file, "rb") as file:
-    photo = file.read()
-head = b'--photo\r\nContent-Disposition: form-data; name="image"; filename="photo.png"\r\nContent-Type: image/png\r\n\r\n'
+photo = Path(photo_file).read_bytes()
+head = (
+    b'--photo\r\nContent-Disposition: form-data; name="image"; filename="photo.png"\r\nContent-Type: image/png\r\n\r\n'
+)
 form = head + photo + b"\r\n--photo--\r\n"
 
 for body, content_type in ((form, "multipart/form-data; boundary=photo"), (photo, "image/png")):
@@ -23,7 +27,9 @@ for body, content_type in ((form, "multipart/form-data; boundary=photo"), (photo
         sys.exit(f"FAILED: {content_type}: the gateway answered {error.code}: {error.read().decode(errors='replace')}")
     except (OSError, ValueError) as error:
         sys.exit(f"FAILED: {content_type}: {gateway} gave no answer: {error}")
-    if set(scores) != set(labels) or not all(isinstance(score, float) and math.isfinite(score) for score in scores.values()):
+    if set(scores) != set(labels) or not all(
+        type(score) is float and math.isfinite(score) for score in scores.values()
+    ):
         sys.exit(f"FAILED: {content_type}: expected a score for each of {labels}, got {scores}")
     print(f"{content_type}: {scores}")
 print("PASSED: every class has a score")

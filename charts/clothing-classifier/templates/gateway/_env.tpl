@@ -31,10 +31,17 @@
   (list "GATEWAY_IMAGE_SIZE" .Values.model.imageSize)
   (list "GATEWAY_MAX_BODY_BYTES" .Values.gateway.maxBodyBytes)
   (list "GATEWAY_MAX_PIXELS" .Values.gateway.maxPixels)
+  (list "GATEWAY_MAX_PHOTOS" .Values.gateway.maxPhotos)
   (list "GATEWAY_MAX_IN_FLIGHT" .Values.gateway.maxInFlight)
+  (list "GATEWAY_MAX_CONNECTIONS" .Values.gateway.maxConnections)
+  (list "GATEWAY_MAX_BUFFERED_BYTES" .Values.gateway.maxBufferedBytes)
   (list "GATEWAY_DECODE_SLOTS" .Values.gateway.decodeSlots)
+  (list "GATEWAY_DECODE_MEMORY_BYTES" .Values.gateway.decodeMemoryBytes)
+  (list "GATEWAY_PREDICT_BATCH_SIZE" .Values.gateway.predictBatchSize)
+  (list "GATEWAY_MODEL_CHECK_SECONDS" .Values.gateway.modelCheckSeconds)
   (list "GATEWAY_FETCH_TIMEOUT_SECONDS" .Values.gateway.fetch.timeoutSeconds)
-  (list "GATEWAY_FETCH_MAX_REDIRECTS" .Values.gateway.fetch.maxRedirects) }}
+  (list "GATEWAY_FETCH_MAX_REDIRECTS" .Values.gateway.fetch.maxRedirects)
+  (list "GATEWAY_FETCH_MAX_BYTES" .Values.gateway.fetch.maxBytes) }}
 {{- range $optional }}
 {{- $value := last . }}
 {{- if not (or (kindIs "invalid" $value) (eq (toString $value) "")) }}

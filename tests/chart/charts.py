@@ -1,0 +1,77 @@
+"""Renders the charts as an operator would, with the helm of ci/tools."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSIFIER = ROOT / "charts" / "clothing-classifier"
+PING = ROOT / "charts" / "ping"
+CHARTS = [CLASSIFIER, PING]
+EXAMPLES = sorted((ROOT / "Chart-values-examples").glob("*.yaml"))
+
+# The oldest and the newest Kubernetes that the charts are made for, and all between.
+KUBERNETES = [f"1.{minor}.0" for minor in range(29, 36)]
+
+Manifest = dict[str, Any]
+
+
+def values_files() -> list[tuple[Path, Path]]:
+    """Each chart with each file of values that the repository has for it."""
+    of_charts = [(chart, file) for chart in CHARTS for file in sorted((chart / "ci").glob("*-values.yaml"))]
+    return of_charts + [(CLASSIFIER, file) for file in EXAMPLES]
+
+
+def name(chart_and_file: tuple[Path, Path]) -> str:
+    chart, file = chart_and_file
+    return f"{chart.name}-{file.stem}"
+
+
+def tool(program: str) -> str:
+    found = shutil.which(program, path=str(ROOT / ".tools" / "bin")) or shutil.which(program)
+    assert found, f"{program} is missing: run ci/tools/install"
+    return found
+
+
+def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=50, **options)
+
+
+def helm_template(chart: Path, *options: str | Path, release: str = "demo") -> subprocess.CompletedProcess[str]:
+    return run(tool("helm"), "template", release, chart, "--namespace", "photos", *options)
+
+
+def render(chart: Path, *options: str | Path, release: str = "demo") -> str:
+    result = helm_template(chart, *options, release=release)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def manifests(chart: Path, *options: str | Path, release: str = "demo") -> list[Manifest]:
+    return [manifest for manifest in yaml.safe_load_all(render(chart, *options, release=release)) if manifest]
+
+
+def pods(objects: list[Manifest]) -> dict[str, Manifest]:
+    """The pod of each object that has one: its labels, annotations and spec."""
+    return {
+        f"{manifest['kind']} {manifest['metadata']['name']}": manifest
+        if manifest["kind"] == "Pod"
+        else manifest["spec"]["template"]
+        for manifest in objects
+        if manifest["kind"] in {"Pod", "Deployment"}
+    }
+
+
+def flatten(values: Manifest, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a values file by their paths; an empty map is a leaf."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            leaves |= flatten(value, f"{path}.")
+        else:
+            leaves[path] = value
+    return leaves

@@ -1,0 +1,108 @@
+"""The programs that the charts bring: the one that helm test runs, and ping."""
+
+import json
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from runpy import run_path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+from charts import CLASSIFIER, ROOT, run
+from PIL import Image
+
+PHOTO = CLASSIFIER / "files" / "photo.png"
+
+
+@contextmanager
+def serving(handler):
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def gateway(status, answer, seen):
+    class Gateway(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append((self.path, self.headers["Content-Type"], body))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    return Gateway
+
+
+def predict(status, answer):
+    seen = []
+    with serving(gateway(status, answer.encode(), seen)) as url:
+        result = run(sys.executable, CLASSIFIER / "files" / "predict.py", url, PHOTO, json.dumps(["a", "b"]))
+    return result, seen
+
+
+def test_the_test_sends_the_photo_as_a_form_and_as_a_body():
+    result, seen = predict(200, '{"a": 1.5, "b": -2.25}')
+    assert result.returncode == 0, result.stderr
+    assert "PASSED" in result.stdout
+    (form_path, form_type, form), (body_path, body_type, body) = seen
+    assert form_path == body_path == "/predict"
+    assert form_type.startswith("multipart/form-data; boundary=")
+    assert b'name="image"' in form
+    assert PHOTO.read_bytes() in form
+    assert body_type == "image/png"
+    assert body == PHOTO.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "message"),
+    [
+        (503, '{"title": "the model is away"}', 'the gateway answered 503: {"title": "the model is away"}'),
+        (200, '{"a": 1.5}', "expected a score for each of ['a', 'b'], got {'a': 1.5}"),
+        (200, '{"a": 1.5, "b": 1.0, "c": 1.0}', "expected a score for each"),
+        (200, '{"a": 1.5, "b": NaN}', "expected a score for each"),
+        (200, '{"a": 1.5, "b": "1"}', "expected a score for each"),
+        (200, "<html>", "gave no answer"),
+    ],
+)
+def test_the_test_fails_and_says_why(status, answer, message):
+    result, _ = predict(status, answer)
+    assert result.returncode == 1
+    assert "FAILED" in result.stderr
+    assert message in result.stderr
+
+
+def test_the_test_says_that_nobody_is_there():
+    result = run(sys.executable, CLASSIFIER / "files" / "predict.py", "http://127.0.0.1:9", PHOTO, '["a"]')
+    assert result.returncode == 1
+    assert "http://127.0.0.1:9 gave no answer" in result.stderr
+
+
+def test_the_photo_is_the_one_that_is_drawn_and_small(tmp_path):
+    drawn = tmp_path / "photo.png"
+    assert run(sys.executable, ROOT / "ci" / "draw-sample-photo.py", drawn).returncode == 0
+    with Image.open(PHOTO) as kept, Image.open(drawn) as fresh:
+        assert kept.size == fresh.size == (200, 200)
+        assert kept.tobytes() == fresh.tobytes()
+    assert PHOTO.stat().st_size < 20_000
+
+
+def test_ping_answers_pong_and_nothing_else(capfd):
+    with serving(run_path(str(ROOT / "ci" / "ping" / "ping.py"))["Ping"]) as url:
+        with urlopen(f"{url}/ping") as response:
+            assert response.read() == b"PONG"
+        with pytest.raises(HTTPError) as missing:
+            urlopen(f"{url}/other")
+        with missing.value as error:
+            assert error.code == 404
+            assert b"/ping" in error.read()
+    assert "GET /ping" in capfd.readouterr().err

@@ -1,0 +1,167 @@
+import shutil
+import tarfile
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+from charts import (
+    CHARTS,
+    CLASSIFIER,
+    KUBERNETES,
+    PING,
+    Manifest,
+    manifests,
+    name,
+    pods,
+    render,
+    run,
+    tool,
+    values_files,
+)
+
+
+@pytest.mark.parametrize("chart_and_file", values_files(), ids=name)
+def test_two_renders_are_identical(chart_and_file):
+    chart, file = chart_and_file
+    assert render(chart, "--values", file) == render(chart, "--values", file)
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.name)
+def test_a_new_chart_version_restarts_no_pod(chart, tmp_path):
+    newer = tmp_path / chart.name
+    shutil.copytree(chart, newer)
+    description = yaml.safe_load((newer / "Chart.yaml").read_text())
+    description["version"] = "99.0.0"
+    (newer / "Chart.yaml").write_text(yaml.safe_dump(description))
+    before, after = manifests(chart), manifests(newer)
+    assert before != after
+    assert [m["spec"] for m in before if m["kind"] == "Deployment"] == [
+        m["spec"] for m in after if m["kind"] == "Deployment"
+    ]
+
+
+def misses_of_restricted(pod: Manifest) -> list[str]:
+    """What Pod Security "restricted" has against the pod, and this project besides."""
+    spec = pod["spec"]
+    misses = [f"pod has {key}" for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)]
+    context = spec.get("securityContext", {})
+    if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
+        misses.append("may run as root")
+    if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        misses.append("no seccomp profile")
+    if spec.get("automountServiceAccountToken") is not False:
+        misses.append("gets a token")
+    if spec.get("enableServiceLinks") is not False:
+        misses.append("gets a variable for each Service of the namespace")
+    allowed = {
+        "configMap",
+        "emptyDir",
+        "secret",
+        "projected",
+        "downwardAPI",
+        "persistentVolumeClaim",
+        "csi",
+        "ephemeral",
+    }
+    misses += [f"volume {volume['name']}" for volume in spec.get("volumes", []) if not allowed & set(volume)]
+    for container in chain(spec.get("initContainers", []), spec["containers"]):
+        expected = {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        if container.get("securityContext") != expected:
+            misses.append(f"container {container['name']} is not confined")
+        if not container.get("resources", {}).get("limits", {}).get("memory"):
+            misses.append(f"container {container['name']} has no memory limit")
+    return misses
+
+
+@pytest.mark.parametrize("chart_and_file", values_files(), ids=name)
+def test_every_pod_is_what_pod_security_restricted_asks_for(chart_and_file):
+    chart, file = chart_and_file
+    found = pods(manifests(chart, "--values", file))
+    assert {what: misses_of_restricted(pod) for what, pod in found.items()} == {what: [] for what in found}
+    assert any(what.startswith("Pod ") for what in found), "helm test has no pod"
+
+
+def test_a_pod_that_is_not_restricted_is_noticed():
+    pod: Manifest = {
+        "spec": {"hostPID": True, "volumes": [{"name": "v", "hostPath": {}}], "containers": [{"name": "c"}]}
+    }
+    assert len(misses_of_restricted(pod)) == 8
+
+
+def test_registry_and_pull_secrets_reach_every_pod():
+    found = pods(
+        manifests(
+            CLASSIFIER,
+            "--set=global.imageRegistry=registry.example.com/team",
+            "--set=global.imagePullSecrets[0].name=registry",
+            "--set=server.image.registry=elsewhere",
+        )
+    )
+    assert len(found) == 3
+    for pod in found.values():
+        assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+        for container in pod["spec"]["containers"]:
+            assert container["image"].startswith("registry.example.com/team/clothing-")
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.name)
+def test_two_releases_share_no_object_and_no_pod(chart):
+    def names(release: str) -> set[str]:
+        return {f"{m['kind']} {m['metadata']['name']}" for m in manifests(chart, release=release)}
+
+    def labels(release: str) -> list[tuple[str, ...]]:
+        return [tuple(pod["metadata"]["labels"].values()) for pod in pods(manifests(chart, release=release)).values()]
+
+    assert not names("one") & names("two")
+    assert not set(labels("one")) & set(labels("two"))
+
+
+def test_services_select_the_pods_of_their_component_only():
+    objects = manifests(CLASSIFIER)
+    for service in (m for m in objects if m["kind"] == "Service"):
+        selector = service["spec"]["selector"].items()
+        selected = [what for what, pod in pods(objects).items() if selector <= pod["metadata"]["labels"].items()]
+        assert selected == [f"Deployment {service['metadata']['name'].removesuffix('-headless')}"]
+
+
+def test_every_port_a_service_names_is_there():
+    for chart in CHARTS:
+        objects = manifests(chart)
+        for service in (m for m in objects if m["kind"] == "Service"):
+            deployment = service["metadata"]["name"].removesuffix("-headless")
+            containers = pods(objects)[f"Deployment {deployment}"]["spec"]["containers"]
+            ports = {port["name"] for container in containers for port in container["ports"]}
+            assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+
+
+def test_no_blank_line_is_left_by_a_template():
+    for chart, file in values_files():
+        lines = render(chart, "--values", file).splitlines()
+        program = [line for line in (CLASSIFIER / "files" / "predict.py").read_text().splitlines() if not line]
+        assert len([line for line in lines if not line.strip()]) <= len(program), file
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_the_drain_is_what_the_cluster_knows(version):
+    server = pods(manifests(CLASSIFIER, "--kube-version", version))["Deployment demo-clothing-classifier-server"]
+    action = server["spec"]["containers"][0]["lifecycle"]["preStop"]
+    assert list(action) == (["exec"] if version == "1.29.0" else ["sleep"])
+
+
+def test_a_chart_package_holds_no_tests_and_all_templates(tmp_path: Path):
+    for chart in CHARTS:
+        assert run(tool("helm"), "package", chart, "--destination", tmp_path).returncode == 0
+        with tarfile.open(next(tmp_path.glob(f"{chart.name}-*.tgz"))) as package:
+            files = {file.split("/", 1)[1] for file in package.getnames()}
+        templates = {str(file.relative_to(chart)) for file in (chart / "templates").rglob("*") if file.is_file()}
+        assert templates <= files
+        assert not [file for file in files if file.startswith(("tests/", "ci/"))]
+
+
+def test_ping_has_one_pod_and_one_test():
+    assert set(pods(manifests(PING))) == {"Deployment demo-ping", "Pod demo-ping-test"}

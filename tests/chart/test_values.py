@@ -1,0 +1,234 @@
+"""Every value is documented, typed, used by a template and set by a test; and what can't be meant is refused."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from charts import CHARTS, CLASSIFIER, EXAMPLES, PING, ROOT, flatten, helm_template, run, tool
+
+by_chart = pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.name)
+
+
+def defaults(chart: Path) -> dict[str, Any]:
+    return flatten(yaml.safe_load((chart / "values.yaml").read_text()))
+
+
+def values_in_use(chart: Path) -> Iterator[dict[str, Any]]:
+    """All that the suites, the ci files and the examples set."""
+    for suite in (chart / "tests").glob("*_test.yaml"):
+        for test in yaml.safe_load(suite.read_text())["tests"]:
+            yield flatten(test.get("set", {}))
+    for file in (*(chart / "ci").glob("*-values.yaml"), *(EXAMPLES if chart == CLASSIFIER else [])):
+        yield flatten(yaml.safe_load(file.read_text()) or {})
+
+
+def resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    reference = node.get("$ref")
+    return schema["$defs"][reference.removeprefix("#/$defs/")] if reference else node
+
+
+def schema_paths(
+    schema: dict[str, Any], node: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, child in node.get("properties", {}).items():
+        resolved = resolve(schema, child)
+        yield f"{prefix}{key}", resolved
+        yield from schema_paths(schema, resolved, f"{prefix}{key}.")
+
+
+@by_chart
+def test_the_readme_is_made_from_the_values(chart, tmp_path):
+    copy = tmp_path / chart.name
+    shutil.copytree(chart, copy)
+    (copy / "README.md").unlink()
+    result = run(
+        tool("helm-docs"), "--log-level=error", "--chart-search-root", copy, "--sort-values-order=file", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert (copy / "README.md").read_text() == (chart / "README.md").read_text(), (
+        "README.md is stale: run .tools/bin/helm-docs --chart-search-root charts --sort-values-order file"
+    )
+
+
+@by_chart
+def test_every_value_is_documented(chart):
+    rows = re.findall(r"^\| ([\w.]+) \| [^|]+ \| .+ \| (.*) \|$", (chart / "README.md").read_text(), re.MULTILINE)
+    documented = {key for key, text in rows if text.strip()}
+    undocumented = {
+        key for key in defaults(chart) if not any(key == row or key.startswith(f"{row}.") for row in documented)
+    }
+    assert documented
+    assert undocumented == set()
+
+
+@by_chart
+def test_the_schema_has_every_value_and_no_other(chart):
+    schema = json.loads((chart / "values.schema.json").read_text())
+    known = dict(schema_paths(schema, schema))
+    # A map that is the operator's own is typed as a whole.
+    missing = {
+        key for key in defaults(chart) if key not in known and not any(key.startswith(f"{path}.") for path in known)
+    }
+    assert missing == set()
+    for parents_own in ("enabled",):  # a parent chart's condition
+        known.pop(parents_own)
+    values = yaml.safe_load((chart / "values.yaml").read_text())
+    pass_through = ("resources.", "behavior.", "affinity.")
+    for path in known:
+        node: Any = values
+        for key in path.split("."):
+            if not isinstance(node, dict) or key not in node:
+                assert path == "global" or any(part in f"{path}." for part in pass_through), f"{path} is no value"
+                break
+            node = node[key]
+
+
+@by_chart
+def test_the_schema_takes_no_unknown_key_anywhere(chart):
+    schema = json.loads((chart / "values.schema.json").read_text())
+    assert schema["additionalProperties"] is False
+    for path, node in schema_paths(schema, schema):
+        if "properties" in node and path != "global":
+            assert node["additionalProperties"] is False, path
+
+
+@by_chart
+def test_every_value_is_used_by_a_template(chart):
+    text = "\n".join(file.read_text() for file in (chart / "templates").rglob("*") if file.is_file())
+    for key in defaults(chart):
+        # TensorFlow Serving's flags are passed by one loop, and resources as they are.
+        used = [part for part in ("server.flags", "resources") if f"{part}." in key] or [key]
+        last = used[0].rsplit(".", 1)[-1]
+        assert re.search(rf"\.{last}\b", text), f"{key} is used by no template"
+
+
+@by_chart
+def test_every_value_is_set_by_a_test(chart):
+    tried: set[str] = set()
+    for values in values_in_use(chart):
+        tried |= set(values)
+
+    def is_set(key: str) -> bool:
+        # A suite may set a map as a whole or a key below: image as well as image.tag.
+        return any(key == other or other.startswith(f"{key}.") or key.startswith(f"{other}.") for other in tried)
+
+    assert {key for key in defaults(chart) if not is_set(key)} == set()
+
+
+def refusal(chart: Path, values: str, tmp_path: Path) -> str:
+    file = tmp_path / "values.yaml"
+    file.write_text(values)
+    result = helm_template(chart, "--values", file)
+    assert result.returncode != 0, f"{values} was taken"
+    return result.stderr
+
+
+REFUSED = [
+    ("server: {image: {tag: latest}}", "at '/server/image/tag': 'not' failed"),
+    ("gateway: {image: {tag: latest}}", "at '/gateway/image/tag': 'not' failed"),
+    ("server: {image: {tag: latest-gpu}}", "at '/server/image/tag': 'not' failed"),
+    ("server: {image: {tag: 1.0}}", "at '/server/image/tag': got number, want string"),
+    ("server: {image: {digest: abc}}", "at '/server/image/digest': 'abc' does not match pattern"),
+    ("server: {image: {pullPolicy: Sometimes}}", "at '/server/image/pullPolicy': value must be one of"),
+    ("server: {image: {repository: 'a:b'}}", "at '/server/image/repository': 'a:b' does not match pattern"),
+    ("model: {labels: []}", "at '/model/labels': minItems: got 0, want 1"),
+    ("model: {labels: ['']}", "at '/model/labels/0': minLength: got 0, want 1"),
+    ("model: {labels: [shirt, shirt]}", "at '/model/labels': items at 0 and 1 are equal"),
+    ("model: {labels: [yes]}", "at '/model/labels/0': got boolean, want string"),
+    ("model: {labels: 'a,b'}", "at '/model/labels': got string, want array"),
+    (
+        "model: {preprocessing: resnet}",
+        "at '/model/preprocessing': value must be one of 'tf', 'caffe', 'torch', 'none'",
+    ),
+    ("model: {version: v1}", "at '/model/version'"),
+    ("model: {version: -1}", "at '/model/version'"),
+    ("model: {imageSize: 299x}", "at '/model/imageSize'"),
+    ("model: {nam: a}", "at '/model': additional properties 'nam' not allowed"),
+    ("replicaCount: 2", "additional properties 'replicaCount' not allowed"),
+    (
+        "server: {flags: {max_num_load_retry: 1}}",
+        "at '/server/flags': additional properties 'max_num_load_retry' not allowed",
+    ),
+    (
+        "server: {flags: {enable_profiler: 'yes'}}",
+        "at '/server/flags/enable_profiler': got string, want null or boolean",
+    ),
+    ("server: {gpu: {count: 0}}", "at '/server/gpu/count': minimum: got 0, want 1"),
+    ("server: {gpu: {resourceName: gpu}}", "at '/server/gpu/resourceName': 'gpu' does not match pattern"),
+    ("server: {gpu: {memoryFraction: 1.5}}", "at '/server/gpu/memoryFraction': maximum: got 1.5, want 1"),
+    ("server: {rollout: {mode: fast}}", "at '/server/rollout/mode': value must be one of"),
+    ("server: {extraArgs: ['model']}", "at '/server/extraArgs/0': 'model' does not match pattern"),
+    ("server: {replicas: -1}", "at '/server/replicas': minimum: got -1, want 0"),
+    ("server: {resources: {limits: {memory: 2 GB}}}", "at '/server/resources/limits/memory'"),
+    ("server: {nodeSelector: {gpu: true}}", "at '/server/nodeSelector/gpu': got boolean, want string"),
+    ("server: {podAnnotations: {a: 1}}", "at '/server/podAnnotations/a': got number, want string"),
+    ("server: {topologySpreadConstraints: [{maxSkew: 1}]}", "missing properties 'topologyKey', 'whenUnsatisfiable'"),
+    ("gateway: {extraEnv: [{value: a}]}", "at '/gateway/extraEnv/0': missing property 'name'"),
+    ("gateway: {extraEnv: [{name: A, value: 1}]}", "at '/gateway/extraEnv/0/value': got number, want string"),
+    ("gateway: {requestTimeoutSeconds: 0}", "at '/gateway/requestTimeoutSeconds': exclusiveMinimum: got 0, want 0"),
+    (
+        "gateway: {fetch: {allowedNetworks: [10.0.0.1]}}",
+        "at '/gateway/fetch/allowedNetworks/0': '10.0.0.1' does not match pattern",
+    ),
+    ("gateway: {fetch: {allowedPorts: []}}", "at '/gateway/fetch/allowedPorts': minItems: got 0, want 1"),
+    ("gateway: {service: {type: ExternalName}}", "at '/gateway/service/type': value must be one of"),
+    ("gateway: {service: {port: 70000}}", "at '/gateway/service/port': maximum: got 70,000, want 65,535"),
+    ("gateway: {pdb: {maxUnavailable: half}}", "at '/gateway/pdb/maxUnavailable'"),
+    ("gateway: {autoscaling: {maxReplicas: 0}}", "at '/gateway/autoscaling/maxReplicas': minimum: got 0, want 1"),
+    ("gateway: {ingress: {path: photos}}", "at '/gateway/ingress/path': 'photos' does not match pattern"),
+    ("fullnameOverride: Photos", "at '/fullnameOverride': 'Photos' does not match pattern"),
+    ("global: {imagePullSecrets: [registry]}", "at '/global/imagePullSecrets/0': got string, want object"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), REFUSED, ids=[values for values, _ in REFUSED])
+def test_what_cannot_be_meant_is_refused(values, message, tmp_path):
+    assert message in refusal(CLASSIFIER, values, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("image: {tag: latest}", "at '/image/tag': 'not' failed"),
+        ("service: {type: None}", "at '/service/type': value must be one of"),
+        ("image: {name: ping}", "at '/image': additional properties 'name' not allowed"),
+    ],
+)
+def test_ping_refuses_what_cannot_be_meant(values, message, tmp_path):
+    assert message in refusal(PING, values, tmp_path)
+
+
+@by_chart
+def test_a_parent_chart_may_have_global_values_and_a_condition(chart, tmp_path):
+    file = tmp_path / "values.yaml"
+    file.write_text("global: {domain: example.com}\nenabled: true\n")
+    assert helm_template(chart, "--values", file).returncode == 0
+
+
+def test_the_chart_works_within_another(tmp_path):
+    parent = tmp_path / "parent"
+    shutil.copytree(CLASSIFIER, parent / "charts" / CLASSIFIER.name)
+    dependency = {"name": CLASSIFIER.name, "version": "*", "condition": f"{CLASSIFIER.name}.enabled"}
+    chart = {"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": [dependency]}
+    (parent / "Chart.yaml").write_text(yaml.safe_dump(chart))
+    (parent / "values.yaml").write_text(
+        "global: {imageRegistry: registry.example.com}\nclothing-classifier: {enabled: true}\n"
+    )
+    result = helm_template(parent)
+    assert result.returncode == 0, result.stderr
+    assert "registry.example.com/clothing-gateway:" in result.stdout
+
+
+def test_every_setting_of_the_gateway_has_a_value():
+    text = (ROOT / "gateway" / "src" / "clothing_gateway" / "settings.py").read_text()
+    settings = set(re.findall(r'"((?:GATEWAY|TF_SERVING)_[A-Z_]+)"', text))
+    template = (CLASSIFIER / "templates" / "gateway" / "_env.tpl").read_text()
+    given = set(re.findall(r"\b(?:GATEWAY|TF_SERVING)_[A-Z_]+\b", template))
+    # Where to listen is the image's affair: the chart's ports are the image's.
+    own = {"GATEWAY_LISTEN_HOST", "GATEWAY_LISTEN_PORT", "GATEWAY_ADMIN_LISTEN_PORT"}
+    assert settings - own == given
