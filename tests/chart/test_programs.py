@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+from base64 import b64encode
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from runpy import run_path
@@ -43,10 +44,14 @@ def gateway(status, answer, seen):
     return Gateway
 
 
+def in_base64(file):
+    return b64encode(file.read_bytes()).decode()
+
+
 def predict(status, answer):
     seen = []
     with serving(gateway(status, answer.encode(), seen)) as url:
-        result = run(sys.executable, CLASSIFIER / "files" / "predict.py", url, PHOTO, json.dumps(["a", "b"]))
+        result = run(sys.executable, CLASSIFIER / "files" / "predict.py", url, in_base64(PHOTO), json.dumps(["a", "b"]))
     return result, seen
 
 
@@ -82,7 +87,7 @@ def test_the_test_fails_and_says_why(status, answer, message):
 
 
 def test_the_test_says_that_nobody_is_there():
-    result = run(sys.executable, CLASSIFIER / "files" / "predict.py", "http://127.0.0.1:9", PHOTO, '["a"]')
+    result = run(sys.executable, CLASSIFIER / "files" / "predict.py", "http://127.0.0.1:9", in_base64(PHOTO), '["a"]')
     assert result.returncode == 1
     assert "http://127.0.0.1:9 gave no answer" in result.stderr
 

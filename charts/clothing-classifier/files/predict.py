@@ -1,6 +1,6 @@
 """Sends a photo to the gateway, as a form's file and as a plain body, and sees that each class gets a score.
 
-Usage: predict.py GATEWAY_URL PHOTO LABELS      (LABELS is a JSON list)
+Usage: predict.py GATEWAY_URL PHOTO LABELS      (PHOTO in base64, LABELS a JSON list)
 """
 
 # ruff: noqa: INP001, S310, T201 - a program of one file, given its address, that prints
@@ -8,12 +8,11 @@ Usage: predict.py GATEWAY_URL PHOTO LABELS      (LABELS is a JSON list)
 import json
 import math
 import sys
-from pathlib import Path
+from base64 import b64decode
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-gateway, photo_file, labels = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-photo = Path(photo_file).read_bytes()
+gateway, photo, labels = sys.argv[1], b64decode(sys.argv[2]), json.loads(sys.argv[3])
 head = (
     b'--photo\r\nContent-Disposition: form-data; name="image"; filename="photo.png"\r\nContent-Type: image/png\r\n\r\n'
 )
