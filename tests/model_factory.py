@@ -8,6 +8,7 @@ photos' seed, and the scores that Keras itself gives for them.
 
 import argparse
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,12 @@ def make_model(
         import keras
     model = build(keras, input_name, output_name, size, classes, seed)
     scores = np.asarray(model(photos(size), training=False))
-    if kind == "keras2":
+    if kind in ("keras2", "keras3-h5"):
         path = folder / "model.h5"
-        model.save(path)
-        _as_the_course_saved_it(path)
-    elif kind == "keras3-h5":
-        path = folder / "model.h5"
-        model.save(path)
+        with warnings.catch_warnings(action="ignore"):  # that .h5 is old: just so
+            model.save(path)
+        if kind == "keras2":
+            _as_the_course_saved_it(path)
     elif kind in ("keras2-keras", "keras3"):
         path = folder / "model.keras"
         model.save(path)

@@ -144,10 +144,10 @@ def _load_keras_3(source: Source) -> KerasModel:
     if keras.backend.backend() != "tensorflow":
         raise ModelError(f"Keras runs on {keras.backend.backend()} here: set KERAS_BACKEND=tensorflow and run again")
     model = _guarded(source, lambda: keras.models.load_model(source.path, compile=False))
-    # A functional model's inputs carry the names of their layers; its outputs, those of the layers that made them.
     inputs = [tensor.name for tensor in model.inputs]
+    outputs = list(getattr(model, "output_names", ())) or [model.layers[-1].name]  # a Sequential has no output_names
     variables = [variable.value for variable in model.variables]
-    return _described(source, model, f"Keras {keras.__version__}", variables, inputs, list(model.output_names))
+    return _described(source, model, f"Keras {keras.__version__}", variables, inputs, outputs)
 
 
 def _guarded(source: Source, load_model: Callable[[], Any]) -> Any:

@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import logging
+import os
+import signal
 import sys
 from importlib import metadata
 
@@ -38,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     )
     for note in notes:
         logging.getLogger(__name__).info(note)
+    # Importing TensorFlow takes seconds, in which a PID 1 without a handler would not end on SIGTERM.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from clothing_model.server import app
 
     return app.serve(parsed)
