@@ -102,5 +102,6 @@ def transfer(name: str, classes: int, size: int, weights: Path | None, dropout: 
 
 def with_input_size(model: keras.Model, size: int) -> keras.Model:
     """The same weights behind an input of fixed size, ``(-1, size, size, 3)``: what a server's signature states."""
-    inputs = keras.Input((size, size, 3), name="photo")
-    return keras.Model(inputs, model(inputs, training=False), name=model.name)
+    fixed = keras.models.clone_model(model, input_tensors=keras.Input((size, size, 3), name="photo"))
+    fixed.set_weights(model.get_weights())
+    return fixed
