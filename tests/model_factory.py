@@ -7,6 +7,7 @@ photos' seed, and the scores that Keras itself gives for them.
 """
 
 import argparse
+import importlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -51,11 +52,7 @@ def make_model(
 ) -> Path:
     """Write a model into the folder and return its path: a file, or for `savedmodel` the folder itself."""
     folder.mkdir(parents=True, exist_ok=True)
-    keras: Any
-    if kind.startswith("keras2"):
-        import tf_keras as keras
-    else:
-        import keras
+    keras: Any = importlib.import_module("tf_keras" if kind.startswith("keras2") else "keras")
     model = build(keras, input_name, output_name, size, classes, seed)
     scores = np.asarray(model(photos(size), training=False))
     if kind in ("keras2", "keras3-h5"):

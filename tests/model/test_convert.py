@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MODELS, Made
 from model_factory import expected, make_model, photos
+from served import MODELS, Made
 
 from clothing_model import savedmodel, warmup
 from clothing_model.cli import main

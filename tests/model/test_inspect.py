@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import MODELS, Made
+from served import MODELS, Made
 
 from clothing_model import savedmodel
 from clothing_model.cli import main

@@ -10,36 +10,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from conftest import MODELS, Made, Server
-from model_factory import expected, photos
-
-
-def request(made: Made, count: int = 2, **changes: Any) -> Any:
-    from tensorflow.core.framework import tensor_pb2
-    from tensorflow_serving.apis import predict_pb2
-
-    message = predict_pb2.PredictRequest()
-    message.model_spec.name = changes.get("model", made.name)
-    message.model_spec.signature_name = changes.get("signature", "serving_default")
-    array = changes.get("array", photos(made.size)[:count])
-    dtype = {"float32": 1, "float64": 2, "uint8": 4}[str(array.dtype)]
-    tensor = tensor_pb2.TensorProto(dtype=dtype, tensor_content=array.tobytes())
-    for size in changes.get("shape", array.shape):
-        tensor.tensor_shape.dim.add(size=size)
-    for name in changes.get("inputs", [made.input_name]):
-        message.inputs[name].CopyFrom(tensor)
-    return message
-
-
-def scores_of(made: Made) -> np.ndarray[Any, Any]:
-    return expected(made.version.parents[2] / "made" / made.name)
-
-
-def refused(call: Any, message: Any, **options: Any) -> grpc.RpcError:
-    with pytest.raises(grpc.RpcError) as caught:
-        call(message, timeout=options.pop("timeout", 60), **options)
-    return caught.value
-
+from model_factory import photos
+from served import MODELS, Made, Server, refused, request, scores_of
 
 # Answers
 
@@ -96,7 +68,7 @@ def test_metadata(server: Server) -> None:
             wrong.metadata_field.append("graph")
         else:
             wrong.model_spec.name = "bathroom"
-        assert refused(server.prediction().GetModelMetadata, wrong).code().name == code
+        assert refused(server.prediction().GetModelMetadata, wrong).code.name == code
 
 
 def test_status(server: Server) -> None:
@@ -109,11 +81,11 @@ def test_status(server: Server) -> None:
     assert (status.version, status.state, status.status.error_code) == (1, status.AVAILABLE, 0)
     message.model_spec.version.value = 9
     error = refused(stub.GetModelStatus, message)
-    assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "Could not find version 9 of model course")
+    assert (error.code, error.details) == (grpc.StatusCode.NOT_FOUND, "Could not find version 9 of model course")
     message.model_spec.name = "nobody"
     message.model_spec.ClearField("version_choice")
     error = refused(stub.GetModelStatus, message)
-    assert error.details() == "Could not find any versions of model nobody"
+    assert error.details == "Could not find any versions of model nobody"
 
 
 def test_health(server: Server) -> None:
@@ -123,7 +95,7 @@ def test_health(server: Server) -> None:
     for service in ("", "ModelService", "PredictionService"):
         answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=60)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    assert refused(stub.Check, health_pb2.HealthCheckRequest(service="other")).code() == grpc.StatusCode.NOT_FOUND
+    assert refused(stub.Check, health_pb2.HealthCheckRequest(service="other")).code == grpc.StatusCode.NOT_FOUND
 
 
 # Refusals, in TensorFlow Serving's words (predict_util.cc, basic_manager.cc, server_core.cc)
@@ -153,40 +125,40 @@ def test_refused_predict(
     server: Server, models: dict[str, Made], changes: dict[str, Any], code: str, details: str
 ) -> None:
     error = refused(server.prediction().Predict, request(models["course"], **changes))
-    assert error.code().name == code
-    assert re.match(details, error.details()) or (details == "50" and "50" in error.details())
-    assert len(error.details()) <= 1024 + len("...TRUNCATED")
+    assert error.code.name == code
+    assert re.match(details, error.details) or (details == "50" and "50" in error.details)
+    assert len(error.details) <= 1024 + len("...TRUNCATED")
 
 
 def test_refused_version_label_and_filter(server: Server, models: dict[str, Made]) -> None:
     message = request(models["course"])
     message.model_spec.version.value = 3
     error = refused(server.prediction().Predict, message)
-    assert error.code() == grpc.StatusCode.NOT_FOUND
-    assert error.details() == "Servable not found for request: Specific(course, 3)"
+    assert error.code == grpc.StatusCode.NOT_FOUND
+    assert error.details == "Servable not found for request: Specific(course, 3)"
     message.model_spec.version_label = "canary"
     error = refused(server.prediction().Predict, message)
-    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert error.details() == "Unrecognized servable version label: canary"
+    assert error.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details == "Unrecognized servable version label: canary"
     for names, text in {
         ("other",): "output tensor alias not found",
         ("dense_7", "dense_7"): "duplicate output",
     }.items():
         message = request(models["course"])
         message.output_filter.extend(names)
-        assert text in refused(server.prediction().Predict, message).details()
+        assert text in refused(server.prediction().Predict, message).details
 
 
 def test_other_services_say_so(server: Server) -> None:
     from tensorflow_serving.apis import classification_pb2
 
     error = refused(server.prediction().Classify, classification_pb2.ClassificationRequest())
-    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert error.code == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_deadline(server: Server, models: dict[str, Made]) -> None:
     error = refused(server.prediction().Predict, request(models["exported"]), timeout=0.001)
-    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert server.prediction().Predict(request(models["exported"]), timeout=60).outputs
 
 

@@ -12,10 +12,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from conftest import Made, Starter
 from model_factory import expected, make_model, photos
-from test_serve import refused, request
-from test_serve_parts import manager_of
+from served import Made, Starter, manager_of, refused, request
 
 from clothing_model.cli import main
 
@@ -110,7 +108,7 @@ def test_sigterm_finishes_what_is_begun(serve: Starter, models: dict[str, Made])
     assert len(begun.result().outputs["output_0"].float_val) == 64 * 20
     assert server.process.wait(60) == 0
     assert "Stopped" in server.text
-    assert refused(stub.Predict, message).code() == grpc.StatusCode.UNAVAILABLE
+    assert refused(stub.Predict, message).code == grpc.StatusCode.UNAVAILABLE
 
 
 def test_sigterm_before_the_model(serve: Starter, tmp_path: Path) -> None:
@@ -250,9 +248,9 @@ def test_config_file_policies_and_labels(serve: Starter, models: dict[str, Made]
     assert server.model_service().HandleReloadConfigRequest(reload, timeout=60).status.error_code == 0
     message = request(made, model="renamed")
     assert stub.Predict(message, timeout=60).model_spec.version.value == 1
-    assert "Servable not found for request: Latest(course)" in refused(stub.Predict, request(made)).details()
+    assert "Servable not found for request: Latest(course)" in refused(stub.Predict, request(made)).details
     empty = model_management_pb2.ReloadConfigRequest()
-    assert refused(server.model_service().HandleReloadConfigRequest, empty).code().name == "INVALID_ARGUMENT"
+    assert refused(server.model_service().HandleReloadConfigRequest, empty).code.name == "INVALID_ARGUMENT"
 
 
 def test_a_taken_port_is_an_error(serve: Starter, models: dict[str, Made]) -> None:

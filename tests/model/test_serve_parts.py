@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from served import FakeServable, free_port, manager_of
 
 from clothing_model.cli import main
 from clothing_model.cpus import available_cpus
@@ -150,7 +151,6 @@ def test_ssl_config(tmp_path: Path) -> None:
 def test_tls(tmp_path: Path) -> None:
     """A certificate of our own, and a client that trusts it alone; without a certificate of its own it gets no word."""
     import grpc
-    from conftest import free_port
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     from clothing_model.server import grpc_api
@@ -239,32 +239,6 @@ def test_text_tensors() -> None:
     assert tensors.to_json("score", np.array([0.1, 1.0, 1e-7], np.float32)) == [0.1, 1.0, 1e-07]
     with pytest.raises(Exception, match="Unable to base64 decode"):
         tensors.from_json("photo", [{"b64": "%"}], tf.string)
-
-
-def manager_of(tmp_path: Path, load: Any, **given: Any) -> Any:
-    from tensorflow_serving.config import model_server_config_pb2
-
-    from clothing_model.server.manager import Manager
-    from clothing_model.server.servable import Settings
-
-    config = model_server_config_pb2.ModelServerConfig()
-    config.model_config_list.config.add(name="m", base_path=str(tmp_path), model_platform="tensorflow")
-    settings = Flags(**{"model_base_path": str(tmp_path), "enable_model_warmup": False, **given})
-    manager = Manager(settings, Settings.of(settings), load)
-    manager.configure(config)
-    return manager
-
-
-class FakeServable:
-    """Stands for TensorFlow, where only the order of events counts."""
-
-    def __init__(self, name: str, version: int, path: Path, _: Any) -> None:
-        if (path / "broken").exists():
-            raise RuntimeError("broken")
-        self.name, self.version, self.closed = name, version, False
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def test_a_version_in_use_stays_until_its_last_request(tmp_path: Path) -> None:
