@@ -39,7 +39,9 @@ def image_bytes(size=(40, 30), kind="JPEG", mode="RGB", seed=1, **save):
     pixels = small.repeat(4, 0).repeat(4, 1)[: size[1], : size[0]]
     image = Image.fromarray(pixels[:, :, 0] if bands == 1 else pixels)
     if image.mode != mode:
-        image = image.convert(mode) if mode in ("P", "1", "I;16", "L") else Image.frombytes(mode, size, pixels.tobytes())
+        image = (
+            image.convert(mode) if mode in ("P", "1", "I;16", "L") else Image.frombytes(mode, size, pixels.tobytes())
+        )
     out = io.BytesIO()
     image.save(out, kind, **save)
     return out.getvalue()
@@ -224,10 +226,14 @@ class GatewayProcess:
         self.log: list = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        listening = self.wait_for_line("listening")
-        self.port, self.admin_port, self.pid = listening["port"], listening["admin_port"], self.process.pid
-        if wait_ready:
-            self.wait_ready()
+        try:
+            listening = self.wait_for_line("listening")
+            self.port, self.admin_port, self.pid = listening["port"], listening["admin_port"], self.process.pid
+            if wait_ready:
+                self.wait_ready()
+        except AssertionError:
+            self.stop()
+            raise
 
     def _read(self):
         for line in self.process.stderr:

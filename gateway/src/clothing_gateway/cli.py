@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -130,10 +131,11 @@ def _serve(settings: Settings, sources: dict[str, str], warnings: list[str], *, 
             _say(f"warning: {warning}")
         return DONE
     # Not at the top: `--help` and `--print-config` need neither gRPC nor Flask.
-    from clothing_gateway import logs
+    from clothing_gateway import logs, resources
     from clothing_gateway.server import Gateway, StartError
 
     logger = logs.set_up(settings.log_level)
+    resources.bound_heap()
     for warning in warnings:
         logger.warning(warning)
     try:
@@ -159,6 +161,8 @@ class _Times:
 
 
 def _classify(settings: Settings, options: argparse.Namespace) -> int:
+    # What fails is said once, as the command's error, and not by the log as well.
+    logging.getLogger("clothing_gateway").addHandler(logging.NullHandler())
     times = _Times()
     is_url = options.photo.startswith(("http://", "https://"))
     if options.gateway is not None:

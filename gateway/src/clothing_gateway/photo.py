@@ -32,11 +32,9 @@ from clothing_gateway.errors import BrokenImage, NotAnImage, TooManyPixels
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 # Measured peak of memory while decoding and converting to RGB, in bytes per pixel, rounded up;
-# tests/gateway/test_photo.py measures again. Pillow holds RGB in 4 bytes; the coefficients of a JPEG in several scans,
-# a second copy in another mode, and WebP's canvases come on top.
-_COST = {"JPEG": 5, "PNG": 9, "WEBP": 17, "GIF": 6, "BMP": 9}
-_COST_OTHER_MODE = 5
-_COST_SEVERAL_SCANS = 6
+# tests/gateway/test_photo.py measures again. Pillow holds RGB in 4 bytes, a second copy in another mode and WebP's
+# canvases come on top.
+_COST = {"PNG": 9, "WEBP": 17, "GIF": 6, "BMP": 9}
 # Small photos cost more per pixel than large ones: buffers that don't grow with the picture.
 _COST_FLAT = 1 << 20
 
@@ -76,11 +74,7 @@ def read_header(data: bytes, max_pixels: int, max_cost: int) -> Header:
     else:
         image = _open(data)
         size = image.size
-        cost = _COST[kind]
-        if kind == "JPEG":
-            cost += (_COST_OTHER_MODE if image.mode != "RGB" else 0) + (
-                _COST_SEVERAL_SCANS if _has_several_scans(data) else 0
-            )
+        cost = _COST[kind] if kind != "JPEG" else _jpeg_cost(image.mode, several_scans=_has_several_scans(data))
     header = Header(kind, *size, cost=size[0] * size[1] * cost + _COST_FLAT, image=image)
     if header.pixels > max_pixels:
         raise TooManyPixels(
@@ -98,7 +92,7 @@ def decode(data: bytes, header: Header, size: tuple[int, int] | None) -> Pixels 
 
     With no size the photo is decoded all the same, to know that it can be, and thrown away.
     """
-    image = header.image or _open(data)
+    opened = image = header.image or _open(data)
     try:
         if image.mode != "RGB":
             image = image.convert("RGB")
@@ -110,6 +104,8 @@ def decode(data: bytes, header: Header, size: tuple[int, int] | None) -> Pixels 
     except Exception as error:  # noqa: BLE001
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError and others over bad bytes.
         raise BrokenImage(cause=f"{type(error).__name__}: {error}") from None
+    finally:
+        opened.close()  # its pixels are free before the next photo's turn, not when the last name of it goes
 
 
 def _open(data: bytes) -> Image.Image:
@@ -151,6 +147,14 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         if chunk == b"VP8X":
             return int.from_bytes(start[4:7], "little") + 1, int.from_bytes(start[7:10], "little") + 1
     raise BrokenImage(cause="no WebP header")
+
+
+def _jpeg_cost(mode: str, *, several_scans: bool) -> int:
+    """Bytes per pixel while a JPEG is decoded (in several scans: with all its coefficients), then converted."""
+    bands, decoded = {"RGB": (3, 4), "L": (1, 1)}.get(mode, (4, 4))
+    decoding = decoded + (2 * bands if several_scans else 0)
+    converting = decoded + (0 if mode == "RGB" else 4)
+    return max(decoding, converting) + 1
 
 
 def _has_several_scans(data: bytes) -> bool:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from pathlib import Path
+
+# glibc, malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
@@ -22,3 +26,18 @@ def available_cores(cpu_max: Path = _CGROUP_CPU_MAX) -> int:
     except (OSError, ValueError):
         pass  # no cgroup v2 here: the CPU set is all there is to know
     return max(cores, 1)
+
+
+def bound_heap() -> bool:
+    """Make glibc give a photo's memory back when it is decoded; False where there is another C library.
+
+    Left alone, glibc takes Pillow's blocks of 16 MB from the heap as soon as it has seen one freed, and each thread's
+    heap keeps what it once grew to: 16 photos of 24 megapixels, decoded one after another, left 1.4 GB. With a fixed
+    threshold, blocks of 4 MB and more are mapped and unmapped; what is smaller (a photo's tensor has 1 MB) stays in two
+    heaps, which don't shrink below 64 MB, so that an ordinary photo costs no page faults.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return all((mallopt(_M_MMAP_THRESHOLD, 4 << 20), mallopt(_M_TRIM_THRESHOLD, 64 << 20), mallopt(_M_ARENA_MAX, 2)))

@@ -1,0 +1,142 @@
+"""What the documents say is what there is."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import fields
+from importlib import metadata
+from pathlib import Path
+
+import clothing_gateway
+import pytest
+import yaml
+from clothing_gateway.admin import ROUTES as ADMIN_ROUTES
+from clothing_gateway.admission import Places
+from clothing_gateway.app import create_app
+from clothing_gateway.errors import all_errors, from_status
+from clothing_gateway.metrics import Metrics
+from clothing_gateway.settings import Settings
+from openapi_spec_validator import validate
+
+GATEWAY = Path(__file__).parents[2] / "gateway"
+README = (GATEWAY / "README.md").read_text()
+DOCUMENT = yaml.safe_load((GATEWAY / "src/clothing_gateway/openapi.yaml").read_text())
+
+
+def rows(heading):
+    """The cells of the first table under a heading."""
+    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_every_setting_is_in_the_table_with_its_default_unit_and_reason():
+    expected = []
+    for entry in fields(Settings):
+        about = entry.metadata
+        default = f"`{about['default']}`" if about["default"] else "empty"
+        if about["variable"] == "GATEWAY_DECODE_SLOTS":
+            default = "the cores"
+        expected.append([f"`{about['variable']}`", default, about["unit"], about["reason"]])
+    assert rows("Settings") == expected
+
+
+@pytest.mark.parametrize("entry", fields(Settings), ids=lambda entry: entry.name)
+def test_every_setting_has_a_unit_a_reason_and_a_name_that_goes_with_it(entry):
+    variable = entry.metadata["variable"]
+    assert entry.metadata["unit"]
+    assert len(entry.metadata["reason"]) > 15
+    assert variable in (f"GATEWAY_{entry.name.upper()}", entry.name.upper())
+    for word, unit in (("seconds", "seconds"), ("bytes", "bytes"), ("pixels", "pixels")):
+        if entry.name.endswith(word):
+            assert entry.metadata["unit"] == unit
+
+
+def test_every_error_is_in_the_table():
+    expected = {f"`{error.code}`": (str(error.status), str(error.retry_after or "")) for error in all_errors()}
+    assert {row[1]: (row[0], row[3]) for row in rows("Errors")} == expected
+
+
+def test_every_metric_is_in_the_table():
+    expected = {}
+    for family in Metrics().registry.collect():
+        if family.name.startswith("gateway_"):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            expected[f"`{name}`"] = [family.type, family.documentation]
+    assert {row[0]: row[1:] for row in rows("Metrics")} == expected
+
+
+def test_errors_have_codes_of_their_own_and_the_tree_in_the_docstring_is_the_tree():
+    errors = list(all_errors())
+    assert len({error.code for error in errors}) == len(errors)
+    drawn = re.findall(r"([A-Z]\w+) +(\d{3})  ([a-z-]+)", clothing_gateway.errors.__doc__)
+    assert drawn == [(error.__name__, str(error.status), error.code) for error in errors]
+    for error in errors:
+        assert error.detail.endswith(".") or error.detail.endswith("….")
+        assert error.title
+        assert (error.retry_after is not None) == (error.status == 503)
+
+
+@pytest.mark.parametrize("status", range(400, 600))
+def test_each_status_of_the_layers_below_has_an_error(status):
+    error = from_status(status)
+    assert error.status == (status if status in (400, 404, 405, 413, 415, 431, 501) else 400 if status < 500 else 500)
+
+
+def test_the_document_is_openapi():
+    validate(DOCUMENT)
+
+
+def test_the_document_agrees_with_the_routes():
+    app = create_app(Settings(), None, Places(1), Metrics())
+    routes = {
+        (rule.rule, method.lower())
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+    }
+    documented = {(path, method) for path, item in DOCUMENT["paths"].items() for method in item}
+    assert routes == documented
+
+
+def test_every_route_is_in_the_readme():
+    text = README.split("\n## Routes\n", 1)[1].split("\n## ", 1)[0]
+    for path, item in DOCUMENT["paths"].items():
+        for method in item:
+            assert f"`{method.upper()} {path}" in text
+    for path in ADMIN_ROUTES:
+        assert f"`GET {path}`" in text
+
+
+def test_every_module_is_in_the_readme():
+    table = README.split("\n## Working on it\n", 1)[1]
+    modules = {file.stem for file in (GATEWAY / "src/clothing_gateway").glob("*.py")} - {"__init__", "__main__"}
+    for name in modules | {file.stem for file in (GATEWAY / "src/clothing_gateway/fetch").glob("*.py")} - {"__init__"}:
+        assert f"`{name}`" in table, name
+
+
+def test_the_version_is_in_one_place():
+    assert metadata.version("clothing-gateway") == clothing_gateway.__version__ == DOCUMENT["info"]["version"]
+    assert "version" in tomllib.loads((GATEWAY / "pyproject.toml").read_text())["project"]["dynamic"]
+    assert f"ARG VERSION={clothing_gateway.__version__}" in (GATEWAY / "Dockerfile").read_text()
+
+
+def locked(name):
+    return dict(re.findall(r"^([a-z0-9.-]+)==([^ ;\\]+)", (GATEWAY / name).read_text(), re.MULTILINE))
+
+
+def test_the_locks_agree_and_hold_what_is_needed():
+    runtime, development = locked("requirements.lock"), locked("requirements-dev.lock")
+    assert runtime.items() <= development.items()
+    wanted = tomllib.loads((GATEWAY / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {re.match(r"[a-z0-9-]+", one)[0] for one in wanted} <= set(runtime)
+    assert "tensorflow" not in runtime
+    for name in ("requirements.lock", "requirements-dev.lock"):
+        text = (GATEWAY / name).read_text()
+        assert "--index-url" not in text
+        assert "http" not in text
+        assert all("--hash=" in block for block in text.split("\n    # via")[0].split("\n\n") if "==" in block)
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (GATEWAY / "src/clothing_gateway/py.typed").exists()

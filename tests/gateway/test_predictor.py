@@ -1,0 +1,364 @@
+"""The way to the model, over real gRPC, to a server that fails on demand."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+
+import grpc
+import numpy as np
+import pytest
+from clothing_gateway import predictor as predictor_module
+from clothing_gateway.deadline import Deadline
+from clothing_gateway.errors import (
+    ModelAnswerUnusable,
+    ModelFailed,
+    ModelNotReady,
+    ModelRefused,
+    ModelUnavailable,
+    OutOfTime,
+    Overloaded,
+    TooManyBytes,
+)
+from clothing_gateway.predictor import Predictor, channel_options, target_of
+from clothing_gateway.settings import Settings
+from fakes import FakeModel, ModelServer
+from tensorflow.core.framework import types_pb2
+
+Code = grpc.StatusCode
+
+
+@pytest.fixture
+def make(stack):
+    def make(address, **settings):
+        counted = []
+        predictor = Predictor(
+            Settings(**{"tf_serving_host": address, "model_check_seconds": 0.1, **settings}),
+            count=lambda method, code: counted.append((method, code)),
+        )
+        predictor.counted = counted
+        stack.callback(predictor.close)
+        return predictor
+
+    return make
+
+
+def photo(seed=0, size=8, dtype=np.float32):
+    return np.random.default_rng(seed).uniform(0, 200, (size, size, 3)).astype(dtype)
+
+
+def wait_until(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.01)
+
+
+def ask(predictor, photos=None, seconds=5.0, request_id=""):
+    return predictor.predict(
+        predictor.model(), [photo()] if photos is None else photos, Deadline.after(seconds), request_id
+    )
+
+
+def test_scores_come_back_as_the_model_gave_them(make, model_server):
+    predictor = make(model_server.address)
+    predictor.check()
+    prediction = ask(predictor, request_id="req-1")
+    assert prediction.scores.tolist() == [photo().ravel()[:10].tolist()]
+    assert prediction.version == 1
+    (request,) = model_server.model.calls
+    assert request.model_spec.name == "clothing-model"
+    assert request.model_spec.signature_name == "serving_default"
+    assert not request.model_spec.HasField("version")
+    assert list(request.output_filter) == ["dense_7"]
+    assert model_server.model.metadata[0]["x-request-id"] == "req-1"
+    assert predictor.counted == [("GetModelMetadata", "OK"), ("Predict", "OK")]
+
+
+def test_tensor_content_is_read_as_well(make, model_server):
+    model_server.model.as_content = True
+    predictor = make(model_server.address)
+    predictor.check()
+    assert ask(predictor).scores.tolist() == [photo().ravel()[:10].tolist()]
+
+
+def test_photos_go_in_batches(make, model_server):
+    predictor = make(model_server.address, predict_batch_size=3)
+    predictor.check()
+    photos = [photo(seed) for seed in range(7)]
+    prediction = ask(predictor, photos)
+    assert np.array_equal(prediction.scores, np.stack([one.ravel()[:10] for one in photos]))
+    sizes = [next(iter(call.inputs.values())).tensor_shape.dim[0].size for call in model_server.model.calls]
+    assert sizes == [3, 3, 1]
+
+
+def test_a_batch_fixed_at_one_is_kept_to(make, model_server):
+    model_server.model.inputs = {"x": (types_pb2.DT_FLOAT, (1, 8, 8, 3))}
+    predictor = make(model_server.address)
+    predictor.check()
+    assert len(ask(predictor, [photo(1), photo(2)]).scores) == 2
+    assert len(model_server.model.calls) == 2
+
+
+def test_a_version_is_asked_for_by_number(make, model_server):
+    model_server.model.version = 7
+    predictor = make(model_server.address, model_version=7)
+    predictor.check()
+    assert ask(predictor).version == 7
+    assert model_server.model.calls[0].model_spec.version.value == 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model_version": 9}, ["clothing-model", "version 9", "NOT_FOUND"]),
+        ({"model_name": "other"}, ["'other'", "NOT_FOUND"]),
+        ({"labels": ("a", "b")}, ["10 scores", "2 labels", "GATEWAY_LABELS"]),
+        ({"input_name": "input_28"}, ["'input_28'", "'input_8'"]),
+        ({"signature_name": "predict"}, ["'predict'", "'serving_default'"]),
+    ],
+)
+def test_a_model_that_does_not_fit_is_not_ready_and_says_why(make, model_server, settings, words):
+    predictor = make(model_server.address, **settings)
+    predictor.check()
+    for word in (*words, *(["does not serve", model_server.address] if "NOT_FOUND" in words else ["version 1"])):
+        assert word in predictor.not_ready
+    with pytest.raises(ModelNotReady) as caught:
+        predictor.model()
+    assert caught.value.cause == predictor.not_ready
+    assert caught.value.detail == ModelNotReady.detail
+
+
+def test_before_the_first_look_it_is_not_ready(make):
+    assert "not been asked" in make("127.0.0.1:1").not_ready
+
+
+def test_the_gateway_may_start_before_the_model(make, stack):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    predictor = make(f"127.0.0.1:{port}")
+    predictor.start()
+    wait_until(lambda: predictor.not_ready and "can't be reached" in predictor.not_ready)
+    assert f"127.0.0.1:{port}" in predictor.not_ready
+    assert "UNAVAILABLE" in predictor.not_ready
+    time.sleep(1)  # long enough for several attempts and a new channel
+    server = ModelServer(port=port)
+    stack.callback(server.stop)
+    start = time.monotonic()
+    wait_until(lambda: predictor.not_ready is None)
+    assert time.monotonic() - start < 3
+    assert len(ask(predictor).scores) == 1
+
+
+def test_a_model_that_goes_is_noticed_and_one_that_comes_back_too(make, stack):
+    server = ModelServer()
+    predictor = make(server.address)
+    predictor.start()
+    wait_until(lambda: predictor.not_ready is None)
+    server.stop()
+    wait_until(lambda: predictor.not_ready is not None)
+    again = ModelServer(port=server.port)
+    stack.callback(again.stop)
+    wait_until(lambda: predictor.not_ready is None)
+    assert len(ask(predictor).scores) == 1
+
+
+def test_one_lost_check_is_no_lost_model(make, model_server):
+    predictor = make(model_server.address)
+    predictor.check()
+    model_server.model.fail_metadata = (Code.INTERNAL, "busy")
+    predictor.check()
+    predictor.check()
+    assert predictor.not_ready is None
+    predictor.check()
+    assert "INTERNAL" in predictor.not_ready
+    model_server.model.fail_metadata = None
+    predictor.check()
+    assert predictor.not_ready is None
+
+
+def test_a_model_that_changes_is_looked_at_again(make, model_server):
+    predictor = make(model_server.address, model_check_seconds=60)
+    predictor.start()
+    wait_until(lambda: predictor.not_ready is None)
+    model_server.model.version = 2
+    model_server.model.inputs = {"input_28": (types_pb2.DT_FLOAT, (-1, 8, 8, 3))}
+    with pytest.raises(ModelRefused):
+        ask(predictor)
+    wait_until(lambda: predictor.model().input_name == "input_28")  # in no minute: the refusal made it look
+    assert ask(predictor).version == 2
+    model_server.model.version = 3
+    assert ask(predictor).version == 3
+    wait_until(lambda: predictor.model().version == 3)
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (Code.DEADLINE_EXCEEDED, OutOfTime),
+        (Code.RESOURCE_EXHAUSTED, Overloaded),
+        ((Code.RESOURCE_EXHAUSTED, "Received message larger than max (5 vs 4)"), TooManyBytes),
+        (Code.NOT_FOUND, ModelRefused),
+        (Code.FAILED_PRECONDITION, ModelRefused),
+        (Code.INVALID_ARGUMENT, ModelRefused),
+        (Code.UNIMPLEMENTED, ModelRefused),
+        (Code.CANCELLED, ModelUnavailable),
+        (Code.UNKNOWN, ModelFailed),
+        (Code.INTERNAL, ModelFailed),
+        (Code.ABORTED, ModelFailed),
+        (Code.PERMISSION_DENIED, ModelFailed),
+    ],
+)
+def test_statuses_are_mapped_and_their_words_kept_from_the_client(make, model_server, failure, expected):
+    predictor = make(model_server.address)
+    predictor.check()
+    model_server.model.fail = [failure]
+    with pytest.raises(expected) as caught:
+        ask(predictor)
+    assert type(caught.value) is expected
+    code, words = failure if isinstance(failure, tuple) else (failure, "told to fail")
+    assert caught.value.cause == f"{code.name}: {words}"
+    assert words not in caught.value.detail
+    assert predictor.counted[-1] == ("Predict", code.name)
+    assert len(model_server.model.calls) == 1
+
+
+@pytest.mark.parametrize("size", [8, 299, 512])
+def test_unavailable_is_tried_again_also_with_a_large_tensor(make, model_server, size):
+    """Without per_rpc_retry_buffer_size the two larger ones (1 and 3 MB) would fail at the first attempt."""
+    model_server.model.inputs = {"x": (types_pb2.DT_FLOAT, (-1, size, size, 3))}
+    predictor = make(model_server.address)
+    predictor.check()
+    model_server.model.fail = [Code.UNAVAILABLE]
+    assert len(ask(predictor, [photo(size=size)]).scores) == 1
+    assert len(model_server.model.calls) == 2
+
+
+def test_a_batch_larger_than_the_first_buffer_is_tried_again(make, model_server):
+    model_server.model.inputs = {"x": (types_pb2.DT_FLOAT, (-1, 512, 512, 3))}
+    predictor = make(model_server.address)
+    predictor.check()
+    assert predictor._connection.retry_buffer_bytes >= 8 * 512 * 512 * 3 * 4
+    model_server.model.fail = [Code.UNAVAILABLE]
+    assert len(ask(predictor, [photo(seed, 512) for seed in range(8)]).scores) == 8
+    assert len(model_server.model.calls) == 2
+
+
+def test_unavailable_for_good_is_unavailable(make, model_server):
+    predictor = make(model_server.address)
+    predictor.check()
+    model_server.model.fail = [Code.UNAVAILABLE] * 3
+    with pytest.raises(ModelUnavailable) as caught:
+        ask(predictor)
+    assert caught.value.retry_after
+    assert len(model_server.model.calls) == 3
+
+
+def test_retries_are_throttled(make, model_server):
+    predictor = make(model_server.address)
+    predictor.check()
+    model_server.model.fail = [Code.UNAVAILABLE] * 1000
+    for _ in range(20):
+        with pytest.raises(ModelUnavailable):
+            ask(predictor)
+    assert len(model_server.model.calls) < 40  # 60 without throttling
+
+
+def test_a_full_batching_queue_is_overload_not_absence(make, model_server):
+    predictor = make(model_server.address)
+    predictor.check()
+    words = "The batch scheduling queue to which this task was submitted is full"
+    model_server.model.fail = [(Code.UNAVAILABLE, words)] * 3
+    with pytest.raises(Overloaded):
+        ask(predictor)
+
+
+def test_the_deadline_holds_for_the_call(make, model_server):
+    predictor = make(model_server.address)
+    predictor.check()
+    model_server.model.delay = 1.0
+    start = time.monotonic()
+    with pytest.raises(OutOfTime):
+        ask(predictor, seconds=0.2)
+    assert time.monotonic() - start < 0.8
+    with pytest.raises(OutOfTime, match="before it could ask the model"):
+        ask(predictor, seconds=-1)
+    assert len(model_server.model.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        (lambda batch: [[1.0] * 9], "(1, 9)"),
+        (lambda batch: [[1.0] * 10] * 2, "(2, 10)"),
+        (lambda batch: [1.0] * 10, "(10,)"),
+        (lambda batch: [[float("nan")] * 10], "not finite"),
+        (lambda batch: [[float("inf")] * 10], "not finite"),
+    ],
+)
+def test_an_answer_that_is_no_score_for_each_label(make, model_server, scores, words):
+    predictor = make(model_server.address)
+    predictor.check()
+    model_server.model.scores = scores
+    with pytest.raises(ModelAnswerUnusable) as caught:
+        ask(predictor)
+    assert words in caught.value.cause
+
+
+def test_an_answer_without_the_output(make, model_server):
+    predictor = make(model_server.address)
+    predictor.check()
+    model_server.model.answer_outputs = ("other",)
+    with pytest.raises(ModelAnswerUnusable, match="no score for each label"):
+        ask(predictor)
+
+
+def test_a_closed_predictor_is_unavailable_not_a_traceback(make, model_server):
+    predictor = make(model_server.address)
+    predictor.check()
+    model = predictor.model()
+    connection = predictor._connect()
+    predictor.close()
+    predictor._connection = connection  # a call that had the channel in hand when it was closed
+    with pytest.raises(ModelUnavailable):
+        predictor.predict(model, [photo()], Deadline.after(1))
+
+
+def test_an_error_of_the_check_itself_does_not_end_the_thread(make, model_server, monkeypatch):
+    predictor = make(model_server.address)
+    answers = [RuntimeError("what nobody thought of")]
+
+    def describe(*arguments):
+        if answers:
+            raise answers.pop()
+        return original(*arguments)
+
+    original = predictor_module.signature.describe
+    monkeypatch.setattr(predictor_module.signature, "describe", describe)
+    predictor.start()
+    wait_until(lambda: predictor.not_ready is None)
+
+
+def test_calls_go_round_over_all_addresses(make, stack, monkeypatch):
+    servers = [ModelServer(FakeModel()) for _ in range(3)]
+    for server in servers:
+        stack.callback(server.stop)
+    predictor = make("ipv4:" + ",".join(server.address for server in servers))
+    predictor.check()
+    for _ in range(30):
+        ask(predictor)
+    wait_until(lambda: ask(predictor) and all(server.model.calls for server in servers))
+
+
+def test_targets_and_options():
+    assert target_of("model:8500") == "dns:///model:8500"
+    assert target_of("[::1]:8500") == "dns:///[::1]:8500"
+    assert target_of("unix:/run/model.sock") == "unix:/run/model.sock"
+    options = dict(channel_options(123))
+    config = json.loads(options["grpc.service_config"])
+    assert config["loadBalancingConfig"] == [{"round_robin": {}}]
+    assert config["methodConfig"][0]["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert config["retryThrottling"]["maxTokens"]
+    assert options["grpc.per_rpc_retry_buffer_size"] == 123
+    assert options["grpc.keepalive_time_ms"] == 30000

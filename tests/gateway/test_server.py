@@ -1,0 +1,449 @@
+"""The process: its limits and its end. Real processes, real signals."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+from fakes import GatewayProcess, ModelServer, PhotoServer, image_bytes
+
+PHOTO = image_bytes()
+HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\n"
+
+
+class Client(threading.Thread):
+    """One request in the background."""
+
+    def __init__(self, gateway, body=PHOTO, path="/predict", kind="image/jpeg"):
+        super().__init__(daemon=True)
+        self.gateway, self.body, self.path, self.kind = gateway, body, path, kind
+        self.answer = None
+        self.error = None
+        self.start()
+
+    def run(self):
+        try:
+            self.answer = self.gateway.post(self.path, self.body, self.kind)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self.error = error
+
+    @property
+    def status(self):
+        self.join(15)
+        return self.answer[0] if self.answer else self.error
+
+
+def wait_for(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.01)
+
+
+def read_all(connection):
+    data = b""
+    while piece := connection.recv(65536):
+        data += piece
+    return data
+
+
+def metric(gateway, name):
+    lines = gateway.admin("/metrics")[1].splitlines()
+    return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name)), None)
+
+
+def accepts(gateway):
+    try:
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_sigterm_loses_nothing(start_gateway, model_server):
+    """Not ready at once, accepting during the delay, finishing what runs and what is queued, then 0."""
+    model_server.model.delay = 0.8
+    gateway = start_gateway(model_server.address, drain_delay_seconds=1, max_in_flight=4, max_photos=2)
+    running = [Client(gateway) for _ in range(3)]
+    wait_for(lambda: len(model_server.model.calls) == 3)
+    gateway.terminate()
+    gateway.wait_for_line("shutting down")
+    status, text = gateway.admin("/readyz")
+    assert status == 503
+    assert "shutting down" in text
+    assert gateway.admin("/healthz")[0] == 200
+    late = Client(gateway)
+    assert late.status == 200
+    assert [client.status for client in running] == [200] * 3
+    assert late.answer[2]["Connection"] == "close"
+    last = Client(gateway)  # still within the delay, and answered after the port is closed
+    assert last.status == 200
+    assert gateway.process.wait(10) == 0
+    assert not accepts(gateway)
+    assert any("ended with all work done" in line for line in gateway.log)
+
+
+def test_work_queued_behind_busy_threads_is_finished(start_gateway, model_server):
+    model_server.model.delay = 0.5
+    gateway = start_gateway(model_server.address, max_in_flight=12)
+    connections = []
+    # Two requests on each connection: the second is read only when the first has been answered.
+    for _ in range(12):
+        connection = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+        connection.sendall((HEAD + b"Content-Length: %d\r\n\r\n" % len(PHOTO)) + PHOTO)
+        connections.append(connection)
+    wait_for(lambda: len(model_server.model.calls) == 12)
+    gateway.terminate()
+    for connection in connections:
+        answer = read_all(connection)
+        connection.close()
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert gateway.process.wait(10) == 0
+
+
+def test_a_request_on_its_way_in_is_finished(start_gateway, model_server):
+    gateway = start_gateway(model_server.address)
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(PHOTO) + PHOTO[:100])
+        wait_for(lambda: metric(gateway, "gateway_buffered_bytes") == 100)
+        gateway.terminate()
+        wait_for(lambda: not accepts(gateway))
+        assert gateway.process.poll() is None
+        connection.sendall(PHOTO[100:])
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert b"Connection: close" in answer
+    assert gateway.process.wait(10) == 0
+
+
+def test_idle_connections_do_not_hold_up_the_end(start_gateway, model_server):
+    gateway = start_gateway(model_server.address)
+    idle = [socket.create_connection(("127.0.0.1", gateway.port), timeout=10) for _ in range(5)]
+    kept = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+    kept.request("GET", "/ping")
+    kept.getresponse().read()
+    start = time.monotonic()
+    gateway.terminate()
+    assert gateway.process.wait(10) == 0
+    assert time.monotonic() - start < 4
+    for connection in (*idle, kept):
+        connection.close()
+
+
+def test_a_connection_is_kept_until_the_end_begins(start_gateway, model_server):
+    gateway = start_gateway(model_server.address, drain_delay_seconds=5)
+    kept = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+    headers = {"Content-Type": "image/jpeg"}
+    for _ in range(3):
+        kept.request("POST", "/predict", PHOTO, headers)
+        response = kept.getresponse()
+        assert response.status == 200
+        assert response.read()
+        assert response.headers["Connection"] is None
+    gateway.terminate()
+    gateway.wait_for_line("shutting down")
+    kept.request("POST", "/predict", PHOTO, headers)
+    response = kept.getresponse()
+    assert response.status == 200
+    assert response.headers["Connection"] == "close"
+    kept.close()
+    gateway.terminate(signal.SIGTERM)  # a second one ends the delay
+    assert gateway.process.wait(4) == 0
+
+
+def test_what_does_not_end_in_time_is_cut_off_and_said(start_gateway, model_server):
+    model_server.model.delay = 4
+    gateway = start_gateway(model_server.address, drain_timeout_seconds=0.3)
+    client = Client(gateway)
+    wait_for(lambda: model_server.model.calls)
+    start = time.monotonic()
+    gateway.terminate()
+    assert gateway.process.wait(10) == 1
+    assert time.monotonic() - start < 4
+    assert client.status != 200
+    assert any("ended with work undone" in line for line in gateway.log)
+
+
+def test_sigint_skips_the_delay(start_gateway, model_server):
+    gateway = start_gateway(model_server.address, drain_delay_seconds=30)
+    start = time.monotonic()
+    gateway.terminate(signal.SIGINT)
+    assert gateway.process.wait(10) == 0
+    assert time.monotonic() - start < 5
+
+
+def test_the_end_comes_also_without_a_model(start_gateway):
+    gateway = start_gateway("127.0.0.1:1", wait_ready=False)
+    assert gateway.admin("/readyz")[0] == 503
+    gateway.terminate()
+    assert gateway.process.wait(10) == 0
+
+
+def can_unshare():
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "true"]
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    )
+
+
+@pytest.mark.skipif(not can_unshare(), reason="needs unshare and the right to make a PID namespace")
+def test_sigterm_loses_nothing_as_pid_1(start_gateway, model_server):
+    """The kernel delivers no signal to PID 1 that it has no handler for: by default SIGTERM would do nothing."""
+    model_server.model.delay = 0.8
+    prefix = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    gateway = start_gateway(model_server.address, prefix=prefix)
+    children = f"/proc/{gateway.pid}/task/{gateway.pid}/children"
+    with open(children) as file:  # noqa: PTH123
+        inside = int(file.read().split()[0])
+    with open(f"/proc/{inside}/status") as file:  # noqa: PTH123
+        assert any(line.split()[0] == "NSpid:" and line.split()[-1] == "1" for line in file)
+    clients = [Client(gateway) for _ in range(3)]
+    wait_for(lambda: len(model_server.model.calls) == 3)
+    os.kill(inside, signal.SIGTERM)
+    assert [client.status for client in clients] == [200] * 3
+    assert gateway.process.wait(10) == 0
+
+
+def test_restarts_under_load_lose_nothing(stack, model_server):
+    """Clients that hear of a pod's end a moment after it has begun, as behind a Service, don't notice it."""
+
+    def start():
+        gateway = GatewayProcess(model_server.address, drain_delay_seconds=0.6)
+        stack.callback(gateway.stop)
+        return gateway
+
+    endpoints = [start(), start()]
+    stop = threading.Event()
+    results = []
+
+    def client():
+        while not stop.is_set():
+            gateway = endpoints[len(results) % len(endpoints)]
+            try:
+                with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+                    connection.sendall(HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(PHOTO) + PHOTO)
+                    results.append(read_all(connection)[:15])
+            except OSError as error:
+                results.append(error)
+
+    clients = [threading.Thread(target=client) for _ in range(3)]
+    for thread in clients:
+        thread.start()
+    for _ in range(3):
+        old = endpoints[0]
+        new = start()
+        old.terminate()
+        time.sleep(0.2)
+        endpoints[:] = [endpoints[1], new]
+        assert old.process.wait(15) == 0
+    stop.set()
+    for thread in clients:
+        thread.join(15)
+    assert len(results) > 50
+    assert set(results) == {b"HTTP/1.1 200 OK"}
+
+
+def test_a_full_house_refuses_at_once_and_stays_healthy(start_gateway, model_server):
+    model_server.model.delay = 1.5
+    gateway = start_gateway(model_server.address, max_in_flight=2, max_photos=2)
+    busy = [Client(gateway) for _ in range(2)]
+    wait_for(lambda: len(model_server.model.calls) == 2)
+    for _ in range(5):
+        start = time.monotonic()
+        status, body, headers = gateway.post("/predict", PHOTO)
+        assert (status, body["code"], headers["Retry-After"]) == (503, "overloaded", "1")
+        assert gateway.admin("/healthz")[0] == 200
+        assert gateway.admin("/readyz")[0] == 200
+        assert gateway.request("GET", "/ping")[0] == 200
+        assert time.monotonic() - start < 0.5
+    assert metric(gateway, "gateway_in_flight_photos") == 2
+    assert [client.status for client in busy] == [200, 200]
+    assert gateway.post("/predict", PHOTO)[0] == 200
+    assert metric(gateway, 'gateway_errors_total{code="overloaded"}') == 5
+
+
+def test_a_request_with_several_photos_needs_a_place_for_each(start_gateway, model_server, photo_server):
+    photo_server.paths["/a"] = PHOTO
+    model_server.model.delay = 1
+    gateway = start_gateway(
+        model_server.address,
+        max_in_flight=3,
+        max_photos=3,
+        fetch_allowed_networks="127.0.0.0/8",
+        fetch_allowed_ports=photo_server.port,
+    )
+    busy = Client(gateway)
+    wait_for(lambda: model_server.model.calls)
+    three = json.dumps({"urls": [f"{photo_server.url}/a"] * 3}).encode()
+    assert gateway.post("/classify", three, "application/json")[1]["code"] == "overloaded"
+    two = json.dumps({"urls": [f"{photo_server.url}/a"] * 2}).encode()
+    assert gateway.post("/classify", two, "application/json")[0] == 200
+    assert busy.status == 200
+    wait_for(lambda: metric(gateway, "gateway_in_flight_photos") == 0)
+
+
+def test_bodies_in_memory_are_limited_over_all(start_gateway, model_server):
+    gateway = start_gateway(
+        model_server.address, max_body_bytes=60_000, fetch_max_bytes=60_000, max_buffered_bytes=100_000
+    )
+    half = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+    half.sendall(HEAD + b"Content-Length: 60000\r\n\r\n" + b"x" * 59_000)
+    wait_for(lambda: metric(gateway, "gateway_buffered_bytes") == 59_000)
+    status, body, headers = gateway.post("/predict", b"x" * 50_000)
+    assert (status, body["code"], headers["Retry-After"]) == (503, "overloaded", "1")
+    assert gateway.post("/predict", PHOTO)[0] == 200
+    half.close()  # whoever leaves in the middle takes nothing along
+    wait_for(lambda: metric(gateway, "gateway_buffered_bytes") == 0)
+    assert gateway.post("/predict", b"x" * 50_000)[0] == 415
+
+
+def test_a_length_only_announced_takes_no_memory(start_gateway, model_server):
+    gateway = start_gateway(
+        model_server.address, max_body_bytes=60_000, fetch_max_bytes=60_000, max_buffered_bytes=60_000
+    )
+    idle = [socket.create_connection(("127.0.0.1", gateway.port), timeout=10) for _ in range(5)]
+    for connection in idle:
+        connection.sendall(HEAD + b"Content-Length: 60000\r\n\r\n")
+    assert gateway.post("/predict", PHOTO)[0] == 200
+    for connection in idle:
+        connection.close()
+
+
+def test_a_request_that_comes_too_slowly_is_ended(start_gateway, model_server):
+    gateway = start_gateway(model_server.address, request_timeout_seconds=1)
+    slow_body = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+    slow_body.sendall(HEAD + b"Content-Length: 1000\r\n\r\nabc")
+    slow_head = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+    slow_head.sendall(b"POST /predict HTTP/1.1\r\nHost:")
+    answer = read_all(slow_body)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"request-too-slow" in answer
+    assert slow_head.recv(65536) == b""
+    slow_body.close()
+    slow_head.close()
+    assert metric(gateway, 'gateway_errors_total{code="request-too-slow"}') == 1
+    assert metric(gateway, "gateway_buffered_bytes") == 0
+
+
+def test_one_deadline_from_the_first_byte(start_gateway, model_server):
+    """A body that took 0.7 of 1 second leaves 0.3 to the model."""
+    model_server.model.delay = 0.6
+    gateway = start_gateway(model_server.address, request_timeout_seconds=1)
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+        start = time.monotonic()
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(PHOTO) + PHOTO[:10])
+        time.sleep(0.7)
+        connection.sendall(PHOTO[10:])
+        answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 504 ")
+        assert time.monotonic() - start < 1.3
+
+
+def test_many_connections(start_gateway, model_server):
+    """More than waitress takes by default (100)."""
+    gateway = start_gateway(model_server.address)
+    connections = [socket.create_connection(("127.0.0.1", gateway.port), timeout=10) for _ in range(150)]
+    for connection in connections:
+        connection.sendall(b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n")
+    for connection in connections:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        connection.close()
+
+
+def test_the_gateway_starts_before_the_model(start_gateway, stack):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    gateway = start_gateway(f"127.0.0.1:{port}", wait_ready=False)
+    wait_for(lambda: "can't be reached" in gateway.admin("/readyz")[1])
+    assert gateway.admin("/healthz")[0] == 200
+    status, body, headers = gateway.post("/predict", PHOTO)
+    assert (status, body["code"], headers["Retry-After"]) == (503, "model-not-ready", "5")
+    assert str(port) not in json.dumps(body)
+    assert metric(gateway, "gateway_ready") == 0
+    server = ModelServer(port=port)
+    stack.callback(server.stop)
+    gateway.wait_ready()
+    assert gateway.post("/predict", PHOTO)[0] == 200
+
+
+def test_labels_that_do_not_fit_are_not_ready(start_gateway, model_server):
+    gateway = start_gateway(model_server.address, wait_ready=False, labels="cat,dog")
+    wait_for(lambda: "labels" in gateway.admin("/readyz")[1])
+    status, text = gateway.admin("/readyz")
+    assert status == 503
+    assert "gives 10 scores" in json.loads(text)["reason"]
+    assert "names 2 labels" in json.loads(text)["reason"]
+    assert gateway.post("/predict", PHOTO)[1]["code"] == "model-not-ready"
+
+
+def test_memory_stays_within_what_the_settings_say(start_gateway, model_server):
+    """Sixteen 24-megapixel photos at once, with room for one and a half of them."""
+    large = image_bytes((6000, 4000), quality=60)
+    gateway = start_gateway(model_server.address, decode_memory_bytes=200 << 20, request_timeout_seconds=50)
+    clients = [Client(gateway, large) for _ in range(16)]
+    assert [client.status for client in clients] == [200] * 16
+    with open(f"/proc/{gateway.pid}/status") as file:  # noqa: PTH123
+        peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
+    assert peak < (150 << 20) + 3 * 16 * len(large) + (200 << 20)
+
+
+def test_a_slow_photo_server_does_not_hold_up_others(start_gateway, model_server, photo_server):
+    photo_server.paths["/slow"] = lambda handler: time.sleep(1.5)
+    gateway = start_gateway(
+        model_server.address,
+        fetch_allowed_networks="127.0.0.0/8",
+        fetch_allowed_ports=photo_server.port,
+        fetch_timeout_seconds=0.8,
+    )
+    slow = [
+        Client(gateway, json.dumps({"url": f"{photo_server.url}/slow"}).encode(), kind="application/json")
+        for _ in range(8)
+    ]
+    wait_for(lambda: len(photo_server.asked) == 8)
+    start = time.monotonic()
+    assert gateway.post("/predict", PHOTO)[0] == 200
+    assert time.monotonic() - start < 0.5
+    assert [client.status for client in slow] == [424] * 8
+
+
+def test_a_port_in_use_is_said_and_mended(model_server):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(AssertionError) as caught:
+            GatewayProcess(model_server.address, listen_port=port)
+    assert f"can't listen on 127.0.0.1 port {port}: Address already in use" in str(caught.value)
+    assert "GATEWAY_LISTEN_PORT" in str(caught.value)
+
+
+def test_ipv6_alone(model_server, stack):
+    gateway = GatewayProcess(model_server.address, listen_host="::", wait_ready=False)
+    stack.callback(gateway.stop)
+    with socket.create_connection(("::1", gateway.port), timeout=5) as connection:
+        connection.sendall(b"GET /ping HTTP/1.0\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.0 200 OK")
+    assert gateway.request("GET", "/ping")[0] == 200  # and IPv4 by the same socket
+
+
+def test_no_photo_server_is_asked_without_a_model(start_gateway):
+    photos = PhotoServer()
+    try:
+        gateway = start_gateway(
+            "127.0.0.1:1",
+            wait_ready=False,
+            fetch_allowed_networks="127.0.0.0/8",
+            fetch_allowed_ports=photos.port,
+        )
+        body = json.dumps({"url": f"{photos.url}/a"}).encode()
+        assert gateway.post("/predict", body, "application/json")[0] == 503
+        assert photos.asked == []
+    finally:
+        photos.stop()

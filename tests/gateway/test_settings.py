@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import dataclasses
+from ipaddress import ip_network
+
+import pytest
+from clothing_gateway import resources
+from clothing_gateway.settings import Settings, SettingsError, flag_of, shown
+
+
+def load(environment=None, **flags):
+    return Settings.load(environment or {}, flags)[0]
+
+
+def problems(environment=None, **flags):
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(environment or {}, flags)
+    return caught.value.problems
+
+
+def test_defaults_are_the_courses():
+    settings = load()
+    assert settings.tf_serving_host == "localhost:8500"
+    assert settings.listen_port == 9696
+    assert settings.model_name == "clothing-model"
+    assert settings.preprocessing == "tf"
+    assert settings.request_timeout_seconds == 20
+    assert settings.labels[0] == "dress"
+    assert len(settings.labels) == 10
+    assert settings == Settings()
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load().listen_port = 1
+
+
+def test_flags_go_before_the_environment_and_the_environment_before_defaults():
+    environment = {"GATEWAY_MODEL_NAME": "from-environment", "GATEWAY_LISTEN_PORT": "1000"}
+    settings, sources, _ = Settings.load(environment, {"model_name": "from-flag"})
+    assert (settings.model_name, settings.listen_port, settings.admin_listen_port) == ("from-flag", 1000, 9697)
+    assert (sources["model_name"], sources["listen_port"], sources["admin_listen_port"]) == (
+        "flag",
+        "environment",
+        "default",
+    )
+
+
+def test_an_empty_value_counts_as_not_given():
+    environment = {"GATEWAY_MODEL_NAME": "", "GATEWAY_MODEL_VERSION": "", "TF_SERVING_HOST": "", "GATEWAY_LABELS": ""}
+    assert load(environment) == load()
+    assert load({"GATEWAY_MODEL_NAME": "a"}, model_name="").model_name == "a"
+
+
+def test_all_errors_are_reported_at_once():
+    found = problems(
+        {
+            "TF_SERVING_HOST": "nowhere",
+            "GATEWAY_LISTEN_PORT": "70000",
+            "GATEWAY_LABELS": "a,b,a",
+            "GATEWAY_PREPROCESSING": "magic",
+            "GATEWAY_REQUEST_TIMEOUT_SECONDS": "soon",
+            "GATEWAY_FETCH_ALLOWED_NETWORKS": "10.0.0.1/8",
+        },
+        model_version="newest",
+    )
+    assert len(found) == 7
+    for name in ("TF_SERVING_HOST", "GATEWAY_LISTEN_PORT", "--model-version", "GATEWAY_FETCH_ALLOWED_NETWORKS"):
+        assert any(problem.startswith(f"{name}=") for problem in found), name
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [
+        ("TF_SERVING_HOST", "model.default.svc.cluster.local:8500", "model.default.svc.cluster.local:8500"),
+        ("TF_SERVING_HOST", "[::1]:8500", "[::1]:8500"),
+        ("TF_SERVING_HOST", "dns:///model:8500", "dns:///model:8500"),
+        ("TF_SERVING_HOST", "unix:/run/model.sock", "unix:/run/model.sock"),
+        ("GATEWAY_MODEL_VERSION", "3", 3),
+        ("GATEWAY_IMAGE_SIZE", "299", (299, 299)),
+        ("GATEWAY_IMAGE_SIZE", "320x240", (320, 240)),
+        ("GATEWAY_LABELS", "a, b ,c", ("a", "b", "c")),
+        ("GATEWAY_LABELS", '["a, b", "c"]', ("a, b", "c")),
+        ("GATEWAY_LABELS", "only", ("only",)),
+        ("GATEWAY_PREPROCESSING", "Caffe", "caffe"),
+        ("GATEWAY_LOG_LEVEL", "DEBUG", "debug"),
+        ("GATEWAY_FETCH_ALLOWED_PORTS", "80, 8080", frozenset({80, 8080})),
+        ("GATEWAY_FETCH_ALLOWED_NETWORKS", "10.0.0.0/8, fd00::/8", (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))),
+        ("GATEWAY_FETCH_ALLOWED_NETWORKS", "10.1.2.3", (ip_network("10.1.2.3/32"),)),
+        ("GATEWAY_DRAIN_DELAY_SECONDS", "0.5", 0.5),
+        ("GATEWAY_DECODE_SLOTS", "3", 3),
+    ],
+)
+def test_values_that_are_understood(variable, text, value):
+    settings = load({variable: text})
+    (entry,) = [entry for entry in dataclasses.fields(Settings) if entry.metadata["variable"] == variable]
+    assert getattr(settings, entry.name) == value
+    # What --print-config shows is understood again.
+    assert load({variable: shown(value)}) == settings
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("TF_SERVING_HOST", "model"),
+        ("TF_SERVING_HOST", ":8500"),
+        ("TF_SERVING_HOST", "model:0"),
+        ("TF_SERVING_HOST", "model:port"),
+        ("TF_SERVING_HOST", "::1:8500"),
+        ("GATEWAY_LISTEN_PORT", "-1"),
+        ("GATEWAY_LISTEN_PORT", "http"),
+        ("GATEWAY_MODEL_NAME", "a/b"),
+        ("GATEWAY_MODEL_NAME", "a b"),
+        ("GATEWAY_MODEL_VERSION", "-1"),
+        ("GATEWAY_MODEL_VERSION", "latest"),
+        ("GATEWAY_IMAGE_SIZE", "0"),
+        ("GATEWAY_IMAGE_SIZE", "299x0"),
+        ("GATEWAY_IMAGE_SIZE", "299x299x3"),
+        ("GATEWAY_LABELS", "a,,b"),
+        ("GATEWAY_LABELS", "["),
+        ("GATEWAY_LABELS", "[1, 2]"),
+        ("GATEWAY_LABELS", "[]"),
+        ("GATEWAY_REQUEST_TIMEOUT_SECONDS", "0"),
+        ("GATEWAY_REQUEST_TIMEOUT_SECONDS", "nan"),
+        ("GATEWAY_REQUEST_TIMEOUT_SECONDS", "inf"),
+        ("GATEWAY_FETCH_ALLOWED_PORTS", "80,,443"),
+        ("GATEWAY_FETCH_ALLOWED_NETWORKS", "everything"),
+        ("GATEWAY_MAX_IN_FLIGHT", "0"),
+        ("GATEWAY_LOG_LEVEL", "loud"),
+    ],
+)
+def test_values_that_are_not(variable, text):
+    assert len(problems({variable: text})) == 1
+
+
+def test_contradictions_name_both_settings():
+    (found,) = problems({"GATEWAY_LISTEN_PORT": "9000", "GATEWAY_ADMIN_LISTEN_PORT": "9000"})
+    assert "GATEWAY_LISTEN_PORT" in found
+    assert "GATEWAY_ADMIN_LISTEN_PORT" in found
+    (found,) = problems({"GATEWAY_MAX_PHOTOS": "40"})
+    assert "GATEWAY_MAX_IN_FLIGHT" in found
+    assert len(problems({"GATEWAY_MAX_BUFFERED_BYTES": "2000"})) == 2
+    assert load({"GATEWAY_LISTEN_PORT": "0", "GATEWAY_ADMIN_LISTEN_PORT": "0"}).listen_port == 0
+
+
+def test_unknown_variables_are_warned_of_and_service_links_are_not():
+    _, _, warnings = Settings.load(
+        {
+            "GATEWAY_MODLE_NAME": "x",
+            "GATEWAY_MODEL_NAME": "x",
+            "PATH": "/bin",
+            # what Kubernetes sets for Services named "gateway" and "gateway-admin"
+            "GATEWAY_PORT": "tcp://10.96.0.9:80",
+            "GATEWAY_SERVICE_HOST": "10.96.0.9",
+            "GATEWAY_SERVICE_PORT": "80",
+            "GATEWAY_SERVICE_PORT_HTTP": "80",
+            "GATEWAY_PORT_80_TCP": "tcp://10.96.0.9:80",
+            "GATEWAY_PORT_80_TCP_PROTO": "tcp",
+            "GATEWAY_PORT_80_TCP_PORT": "80",
+            "GATEWAY_PORT_80_TCP_ADDR": "10.96.0.9",
+            "GATEWAY_ADMIN_SERVICE_HOST": "10.96.0.9",
+            "GATEWAY_ADMIN_PORT": "tcp://10.96.0.9:80",
+        }
+    )
+    assert len(warnings) == 1
+    assert "GATEWAY_MODLE_NAME" in warnings[0]
+
+
+def test_flags_are_named_after_variables():
+    assert flag_of("GATEWAY_MODEL_NAME") == "--model-name"
+    assert flag_of("TF_SERVING_HOST") == "--tf-serving-host"
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [("max 100000", None), ("50000 100000", 1), ("100000 100000", 1), ("nonsense", None), (None, None)],
+)
+def test_cores_are_those_of_the_container(text, cores, tmp_path):
+    file = tmp_path / "cpu.max"
+    if text is not None:
+        file.write_text(text)
+    assert resources.available_cores(file) == (cores or resources.available_cores(tmp_path / "none"))
+    assert load().decode_slots == resources.available_cores()
