@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -258,6 +259,29 @@ def test_bad_options(
 ) -> None:
     assert convert(models["keras3"].source, tmp_path / "out", *options) == 1
     assert message in capsys.readouterr().err
+    assert nothing_left(tmp_path / "out")
+
+
+def test_refuses_what_answers_otherwise_than_keras(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose answer depends on more than the photo: here, on chance."""
+    import keras
+    import tensorflow as tf
+
+    from clothing_model import keras_files
+
+    inputs = keras.Input((8, 8, 3))
+    keras.Model(inputs, keras.layers.Flatten()(inputs)).save(tmp_path / "m.keras")
+    load = keras_files.load
+
+    def unsteady(source: keras_files.Source) -> keras_files.KerasModel:
+        model = load(source)
+        return dataclasses.replace(model, call=lambda x: model.call(x) + tf.random.uniform(()))
+
+    monkeypatch.setattr(keras_files, "load", unsteady)
+    assert convert(tmp_path / "m.keras", tmp_path / "out") == 1
+    assert "the model may be random at inference" in capsys.readouterr().err
     assert nothing_left(tmp_path / "out")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from clothing_model import keras_files, savedmodel
 from clothing_model.errors import ModelError
-from clothing_model.inspect import PREPROCESSINGS, photo_signature, usability_problems, values
+from clothing_model.inspect import PREPROCESSINGS, photo_signature, usability_problems
 from clothing_model.keras_files import KerasModel, Source
 
 TEMPORARY = ".converting-"
@@ -80,10 +80,9 @@ def run(args: argparse.Namespace) -> int:
             facts = _write_saved_model(source, folder, args.input_name, args.output_name, size)
         _finish(folder, args.name, source, facts, labels, args.preprocessing, size, batch_sizes)
         target = _publish(folder, model_folder, args.version, args.force)
-    model = savedmodel.read(target)
     _say(f"wrote {target} ({sum(f.stat().st_size for f in target.rglob('*') if f.is_file()) / 1e6:.1f} MB) "
          f"in {time.monotonic() - started:.0f} s")  # fmt: skip
-    _say(f"values for the chart: {json.dumps(values(model), ensure_ascii=False)}")
+    _say(f"its signature, and the values for the chart: clothing-model inspect {target}")
     return 0
 
 
@@ -222,10 +221,10 @@ def _write_saved_model(
     difference = _largest_difference(folder, model, shape)
     if not difference <= TOLERANCE:
         raise ModelError(
-            f"what was written differs from {source.path} by {difference:.3g} in a score (allowed: {TOLERANCE}): "
-            "the model may be random at inference, or depend on the batch"
+            f"what was written differs from {source.path} by {difference:.3g} of the largest score "
+            f"(allowed: {TOLERANCE}): the model may be random at inference, or depend on the batch"
         )
-    _say(f"checked: the saved scores differ from Keras's by at most {difference:.1g}")
+    _say(f"checked: the saved scores differ from Keras's by at most {difference:.1g} of the largest")
     return {"keras": source.keras_version, "library": model.library, "tensorflow": tf.__version__}
 
 
@@ -245,8 +244,8 @@ def _photo_shape(source: Source, model: KerasModel, size: tuple[int, int] | None
 
 
 def _largest_difference(folder: Path, model: KerasModel, shape: Sequence[int | None]) -> float:
-    """Between what Keras computes and what the saved function does, relative to the scores' own size where that is
-    above 1, on two photos of noise."""
+    """Between what Keras computes and what the saved function does, on two photos of noise, as a part of the largest
+    score: a model with random weights gives scores near nothing, which would all be equal otherwise."""
     import numpy as np
     import tensorflow as tf
 
@@ -256,7 +255,7 @@ def _largest_difference(folder: Path, model: KerasModel, shape: Sequence[int | N
     name = next(iter(saved.structured_input_signature[1]))
     (got,) = saved(**{name: tf.constant(photos)}).values()
     want = np.asarray(model.call(tf.constant(photos)), np.float32)
-    return float(np.max(np.abs(got.numpy() - want)) / max(1.0, float(np.max(np.abs(want)))))
+    return float(np.max(np.abs(got.numpy() - want))) / (float(np.max(np.abs(want))) or 1.0)
 
 
 def _finish(
