@@ -390,6 +390,16 @@ def test_a_large_body_is_read_to_its_end_so_that_the_answer_arrives(gateway, pro
     assert b"too-many-bytes" in raw(gateway, head + body)
 
 
+def test_a_client_that_asks_before_it_sends(gateway):
+    """curl does, for bodies over 1 MB."""
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nConnection: close\r\n"
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+        connection.sendall(head + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(PHOTO))
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(PHOTO)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK")
+
+
 def test_a_chunked_photo(gateway):
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
     connection.request("POST", "/predict", iter([PHOTO[:100], PHOTO[100:]]), {"Content-Type": "image/jpeg"})

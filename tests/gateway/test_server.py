@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -211,6 +212,26 @@ def test_sigterm_loses_nothing_as_pid_1(start_gateway, model_server):
     os.kill(inside, signal.SIGTERM)
     assert [client.status for client in clients] == [200] * 3
     assert gateway.process.wait(10) == 0
+
+
+def test_sigterm_during_the_start_ends_it():
+    """Also as PID 1, which the kernel tells of no signal that has no handler."""
+    script = """
+import os, signal, sys
+from clothing_gateway import cli, logs
+
+def interrupted(level):
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise AssertionError("still here")
+
+logs.set_up = interrupted
+sys.exit(cli.main(["serve"]))
+"""
+    prefix = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc") if can_unshare() else ()
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stderr) == (143, "")
 
 
 def test_restarts_under_load_lose_nothing(stack, model_server):

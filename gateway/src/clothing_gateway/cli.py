@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -130,6 +131,8 @@ def _serve(settings: Settings, sources: dict[str, str], warnings: list[str], *, 
         for warning in warnings:
             _say(f"warning: {warning}")
         return DONE
+    # The imports take a second, and PID 1 of a container never hears of a signal that it has no handler for.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Not at the top: `--help` and `--print-config` need neither gRPC nor Flask.
     from clothing_gateway import logs, resources
     from clothing_gateway.server import Gateway, StartError

@@ -174,7 +174,7 @@ class Settings:
         "127.0.0.1",
         _text,
         "address",
-        "Where both ports listen. Loopback until told otherwise; the image says 0.0.0.0.",
+        "Where both ports listen. Loopback until told otherwise; the image says 0.0.0.0; :: takes IPv6 and IPv4.",
     )
     listen_port: int = _setting(
         "GATEWAY_LISTEN_PORT",
