@@ -1,7 +1,5 @@
 """GET /ping answers PONG: the smallest thing to see that a cluster can run and expose a pod."""
 
-# ruff: noqa: INP001, D101, D102, D103, T201 - a program of one file that prints
-
 import signal
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

@@ -1,0 +1,121 @@
+# Every command prints what it does. `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# TensorFlow's wheels are for Python 3.11 to 3.13: the first of these that the machine has.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+PIP_INSTALL = install --quiet --disable-pip-version-check --require-hashes --no-deps
+GATEWAY := gateway/.venv/bin
+MODEL_BIN := model-image/.venv/bin
+TOOLS := $(CURDIR)/.tools/bin
+# ct runs yamllint and yamale, which the gateway's environment has.
+export PATH := $(TOOLS):$(CURDIR)/$(GATEWAY):$(PATH)
+
+.PHONY: help
+help: ## List the commands
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+# ---- environments: two, because tensorflow-protobuf and TensorFlow own the same package ----
+
+%/.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11, 3.12 or 3.13 on the PATH, or make PYTHON=/path/to/python3"; exit 1; }
+	@echo "==> $*/.venv"
+	@$(PYTHON) -m venv $*/.venv
+
+# What a machine needs to run it …
+%/.venv/runtime.stamp: %/requirements.lock %/pyproject.toml | %/.venv/bin/python
+	@echo "==> installing $* (requirements.lock)"
+	@$*/.venv/bin/python -m pip $(PIP_INSTALL) -r $*/requirements.lock
+	@$*/.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $*
+	@touch $@
+
+# … and to work on it.
+%/.venv/dev.stamp: %/requirements-dev.lock %/.venv/runtime.stamp
+	@echo "==> installing $* (requirements-dev.lock)"
+	@$*/.venv/bin/python -m pip $(PIP_INSTALL) -r $*/requirements-dev.lock
+	@touch $@
+
+.PRECIOUS: %/.venv/bin/python %/.venv/runtime.stamp %/.venv/dev.stamp
+
+.PHONY: runtime dev tools
+runtime:
+	@$(MAKE) --jobs=2 gateway/.venv/runtime.stamp model-image/.venv/runtime.stamp
+dev:
+	@$(MAKE) --jobs=2 gateway/.venv/dev.stamp model-image/.venv/dev.stamp
+tools:
+	@ci/tools/install
+
+# ---- use ----
+
+.PHONY: demo
+demo: runtime ## Model server and gateway on this machine, a first photo classified, until Ctrl-C
+	@exec $(GATEWAY)/python ci/demo.py
+
+.PHONY: inspect
+inspect: model-image/.venv/runtime.stamp ## What a SavedModel wants and gives: make inspect MODEL=path
+	@test -n "$(MODEL)" || { echo "make inspect MODEL=path: names a SavedModel's folder"; exit 2; }
+	@$(MODEL_BIN)/clothing-model inspect "$(MODEL)"
+
+.PHONY: kind
+kind: tools ## Images built, a Kind cluster, the chart installed, the address printed
+	@$(PYTHON) ci/cluster.py --on kind up images install
+
+# ---- checks ----
+
+PYTEST := $(GATEWAY)/python -m pytest -c gateway/pyproject.toml --rootdir .
+# The Python that the gateway's environment checks; the rest is the model's.
+GATEWAY_PYTHON := gateway/src ci tests/conftest.py tests/processes.py tests/gateway tests/chart tests/integration tests/e2e
+MODEL_PYTHON := model-image/src tests/model tests/model_factory.py tests/reference_scores.py
+
+.PHONY: lint lint-python lint-charts
+lint: lint-python lint-charts ## Formats, lints, types, charts
+
+lint-python: dev
+	@echo "==> ruff, mypy"
+	@$(GATEWAY)/ruff check --config gateway/pyproject.toml $(GATEWAY_PYTHON)
+	@$(GATEWAY)/ruff format --check --config gateway/pyproject.toml $(GATEWAY_PYTHON)
+	@$(MODEL_BIN)/ruff check --config model-image/pyproject.toml $(MODEL_PYTHON)
+	@$(MODEL_BIN)/ruff format --check --config model-image/pyproject.toml $(MODEL_PYTHON)
+	@$(GATEWAY)/mypy --config-file gateway/pyproject.toml gateway/src
+	@$(MODEL_BIN)/mypy --config-file model-image/pyproject.toml model-image/src
+
+lint-charts: dev tools
+	@echo "==> charts"
+	@ct lint --config ci/ct.yaml
+	@helm-docs --chart-search-root charts --sort-values-order file --dry-run >/dev/null
+
+.PHONY: test test-gateway test-model test-charts test-integration
+test: lint test-charts test-gateway test-model test-integration ## Everything that needs no cluster: lint, unit, charts, integration with TensorFlow
+
+test-gateway: dev ## The gateway's own tests
+	@echo "==> tests/gateway"
+	@$(PYTEST) tests/gateway
+
+test-model: dev ## The model package's own tests, with TensorFlow
+	@echo "==> tests/model"
+	@$(MODEL_BIN)/python -m pytest -c model-image/pyproject.toml --rootdir . tests/model
+
+test-charts: dev tools ## Charts: helm-unittest, renders, schemas
+	@echo "==> tests/chart"
+	@$(PYTEST) tests/chart
+
+test-integration: dev ## Gateway and model server together, as processes
+	@echo "==> tests/integration"
+	@$(PYTEST) --timeout=300 tests/integration
+
+.PHONY: e2e
+e2e: dev tools ## The rest, on a cluster: Kind where Docker runs, else the one-node cluster
+	@$(GATEWAY)/python ci/cluster.py up images
+	@$(PYTEST) --timeout=600 tests/e2e
+
+.PHONY: docs
+docs: tools ## Regenerate the charts' READMEs from their values
+	@helm-docs --chart-search-root charts --sort-values-order file
+
+.PHONY: clean
+clean: ## Remove what the other commands installed
+	rm -rf gateway/.venv model-image/.venv .tools .cache e2e-report

@@ -1,0 +1,298 @@
+"""A cluster to install the chart on, with the images built and loaded; for `make kind` and for the end-to-end tests.
+
+    python ci/cluster.py [--on kind|node] up images install    # any of the three, in this order
+
+Where Docker runs the cluster is Kind's. On a Linux machine without Docker it is the one-node cluster whose command
+lies in ../shared/cluster (or where E2E_CLUSTER says). E2E_CONTEXT names a context of the current kubeconfig to use as
+it is, on a cluster that can pull from the registry that E2E_REGISTRY names.
+
+Images are tagged by their content, so that an upgrade restarts just what changed and no tag ever means two things.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CHART = ROOT / "charts/clothing-classifier"
+KIND_NAME = "clothing"
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image of this project: its name, and what `docker build` is told."""
+
+    name: str
+    context: str
+    dockerfile: str
+
+
+GATEWAY = Image("clothing-gateway", "gateway", "gateway/Dockerfile")
+# The portable server: on arm64 the official image doesn't run, and where no registry is reached its base can't be had.
+MODEL_PORTABLE = Image("clothing-model", "model-image", "model-image/Dockerfile.portable")
+MODEL_OFFICIAL = Image("clothing-model", "model-image", "model-image/Dockerfile")
+PING = Image("clothing-ping", "ci/ping", "ci/ping/Dockerfile")
+
+
+class ClusterError(Exception):
+    """What is missing, and the way out."""
+
+
+def say(text: str) -> None:
+    print(f"==> {text}", file=sys.stderr, flush=True)
+
+
+def run(*command: str, **options: object) -> str:
+    """Run a command; its output, or an error that shows it."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, **options)  # type: ignore[call-overload]
+    if done.returncode:
+        raise ClusterError(f"`{' '.join(command)}` ended with {done.returncode}\n{done.stdout[-2000:]}")
+    return str(done.stdout)
+
+
+@dataclass
+class Cluster:
+    """What the tests and `make kind` need of a cluster; one subclass for each kind."""
+
+    environment: dict[str, str] = field(default_factory=dict)
+    registry: str = ""
+
+    def up(self) -> None:
+        """Start it, or do nothing where it runs."""
+
+    def build(self, image: Image) -> str:
+        """Build an image and make it known to the cluster; its tag."""
+        raise NotImplementedError
+
+    def kubectl(self, *arguments: str, **options: object) -> str:
+        """Run kubectl; its output."""
+        return run("kubectl", *arguments, env=self.process_environment(), **options)
+
+    def helm(self, *arguments: str, **options: object) -> str:
+        """Run helm; its output."""
+        return run("helm", *arguments, env=self.process_environment(), **options)
+
+    def process_environment(self) -> dict[str, str]:
+        """The environment in which kubectl and helm reach this cluster, with the project's own tools on the PATH."""
+        return {**os.environ, "PATH": f"{ROOT / '.tools/bin'}{os.pathsep}{os.environ['PATH']}", **self.environment}
+
+    def image_values(self, tags: dict[str, str]) -> list[str]:
+        """Arguments for helm that name the images built."""
+        values = ["--set", f"global.imageRegistry={self.registry}"] if self.registry else []
+        values += [
+            "--set",
+            f"gateway.image.tag={tags['clothing-gateway']}",
+            "--set",
+            f"server.image.tag={tags['clothing-model']}",
+        ]
+        return values
+
+
+class Node(Cluster):
+    """The one-node cluster of ../shared/cluster: no Docker, images by buildah."""
+
+    def __init__(self, command: Path) -> None:
+        self.command = str(command)
+        super().__init__({"KUBECONFIG": run(self.command, "kubeconfig").strip()}, registry="localhost")
+
+    def up(self) -> None:
+        say("starting the one-node cluster (the first time it builds Kubernetes, for up to 20 minutes)")
+        run(self.command, "up")
+
+    def build(self, image: Image) -> str:
+        name = f"localhost/{image.name}"
+        run(
+            self.command,
+            "build",
+            "--quiet",
+            "--layers",
+            "-t",
+            f"{name}:build",
+            "-f",
+            str(ROOT / image.dockerfile),
+            str(ROOT / image.context),
+        )
+        tag = (
+            "dev-"
+            + run("buildah", "images", "--no-trunc", "--quiet", f"{name}:build").strip().removeprefix("sha256:")[:12]
+        )
+        run("buildah", "tag", f"{name}:build", f"{name}:{tag}")
+        if f"{name}:{tag}" not in run(self.command, "images").split():
+            run(self.command, "load", f"{name}:{tag}")
+        return tag
+
+
+class Kind(Cluster):
+    """Kubernetes in Docker."""
+
+    def up(self) -> None:
+        for tool, where in (
+            ("kind", "https://kind.sigs.k8s.io"),
+            ("kubectl", "https://kubernetes.io/docs/tasks/tools/"),
+        ):
+            if shutil.which(tool) is None:
+                raise ClusterError(f"{tool} is not on the PATH; install it ({where})")
+        if KIND_NAME not in run("kind", "get", "clusters").split():
+            say(f"creating the Kind cluster {KIND_NAME}")
+            run(
+                "kind",
+                "create",
+                "cluster",
+                "--name",
+                KIND_NAME,
+                "--config",
+                str(ROOT / "ci/kind.yaml"),
+                "--wait",
+                "120s",
+            )
+        run("kubectl", "config", "use-context", f"kind-{KIND_NAME}")
+
+    def build(self, image: Image) -> str:
+        run(
+            "docker",
+            "build",
+            "--tag",
+            f"{image.name}:build",
+            "--file",
+            str(ROOT / image.dockerfile),
+            str(ROOT / image.context),
+        )
+        tag = (
+            "dev-"
+            + run("docker", "images", "--no-trunc", "--quiet", f"{image.name}:build")
+            .strip()
+            .removeprefix("sha256:")[:12]
+        )
+        run("docker", "tag", f"{image.name}:build", f"{image.name}:{tag}")
+        run("kind", "load", "docker-image", f"{image.name}:{tag}", "--name", KIND_NAME)
+        return tag
+
+
+class Existing(Cluster):
+    """A context of the user's kubeconfig; images are pushed to a registry that it can pull from."""
+
+    def __init__(self, context: str, registry: str) -> None:
+        super().__init__(registry=registry)
+        self.context = context
+
+    def up(self) -> None:
+        run("kubectl", "--context", self.context, "get", "nodes")
+
+    def kubectl(self, *arguments: str, **options: object) -> str:
+        return super().kubectl("--context", self.context, *arguments, **options)
+
+    def helm(self, *arguments: str, **options: object) -> str:
+        return super().helm("--kube-context", self.context, *arguments, **options)
+
+    def build(self, image: Image) -> str:
+        name = f"{self.registry}/{image.name}"
+        run(
+            "docker",
+            "build",
+            "--tag",
+            f"{name}:build",
+            "--file",
+            str(ROOT / image.dockerfile),
+            str(ROOT / image.context),
+        )
+        tag = (
+            "dev-"
+            + run("docker", "images", "--no-trunc", "--quiet", f"{name}:build").strip().removeprefix("sha256:")[:12]
+        )
+        run("docker", "tag", f"{name}:build", f"{name}:{tag}")
+        run("docker", "push", f"{name}:{tag}")
+        return tag
+
+
+def docker_runs() -> bool:
+    """Whether a Docker engine answers."""
+    return (
+        shutil.which("docker") is not None
+        and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+    )
+
+
+def find(wanted: str = "") -> Cluster:
+    """The cluster to use; the module's text says which."""
+    if context := os.environ.get("E2E_CONTEXT"):
+        registry = os.environ.get("E2E_REGISTRY", "")
+        if not registry:
+            raise ClusterError(
+                "E2E_CONTEXT is set, but not E2E_REGISTRY: name a registry that the cluster can pull from"
+            )
+        return Existing(context, registry)
+    if wanted == "kind" or (not wanted and docker_runs()):
+        if not docker_runs():
+            raise ClusterError(
+                "no Docker engine answers; start Docker, or use a machine that has it: Kind runs in Docker"
+            )
+        return Kind()
+    command = Path(os.environ.get("E2E_CLUSTER", ROOT.parent / "shared/cluster/cluster"))
+    if not command.is_file():
+        raise ClusterError(
+            f"no Docker engine answers and there is no {command}; start Docker, or set E2E_CONTEXT and E2E_REGISTRY"
+        )
+    return Node(command)
+
+
+TAGS = ROOT / ".cache/image-tags.json"
+
+
+def build_images(cluster: Cluster, *, official: bool = False) -> dict[str, str]:
+    """Build and load the images; their tags by name, also kept in .cache for the tests."""
+    tags = {}
+    for image in (GATEWAY, MODEL_OFFICIAL if official else MODEL_PORTABLE, PING):
+        started = time.monotonic()
+        say(f"building {image.name} from {image.dockerfile}")
+        tags[image.name] = cluster.build(image)
+        say(f"{image.name}:{tags[image.name]} built and loaded in {time.monotonic() - started:.0f} s")
+    TAGS.parent.mkdir(exist_ok=True)
+    TAGS.write_text(json.dumps(tags))
+    return tags
+
+
+def install(cluster: Cluster, tags: dict[str, str]) -> None:
+    """Install the chart as release `clothing` in the current namespace, as README.md shows, and print its notes."""
+    say("helm upgrade --install clothing charts/clothing-classifier")
+    print(
+        cluster.helm(
+            "upgrade", "--install", "clothing", str(CHART), "--values", str(ROOT / "Chart-values-examples/kind.yaml"),
+            *cluster.image_values(tags), "--wait", "--timeout", "5m",
+        )
+    )  # fmt: skip
+
+
+def main() -> int:
+    """Run the steps asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--on", choices=("kind", "node"), default="", help="the kind of cluster; found by itself when left out"
+    )
+    parser.add_argument("steps", nargs="+", choices=("up", "images", "install"))
+    arguments = parser.parse_args()
+    try:
+        cluster = find(arguments.on)
+        tags: dict[str, str] = {}
+        if "up" in arguments.steps:
+            cluster.up()
+        if "images" in arguments.steps:
+            machine = os.uname().machine
+            tags = build_images(cluster, official=isinstance(cluster, Kind) and machine == "x86_64")
+        if "install" in arguments.steps:
+            install(cluster, tags or json.loads(TAGS.read_text()))
+    except ClusterError as error:
+        print(f"cluster: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

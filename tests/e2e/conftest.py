@@ -1,0 +1,84 @@
+"""The cluster, the release and a server of photos inside the cluster, for the end-to-end tests.
+
+`make e2e` has started the cluster and loaded the images (ci/cluster.py); here they are used. What failed is kept: logs,
+events and descriptions of all pods go to e2e-report/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import processes
+import pytest
+import urllib3
+from kube import NAMESPACE, PHOTO_SERVER, RELEASE, REPORT, Release, clusters, image, load_balancer, make_namespace
+
+
+@pytest.fixture(scope="session")
+def cluster() -> clusters.Cluster:
+    return clusters.find()
+
+
+@pytest.fixture(scope="session")
+def tags() -> dict[str, str]:
+    if not clusters.TAGS.is_file():
+        pytest.exit("no images are loaded: run `make e2e`, which does that first", 2)
+    return dict(json.loads(clusters.TAGS.read_text()))
+
+
+@pytest.fixture(scope="session")
+def namespace(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[str]:
+    """The namespace of the tests, with a server of photos at http://photos/."""
+    make_namespace(cluster, NAMESPACE)
+    photos = [processes.SAMPLE, *processes.dataset_photos(5)]
+    files = [f"--from-file={photo.name}={photo}" for photo in photos]
+    cluster.kubectl("--namespace", NAMESPACE, "create", "configmap", "photos", *files)
+    manifest = PHOTO_SERVER.replace("IMAGE", image(cluster, tags, "clothing-gateway"))
+    cluster.kubectl("--namespace", NAMESPACE, "apply", "--filename=-", input=manifest)
+    cluster.kubectl("--namespace", NAMESPACE, "rollout", "status", "deployment/photos", "--timeout=120s")
+    yield NAMESPACE
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def release(cluster: clusters.Cluster, tags: dict[str, str], namespace: str) -> Release:
+    """The chart, installed with its defaults."""
+    installed = Release(RELEASE, cluster, tags)
+    assert "port-forward" in installed.apply()
+    return installed
+
+
+@pytest.fixture(scope="session")
+def http() -> urllib3.PoolManager:
+    return urllib3.PoolManager(timeout=30, retries=False)
+
+
+@pytest.fixture(scope="session")
+def gateway(cluster: clusters.Cluster, namespace: str, release: Release) -> str:
+    """Base URL of the gateway's LoadBalancer."""
+    return load_balancer(cluster, namespace, release.gateway)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.failed and "cluster" in getattr(item, "fixturenames", ()):
+        folder = REPORT / item.name
+        folder.mkdir(parents=True, exist_ok=True)
+        _collect(clusters.find(), folder)
+    return report
+
+
+def _collect(cluster: clusters.Cluster, folder: Path) -> None:
+    for name, arguments in {
+        "objects": ("get", "all", "--output=wide"),
+        "events": ("get", "events", "--sort-by=.lastTimestamp"),
+        "pods": ("describe", "pods"),
+        "gateway": ("logs", "--selector=app.kubernetes.io/component=gateway", "--tail=500", "--prefix"),
+        "server": ("logs", "--selector=app.kubernetes.io/component=server", "--tail=500", "--prefix"),
+    }.items():
+        with contextlib.suppress(clusters.ClusterError):
+            (folder / f"{name}.txt").write_text(cluster.kubectl("--namespace", NAMESPACE, *arguments))

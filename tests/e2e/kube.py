@@ -1,0 +1,156 @@
+"""What the end-to-end tests do with a cluster: names, namespaces, addresses, port-forwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import processes
+import pytest
+
+sys.path.insert(0, str(processes.ROOT / "ci"))
+
+import cluster as clusters
+
+NAMESPACE = "clothing-e2e"
+RELEASE = "shop"
+REPORT = processes.ROOT / "e2e-report"
+PHOTO_SERVER = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: photos}
+spec:
+  selector: {matchLabels: {app: photos}}
+  template:
+    metadata: {labels: {app: photos}}
+    spec:
+      automountServiceAccountToken: false
+      containers:
+        - name: photos
+          image: IMAGE
+          command: [python3, -m, http.server, "8000", --directory, /photos]
+          readinessProbe: {tcpSocket: {port: 8000}}
+          securityContext:
+            allowPrivilegeEscalation: false
+            readOnlyRootFilesystem: true
+            runAsNonRoot: true
+            capabilities: {drop: [ALL]}
+            seccompProfile: {type: RuntimeDefault}
+          volumeMounts: [{name: photos, mountPath: /photos}]
+      volumes: [{name: photos, configMap: {name: photos}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: photos}
+spec:
+  selector: {app: photos}
+  ports: [{port: 80, targetPort: 8000}]
+"""
+
+
+def image(cluster: clusters.Cluster, tags: dict[str, str], name: str) -> str:
+    return f"{cluster.registry}/{name}:{tags[name]}".removeprefix("/")
+
+
+def make_namespace(cluster: clusters.Cluster, name: str) -> None:
+    """An empty namespace that enforces Pod Security "restricted"."""
+    cluster.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait", "--timeout=180s")
+    cluster.kubectl("create", "namespace", name)
+    levels = [f"pod-security.kubernetes.io/{mode}=restricted" for mode in ("enforce", "warn", "audit")]
+    cluster.kubectl("label", "namespace", name, *levels)
+
+
+def objects(cluster: clusters.Cluster, namespace: str) -> set[str]:
+    """Names of all that lies in a namespace but events, which the cluster itself clears away."""
+    kinds = cluster.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
+    wanted = ",".join(kind for kind in kinds if not re.match(r"events|.*metrics\.k8s\.io|.*projectcontour", kind))
+    return set(cluster.kubectl("--namespace", namespace, "get", wanted, "--output=name", "--ignore-not-found").split())
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release of the chart in the tests' namespace, with the images built, that may fetch from the photo server."""
+
+    name: str
+    cluster: clusters.Cluster
+    tags: dict[str, str]
+
+    @property
+    def gateway(self) -> str:
+        """Name of the gateway's Service and Deployment."""
+        return f"{self.name}-clothing-classifier-gateway"
+
+    @property
+    def server(self) -> str:
+        """Name of the model server's Service and Deployment."""
+        return f"{self.name}-clothing-classifier-server"
+
+    def kubectl(self, *arguments: str) -> str:
+        """Run kubectl in the namespace; its output."""
+        return self.cluster.kubectl("--namespace", NAMESPACE, *arguments)
+
+    def helm(self, verb: str, *arguments: str, timeout: str = "5m") -> str:
+        """``helm VERB NAME`` in the namespace; its output."""
+        return self.cluster.helm(verb, self.name, *arguments, "--namespace", NAMESPACE, "--timeout", timeout)
+
+    def apply(self, *values: str, timeout: str = "5m") -> str:
+        """Install or upgrade, with the values given as for ``--set``, and wait."""
+        address = self.kubectl("get", "service", "photos", "--output=jsonpath={.spec.clusterIP}")
+        network = f"{address}/{128 if ':' in address else 32}"
+        settings = [f"gateway.fetch.allowedNetworks={{{network}}}", *values]
+        arguments = [argument for value in settings for argument in ("--set", value)]
+        images = self.cluster.image_values(self.tags)
+        return self.helm("upgrade", str(clusters.CHART), "--install", "--wait", *images, *arguments, timeout=timeout)
+
+    def pods(self, *components: str) -> list[dict[str, Any]]:
+        """The release's pods of these components (of all, where none is named) that are not being deleted."""
+        selector = f"--selector=app.kubernetes.io/instance={self.name}"
+        found = json.loads(self.kubectl("get", "pods", selector, "--output=json"))["items"]
+        return [
+            pod
+            for pod in found
+            if "deletionTimestamp" not in pod["metadata"]
+            and (not components or pod["metadata"]["labels"]["app.kubernetes.io/component"] in components)
+        ]
+
+    def predictions(self, pod: str) -> float:
+        """Predict calls over gRPC that a model server has answered, by its own metrics."""
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8501/proxy/monitoring/prometheus/metrics"
+        wanted = (":tensorflow:serving:request_latency_count", 'API="Predict"', 'entrypoint="GRPC"')
+        lines = self.cluster.kubectl("get", "--raw", path).splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if all(part in line for part in wanted))
+
+
+def load_balancer(cluster: clusters.Cluster, namespace: str, service: str) -> str:
+    """Base URL of a LoadBalancer's address; skips where the cluster gives none (plain Kind)."""
+
+    def address() -> str:
+        path = "--output=jsonpath={.status.loadBalancer.ingress[0].ip}{.status.loadBalancer.ingress[0].hostname}"
+        return cluster.kubectl("--namespace", namespace, "get", "service", service, path).strip()
+
+    try:
+        found = processes.wait_for("an address", address, 60)
+    except AssertionError:
+        pytest.skip(f"this cluster gives service/{service} no LoadBalancer address")
+    return f"http://[{found}]" if ":" in found else f"http://{found}"
+
+
+@contextlib.contextmanager
+def port_forward(cluster: clusters.Cluster, namespace: str, what: str, ports: str) -> Iterator[str]:
+    """`kubectl port-forward` while it lasts; the base URL on this machine."""
+    command = ["kubectl", "--namespace", namespace, "port-forward", what, ports]
+    environment = cluster.process_environment()
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("Forwarding from"), f"`{' '.join(command)}` said: {line}"
+            yield f"http://127.0.0.1:{ports.partition(':')[0]}"
+        finally:
+            process.terminate()

@@ -1,0 +1,239 @@
+"""The gateway and the model server together, as processes, with TensorFlow itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import processes
+import pytest
+from processes import DEMO_MODEL, GATEWAY_BIN, LABELS, MODEL_BIN, PNG, ROOT, SAMPLE
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="module")
+def model(logs: Path) -> Iterator[processes.Running]:
+    with processes.model_server(logs / "model.log", DEMO_MODEL) as server:
+        yield server
+
+
+CLOSED_PORT = processes.free_port()
+
+
+@pytest.fixture(scope="module")
+def photos_at() -> Iterator[int]:
+    """Port of a server of the sample picture."""
+    with processes.photo_server(SAMPLE.parent) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def gateway(logs: Path, model: processes.Running, photos_at: int) -> Iterator[processes.Running]:
+    settings = {
+        "GATEWAY_FETCH_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "GATEWAY_FETCH_ALLOWED_PORTS": f"80,{photos_at},{CLOSED_PORT}",
+    }
+    with processes.gateway(logs / "gateway.log", model.ports["grpc"], **settings) as server:
+        processes.wait_until_ready(server)
+        yield server
+
+
+def ready_text(server: processes.Running) -> str:
+    answer = server.get("/readyz", "admin")
+    assert answer.status == 503
+    return answer.data.decode()
+
+
+def wait_for_reason(server: processes.Running, *parts: str) -> None:
+    """Wait until /readyz names every one of ``parts``."""
+    processes.wait_for(f"readyz with {parts}", lambda: all(part in ready_text(server) for part in parts), 20)
+
+
+def test_scores_equal_tensorflows(gateway: processes.Running) -> None:
+    photos = processes.dataset_photos(120)
+    if not photos:
+        pytest.skip(f"no photos at {processes.DATASET}; set CLOTHING_DATASET")
+    expected = processes.reference_scores(DEMO_MODEL / "1", photos)
+    worst = 0.0
+    for photo in photos:
+        answer = gateway.post("/predict", body=photo.read_bytes(), headers={"Content-Type": "image/jpeg"})
+        assert answer.status == 200, answer.data
+        scores = answer.json()
+        assert tuple(sorted(scores)) == tuple(sorted(LABELS))
+        worst = max(worst, *(abs(scores[label] - score) for label, score in zip(LABELS, expected[photo], strict=True)))
+    assert len(photos) >= 100
+    assert worst < 1e-4, f"largest difference of a score: {worst}"
+
+
+def test_three_ways_in_give_the_same(gateway: processes.Running, photos_at: int) -> None:
+    raw = gateway.post("/predict", body=SAMPLE.read_bytes(), headers=PNG)
+    form = gateway.post("/predict", fields={"image": (SAMPLE.name, SAMPLE.read_bytes(), "image/png")})
+    url = gateway.post("/predict", json={"url": f"http://127.0.0.1:{photos_at}/{SAMPLE.name}"})
+    assert raw.status == form.status == url.status == 200, (raw.data, form.data, url.data)
+    assert raw.json() == form.json() == url.json()
+    named = gateway.post("/classify?top=3", body=SAMPLE.read_bytes(), headers=PNG).json()
+    assert named["model"] == {"name": "clothing-model", "version": "1"}
+    best = sorted(raw.json(), key=raw.json().get, reverse=True)[:3]
+    assert [found["label"] for found in named["predictions"]] == best
+
+
+def test_classify_command_straight_to_the_server(model: processes.Running, gateway: processes.Running) -> None:
+    command = [GATEWAY_BIN / "clothing-gateway", "classify", SAMPLE, "--server", f"127.0.0.1:{model.ports['grpc']}"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, timeout=60)
+    through = gateway.post("/predict", body=SAMPLE.read_bytes(), headers=PNG).json()
+    direct = {found["label"]: found["score"] for found in json.loads(done.stdout)["predictions"]}
+    assert direct == pytest.approx(through, abs=1e-5)
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    for step in ("decode", "predict", " ms"):
+        assert step in shown.stdout + shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "input_name", "output_name", "size", "classes"),
+    [("keras2", "input_28", "dense_18", 96, 20), ("savedmodel", "inputs", "output_0", 224, 20)],
+)
+def test_other_models_by_settings_alone(
+    tmp_path: Path, kind: str, input_name: str, output_name: str, size: int, classes: int
+) -> None:
+    made = [
+        MODEL_BIN / "python", ROOT / "tests/model_factory.py", "--kind", kind, "--input-name", input_name,
+        "--output-name", output_name, "--size", str(size), "--classes", str(classes), "--out", tmp_path / "made",
+    ]  # fmt: skip
+    source = subprocess.run(made, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    convert = [
+        MODEL_BIN / "clothing-model",
+        "convert",
+        source,
+        "--name",
+        "kitchen-model",
+        "--output",
+        tmp_path / "models",
+    ]
+    subprocess.run(convert, check=True, capture_output=True)
+    version = tmp_path / "models/kitchen-model/1"
+    shown = subprocess.run(
+        [MODEL_BIN / "clothing-model", "inspect", version, "--json"], capture_output=True, text=True, check=True
+    )
+    signature = json.loads(shown.stdout)["signatures"]["serving_default"]
+    assert input_name in json.dumps(signature["inputs"])
+    labels = [f"class-{number}" for number in range(classes)]
+    expected = processes.reference_scores(version, [SAMPLE])[SAMPLE]
+    settings = {"GATEWAY_MODEL_NAME": "kitchen-model", "GATEWAY_LABELS": json.dumps(labels)}
+    with (
+        processes.model_server(tmp_path / "model.log", version.parent, name="kitchen-model") as server,
+        processes.gateway(tmp_path / "gateway.log", server.ports["grpc"], **settings) as front,
+    ):
+        processes.wait_until_ready(front)
+        scores = front.post("/predict", body=SAMPLE.read_bytes(), headers=PNG).json()
+    assert [scores[label] for label in labels] == pytest.approx(expected, abs=1e-4)
+
+
+def test_gateway_starts_before_the_model_and_outlives_it(tmp_path: Path) -> None:
+    port = processes.free_port()
+    with processes.gateway(tmp_path / "gateway.log", port) as front:
+        wait_for_reason(front, f"127.0.0.1:{port}")
+        refused = front.post("/predict", body=SAMPLE.read_bytes(), headers=PNG)
+        assert refused.status == 503
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert refused.headers["Content-Type"] == "application/problem+json"
+        for _ in range(2):  # the model comes, goes and comes again
+            with processes.model_server(tmp_path / "model.log", DEMO_MODEL, port=port):
+                processes.wait_until_ready(front)
+                answer = front.post("/predict", body=SAMPLE.read_bytes(), headers=PNG)
+                assert answer.status == 200, answer.data
+            processes.wait_for("not ready again", lambda: front.get("/readyz", "admin").status == 503, 30)
+        assert front.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"GATEWAY_MODEL_VERSION": "7"}, ("7", "clothing-model")),
+        ({"GATEWAY_LABELS": "cat,dog,bird"}, ("3", "10", "GATEWAY_LABELS")),
+        ({"GATEWAY_MODEL_NAME": "shoes-model"}, ("shoes-model", "GATEWAY_MODEL_NAME")),
+        ({"GATEWAY_INPUT_NAME": "input_8"}, ("input_8", "GATEWAY_INPUT_NAME")),
+        ({"GATEWAY_SIGNATURE_NAME": "predict"}, ("predict", "serving_default")),
+    ],
+    ids=["version", "labels", "name", "input", "signature"],
+)
+def test_what_does_not_fit_is_said(
+    model: processes.Running, tmp_path: Path, settings: dict[str, str], reason: tuple[str, ...]
+) -> None:
+    with processes.gateway(tmp_path / "gateway.log", model.ports["grpc"], **settings) as front:
+        wait_for_reason(front, *reason)
+        refused = front.post("/predict", body=SAMPLE.read_bytes(), headers=PNG)
+        assert refused.status in (502, 503)
+        assert "Traceback" not in refused.data.decode()
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ({"body": b"", "headers": {"Content-Type": "image/jpeg"}}, 400),
+        ({"body": b"not a photo at all", "headers": {"Content-Type": "image/jpeg"}}, 415),
+        ({"body": SAMPLE.read_bytes()[:400], "headers": PNG}, 422),
+        ({"json": {}}, 400),
+        ({"json": {"url": "file:///etc/passwd"}}, 400),
+        ({"json": {"url": "http://169.254.169.254/latest/meta-data/"}}, 400),
+        ({"json": {"url": f"http://127.0.0.1:{CLOSED_PORT}/nobody.jpg"}}, 424),
+    ],
+    ids=["no-body", "not-an-image", "broken", "no-url", "file", "metadata", "unreachable"],
+)
+def test_bad_input_has_a_clear_error(gateway: processes.Running, request_: dict[str, object], status: int) -> None:
+    answer = gateway.post("/predict", **request_)
+    problem = answer.json()
+    assert answer.status == problem["status"] == status, problem
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert len(problem["detail"]) > 15
+    assert problem["request_id"] == answer.headers["X-Request-Id"]
+
+
+def test_demo_answers_and_leaves_nothing_behind() -> None:
+    """`make demo` without a terminal, its SIGINT ignored by the shell that started it, as for any background job."""
+    if busy := [port for port in (9696, 9697, 8500, 8501) if _listens(port)]:
+        pytest.fail(f"ports {busy} are in use; stop what listens there: the demo's ports are fixed")
+    demo = subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, ROOT / "ci/demo.py"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    group = os.getpgid(demo.pid)
+    assert demo.stdout is not None
+    try:
+        lines = []
+        for line in demo.stdout:
+            lines.append(line)
+            if "Ctrl-C" in line:
+                break
+        text = "".join(lines)
+        assert "http://127.0.0.1:9696" in text, text
+        assert any(label in text for label in LABELS)
+        again = subprocess.run(
+            [sys.executable, ROOT / "ci/demo.py"], capture_output=True, text=True, check=False, timeout=30
+        )
+        assert again.returncode == 1
+        assert "9696" in again.stdout
+        os.killpg(group, signal.SIGINT)
+        assert demo.wait(20) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+        demo.wait(10)
+        demo.stdout.close()
+    time.sleep(0.2)
+    assert not [port for port in (9696, 9697, 8500, 8501) if _listens(port)]
+
+
+def _listens(port: int) -> bool:
+    with processes.socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
