@@ -43,9 +43,9 @@ help: ## List the commands
 
 .PHONY: runtime dev tools
 runtime:
-	@$(MAKE) --jobs=2 gateway/.venv/runtime.stamp model-image/.venv/runtime.stamp
+	@$(MAKE) --silent --jobs=2 gateway/.venv/runtime.stamp model-image/.venv/runtime.stamp
 dev:
-	@$(MAKE) --jobs=2 gateway/.venv/dev.stamp model-image/.venv/dev.stamp
+	@$(MAKE) --silent --jobs=2 gateway/.venv/dev.stamp model-image/.venv/dev.stamp
 tools:
 	@ci/tools/install
 

@@ -82,10 +82,12 @@ def wait_until_ready(processes: dict[str, subprocess.Popen[bytes]]) -> None:
         if status == 200:
             return
         if time.monotonic() > end:
-            raise SystemExit(f"demo: not ready after {START_SECONDS} s ({text.strip()}); its logs are in .cache/demo/")
-        if text != waiting_for and status:
-            waiting_for = text
-            say(f"    waiting: {text.strip()}")
+            raise SystemExit(f"demo: not ready after {START_SECONDS} s: {waiting_for or text}; its logs are in .cache/demo/")
+        if status:
+            reason = json.loads(text)["reason"].partition(" (")[0]  # without gRPC's own words
+            if reason != waiting_for:
+                waiting_for = reason
+                say(f"    waiting: {reason}")
         time.sleep(0.1)
 
 
