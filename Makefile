@@ -86,7 +86,6 @@ lint-python: dev
 lint-charts: dev tools
 	@echo "==> charts"
 	@ct lint --config ci/ct.yaml
-	@helm-docs --chart-search-root charts --sort-values-order file --dry-run >/dev/null
 
 .PHONY: test test-gateway test-model test-charts test-integration
 test: lint test-charts test-gateway test-model test-integration ## Everything that needs no cluster: lint, unit, charts, integration with TensorFlow

@@ -82,7 +82,7 @@ def wait_until_ready(processes: dict[str, subprocess.Popen[bytes]]) -> None:
         if status == 200:
             return
         if time.monotonic() > end:
-            raise SystemExit(f"demo: not ready after {START_SECONDS} s: {waiting_for or text}; its logs are in .cache/demo/")
+            raise SystemExit(f"demo: not ready after {START_SECONDS} s: {waiting_for or text}; logs: .cache/demo/")
         if status:
             reason = json.loads(text)["reason"].partition(" (")[0]  # without gRPC's own words
             if reason != waiting_for:
