@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _NO_LIMIT = 1 << 62
 # How long the loop sleeps at most: how late a change from another thread is noticed that nobody announces.
 _TICK_SECONDS = 1.0
+# How long the last threads have, once the end can't wait, to put away what they have answered.
+_SETTLE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,9 +277,15 @@ class Listener(TcpWSGIServer):
                 if channel.idle:
                     channel.will_close = True
             self._turn(0.1)
-        cut = sum(not channel.idle for channel in list(self.active_channels.values()))
+        # A thread whose answer the client already has may not have put the request away yet: that one isn't cut off.
+        settled = time.monotonic() + _SETTLE_SECONDS
+        while (cut := self._in_work()) and time.monotonic() < settled:
+            self._turn(_SETTLE_SECONDS / 10)
         self.task_dispatcher.shutdown(cancel_pending=True, timeout=1)
         return cut
+
+    def _in_work(self) -> int:
+        return sum(not channel.idle for channel in list(self.active_channels.values()))
 
     def _turn(self, seconds: float) -> None:
         wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)
