@@ -260,11 +260,11 @@ def build_images(cluster: Cluster, *, official: bool = False) -> dict[str, str]:
 
 
 def install(cluster: Cluster, tags: dict[str, str]) -> None:
-    """Install the chart as release `clothing` in the current namespace, as README.md shows, and print its notes."""
-    say("helm upgrade --install clothing charts/clothing-classifier")
+    """Install the chart as release `clothing-classifier` in the current namespace, as README.md shows; print its notes."""
+    say("helm upgrade --install clothing-classifier charts/clothing-classifier")
     print(
         cluster.helm(
-            "upgrade", "--install", "clothing", str(CHART), "--values", str(ROOT / "Chart-values-examples/kind.yaml"),
+            "upgrade", "--install", "clothing-classifier", str(CHART), "--values", str(ROOT / "Chart-values-examples/kind.yaml"),
             *cluster.image_values(tags), "--wait", "--timeout", "5m",
         )
     )  # fmt: skip
