@@ -260,14 +260,13 @@ def build_images(cluster: Cluster, *, official: bool = False) -> dict[str, str]:
 
 
 def install(cluster: Cluster, tags: dict[str, str]) -> None:
-    """Install the chart as release `clothing-classifier` in the current namespace, as README.md shows; print its notes."""
-    say("helm upgrade --install clothing-classifier charts/clothing-classifier")
-    print(
-        cluster.helm(
-            "upgrade", "--install", "clothing-classifier", str(CHART), "--values", str(ROOT / "Chart-values-examples/kind.yaml"),
-            *cluster.image_values(tags), "--wait", "--timeout", "5m",
-        )
-    )  # fmt: skip
+    """Install the chart as README.md shows, in the current namespace, and print its notes."""
+    values = ROOT / "Chart-values-examples/kind.yaml"
+    release = ["clothing-classifier", str(CHART), "--values", str(values), "--wait", "--timeout", "5m"]
+    say(
+        "helm upgrade --install clothing-classifier charts/clothing-classifier --values Chart-values-examples/kind.yaml"
+    )
+    print(cluster.helm("upgrade", "--install", *release, *cluster.image_values(tags)))
 
 
 def main() -> int:
