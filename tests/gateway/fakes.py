@@ -53,6 +53,9 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     name: str = "clothing-model"
     version: int = 1
+    others: tuple = ()  # further versions that are loaded
+    labels: dict = field(default_factory=dict)  # version labels
+    inputs_of: dict = field(default_factory=dict)  # inputs of a version that has its own
     signature_name: str = "serving_default"
     inputs: dict = field(default_factory=lambda: {"input_8": (types_pb2.DT_FLOAT, (-1, 8, 8, 3))})
     outputs: dict = field(default_factory=lambda: {"dense_7": (types_pb2.DT_FLOAT, (-1, 10))})
@@ -68,15 +71,14 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
     def GetModelMetadata(self, request, context):  # noqa: N802
         if self.fail_metadata:
             context.abort(*self.fail_metadata)
-        asked = request.model_spec.version.value if request.model_spec.HasField("version") else None
-        if request.model_spec.name != self.name or asked not in (None, self.version):
-            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {request.model_spec.name}")
+        version = self._version(request.model_spec, context)
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         response.model_spec.name = self.name
-        response.model_spec.version.value = self.version
+        response.model_spec.version.value = version
         signatures = get_model_metadata_pb2.SignatureDefMap()
         signature = signatures.signature_def[self.signature_name]
-        for there, described in ((signature.inputs, self.inputs), (signature.outputs, self.outputs)):
+        inputs = self.inputs_of.get(version, self.inputs)
+        for there, described in ((signature.inputs, inputs), (signature.outputs, self.outputs)):
             for name, (dtype, shape) in described.items():
                 there[name].dtype = dtype
                 if shape is None:
@@ -85,6 +87,23 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
                     there[name].tensor_shape.dim.add().size = size
         response.metadata["signature_def"].Pack(signatures)
         return response
+
+    def _version(self, spec, context):
+        """The version asked for, as TensorFlow Serving finds it; words and codes are its own."""
+        if spec.name != self.name:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({spec.name})")
+        choice = spec.WhichOneof("version_choice")
+        if choice == "version_label":
+            if spec.version_label not in self.labels:
+                context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT, f"Unrecognized servable version label: {spec.version_label}"
+                )
+            return self.labels[spec.version_label]
+        if choice is None:
+            return self.version
+        if spec.version.value not in (self.version, *self.others):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {spec.name}")
+        return spec.version.value
 
     def Predict(self, request, context):  # noqa: N802
         self.calls.append(request)
@@ -95,14 +114,15 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
         if self.delay:
             time.sleep(self.delay)
         ((name, tensor),) = request.inputs.items()
-        if name not in self.inputs:
+        version = self._version(request.model_spec, context)
+        if name not in self.inputs_of.get(version, self.inputs):
             context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, f"input size does not match signature: Sent extra: {{{name}}}."
             )
         batch = self._read(tensor)
         response = predict_pb2.PredictResponse()
         response.model_spec.name = self.name
-        response.model_spec.version.value = self.version
+        response.model_spec.version.value = version
         for output in self.answer_outputs or self.outputs:
             scores = np.asarray(self.scores(batch) if self.scores else self._echo(batch), np.float32)
             answer = response.outputs[output]

@@ -148,6 +148,35 @@ def test_predict_is_byte_for_byte_what_the_courses_gateway_answers(gateway):
     assert headers["Content-Type"] == "application/json"
 
 
+@pytest.mark.parametrize("route", ["/predict", "/classify"])
+def test_versions_by_request(start_gateway, stack, route):
+    server = ModelServer(FakeModel(name="modèle", others=(2,), labels={"next": 2}))
+    stack.callback(server.stop)
+    gateway = start_gateway(
+        server.address,
+        model_name="modèle",
+        model_version=1,
+        canary_label="next",
+        canary_percent=50,
+        selectable_versions="2",
+    )
+    answers = set()
+    for number in range(20):
+        status, body, headers = gateway.post(route, PHOTO, **{"X-Request-Id": f"request-{number}"})
+        assert (status, headers["X-Model-Name"]) == (200, "mod%C3%A8le")
+        answers.add(headers["X-Model-Version"])
+        if route == "/classify":
+            assert body["model"] == {"name": "modèle", "version": headers["X-Model-Version"]}
+    assert answers == {"1", "2"}
+    assert gateway.post(route, PHOTO, **{"X-Model-Version": "2"})[2]["X-Model-Version"] == "2"
+    status, body, headers = gateway.post(route, PHOTO, **{"X-Model-Version": "1"})
+    assert (status, body["code"], headers["X-Model-Version"]) == (400, "bad-request", None)
+    counted = gateway.admin("/metrics")[1]
+    assert 'gateway_predictions_total{track="selected 2",version="2"} 1.0' in counted
+    assert 'gateway_predictions_total{track="canary",version="2"}' in counted
+    assert 'gateway_predictions_total{track="stable",version="1"}' in counted
+
+
 def test_labels_are_sorted_in_predict_whatever_their_order(start_gateway, model_server):
     labels = "b,a,d,c,f,e,h,g,j,i"
     gateway = start_gateway(model_server.address, labels=labels)

@@ -116,6 +116,7 @@ def test_classify_gives_the_same_as_a_gateway(model_server, photo, start_gateway
         (["{photo}", "--server", "127.0.0.1:1"], "127.0.0.1:1 can't be reached"),
         (["{photo}", "--server", "{server}", "--model-name", "other"], "does not serve model 'other'"),
         (["{photo}", "--server", "{server}", "--model-version", "9"], "version 9"),
+        (["{photo}", "--server", "{server}", "--model-label", "next"], "label 'next'"),
         (["{photo}", "--server", "{server}", "--labels", "a,b"], "names 2 labels"),
         (["{text}", "--server", "{server}"], "no JPEG, PNG, WebP, GIF or BMP"),
         (["{cut}", "--server", "{server}"], "damaged or cut off"),

@@ -12,6 +12,7 @@ import pytest
 from clothing_gateway import predictor as predictor_module
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import (
+    BadRequest,
     ModelAnswerUnusable,
     ModelFailed,
     ModelNotReady,
@@ -21,7 +22,7 @@ from clothing_gateway.errors import (
     Overloaded,
     TooManyBytes,
 )
-from clothing_gateway.predictor import Predictor, channel_options, target_of
+from clothing_gateway.predictor import Predictor, channel_options, is_chosen, target_of
 from clothing_gateway.settings import Settings
 from fakes import FakeModel, ModelServer
 from tensorflow.core.framework import types_pb2
@@ -109,11 +110,98 @@ def test_a_version_is_asked_for_by_number(make, model_server):
     assert model_server.model.calls[0].model_spec.version.value == 7
 
 
+def test_a_version_is_asked_for_by_label_and_the_label_may_move(make, model_server):
+    model_server.model.others = (2,)
+    model_server.model.labels = {"stable": 2}
+    predictor = make(model_server.address, model_label="stable")
+    predictor.check()
+    assert ask(predictor).version == 2
+    spec = model_server.model.calls[0].model_spec
+    assert (spec.version_label, spec.HasField("version")) == ("stable", False)
+    model_server.model.labels = {"stable": 1}
+    assert ask(predictor).version == 1
+
+
+def answered(predictor, request_id="", selected=None):
+    """The version that answers a request, by what the server itself says."""
+    model = predictor.model(request_id, selected)
+    return predictor.predict(model, [photo(size=model.size[0])], Deadline.after(5), request_id).version
+
+
+def test_the_canary_gets_its_part_of_the_requests_and_the_same_ones_again(make, model_server):
+    model_server.model.others = (2,)
+    predictor = make(model_server.address, model_version=1, canary_version=2, canary_percent=20.0)
+    predictor.check()
+    ids = [f"request-{number}" for number in range(1000)]
+    chosen = {one for one in ids if predictor.model(one).version == 2}
+    assert 150 < len(chosen) < 250
+    assert chosen == {one for one in ids if predictor.model(one).version == 2}
+    for one in [*sorted(chosen)[:3], *sorted(set(ids) - chosen)[:3]]:
+        assert answered(predictor, one) == (2 if one in chosen else 1)
+
+
+@pytest.mark.parametrize(("percent", "versions"), [(0.0, {1}), (100.0, {2})])
+def test_none_and_all(make, model_server, percent, versions):
+    model_server.model.others = (2,)
+    model_server.model.labels = {"stable": 1, "canary": 2}
+    settings = {"model_label": "stable", "canary_label": "canary", "canary_percent": percent}
+    predictor = make(model_server.address, **settings)
+    predictor.check()
+    assert {answered(predictor, f"request-{number}") for number in range(20)} == versions
+
+
+def test_a_larger_share_keeps_those_that_were_chosen():
+    ids = [f"request-{number}" for number in range(500)]
+    small = {one for one in ids if is_chosen(one, 10)}
+    assert small < {one for one in ids if is_chosen(one, 50)}
+
+
+def test_a_canary_that_is_not_there_gets_nothing_and_keeps_nobody_from_the_stable_version(make, model_server):
+    predictor = make(model_server.address, model_version=1, canary_version=2, canary_percent=100.0)
+    predictor.check()
+    assert predictor.not_ready is None
+    assert answered(predictor, "request") == 1
+    model_server.model.others = (2,)
+    predictor.check()
+    assert answered(predictor, "request") == 2
+    model_server.model.others = ()
+    predictor.check()
+    assert answered(predictor, "request") == 1
+
+
+def test_a_canary_may_take_photos_of_another_size(make, model_server):
+    model_server.model.others = (2,)
+    model_server.model.inputs_of = {2: {"input_28": (types_pb2.DT_FLOAT, (-1, 16, 16, 3))}}
+    predictor = make(model_server.address, model_version=1, canary_version=2, canary_percent=50.0)
+    predictor.check()
+    assert {answered(predictor, f"request-{number}") for number in range(20)} == {1, 2}
+    assert {tuple(call.inputs) for call in model_server.model.calls} == {("input_8",), ("input_28",)}
+
+
+def test_clients_select_only_what_was_opened(make, model_server):
+    model_server.model.others = (2, 3)
+    model_server.model.labels = {"next": 3}
+    predictor = make(model_server.address, model_version=1, selectable_versions=("2", "next", "gone"))
+    predictor.check()
+    assert answered(predictor) == 1
+    assert answered(predictor, selected="2") == 2
+    assert answered(predictor, selected="next") == 3
+    with pytest.raises(ModelNotReady) as caught:
+        predictor.model("", "gone")
+    assert "GATEWAY_SELECTABLE_VERSIONS" in caught.value.cause
+    for closed in ("1", "3", "", "selected 2", "2 "):
+        with pytest.raises(BadRequest, match="must be one of 2, next, gone"):
+            predictor.model("", closed)
+    with pytest.raises(BadRequest, match="lets no client choose"):
+        make(model_server.address).model("", "2")
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model_version": 9}, ["clothing-model", "version 9", "NOT_FOUND"]),
-        ({"model_name": "other"}, ["'other'", "NOT_FOUND"]),
+        ({"model_version": 9}, ["clothing-model", "version 9", "NOT_FOUND", "GATEWAY_MODEL_VERSION"]),
+        ({"model_name": "other"}, ["'other'", "NOT_FOUND", "GATEWAY_MODEL_NAME"]),
+        ({"model_label": "stable"}, ["label 'stable'", "INVALID_ARGUMENT", "GATEWAY_MODEL_LABEL"]),
         ({"labels": ("a", "b")}, ["10 scores", "2 labels", "GATEWAY_LABELS"]),
         ({"input_name": "input_28"}, ["'input_28'", "'input_8'"]),
         ({"signature_name": "predict"}, ["'predict'", "'serving_default'"]),
@@ -122,7 +210,8 @@ def test_a_version_is_asked_for_by_number(make, model_server):
 def test_a_model_that_does_not_fit_is_not_ready_and_says_why(make, model_server, settings, words):
     predictor = make(model_server.address, **settings)
     predictor.check()
-    for word in (*words, *(["does not serve", model_server.address] if "NOT_FOUND" in words else ["version 1"])):
+    is_absent = {"NOT_FOUND", "INVALID_ARGUMENT"} & set(words)
+    for word in (*words, *(["does not serve", model_server.address] if is_absent else ["version 1"])):
         assert word in predictor.not_ready
     with pytest.raises(ModelNotReady) as caught:
         predictor.model()

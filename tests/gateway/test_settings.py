@@ -77,6 +77,8 @@ def test_all_errors_are_reported_at_once():
         ("TF_SERVING_HOST", "dns:///model:8500", "dns:///model:8500"),
         ("TF_SERVING_HOST", "unix:/run/model.sock", "unix:/run/model.sock"),
         ("GATEWAY_MODEL_VERSION", "3", 3),
+        ("GATEWAY_MODEL_LABEL", "stable", "stable"),
+        ("GATEWAY_SELECTABLE_VERSIONS", "2, next", ("2", "next")),
         ("GATEWAY_IMAGE_SIZE", "299", (299, 299)),
         ("GATEWAY_IMAGE_SIZE", "320x240", (320, 240)),
         ("GATEWAY_LABELS", "a, b ,c", ("a", "b", "c")),
@@ -113,6 +115,17 @@ def test_values_that_are_understood(variable, text, value):
         ("GATEWAY_MODEL_NAME", "a b"),
         ("GATEWAY_MODEL_VERSION", "-1"),
         ("GATEWAY_MODEL_VERSION", "latest"),
+        ("GATEWAY_MODEL_LABEL", "7"),
+        ("GATEWAY_MODEL_LABEL", "a b"),
+        ("GATEWAY_CANARY_VERSION", "next"),
+        ("GATEWAY_CANARY_PERCENT", "101"),
+        ("GATEWAY_CANARY_PERCENT", "-1"),
+        ("GATEWAY_CANARY_PERCENT", "nan"),
+        ("GATEWAY_CANARY_PERCENT", "10%"),
+        ("GATEWAY_CANARY_PERCENT", "10"),
+        ("GATEWAY_SELECTABLE_VERSIONS", "1,,2"),
+        ("GATEWAY_SELECTABLE_VERSIONS", "1,2,3,4,5,6,7,8,9"),
+        ("GATEWAY_SELECTABLE_VERSIONS", "a b"),
         ("GATEWAY_IMAGE_SIZE", "0"),
         ("GATEWAY_IMAGE_SIZE", "299x0"),
         ("GATEWAY_IMAGE_SIZE", "299x299x3"),
@@ -140,6 +153,13 @@ def test_contradictions_name_both_settings():
     (found,) = problems({"GATEWAY_MAX_PHOTOS": "40"})
     assert "GATEWAY_MAX_IN_FLIGHT" in found
     assert len(problems({"GATEWAY_MAX_BUFFERED_BYTES": "2000"})) == 2
+    (found,) = problems({"GATEWAY_MODEL_VERSION": "1", "GATEWAY_MODEL_LABEL": "stable"})
+    assert "GATEWAY_MODEL_LABEL" in found
+    (found,) = problems({"GATEWAY_CANARY_VERSION": "2", "GATEWAY_CANARY_PERCENT": "5"})
+    assert "GATEWAY_MODEL_VERSION or GATEWAY_MODEL_LABEL" in found
+    (found,) = problems({"GATEWAY_CANARY_VERSION": "2", "GATEWAY_MODEL_VERSION": "2"})
+    assert "the same version" in found
+    assert load({"GATEWAY_CANARY_LABEL": "next", "GATEWAY_MODEL_VERSION": "1"}).canary_percent == 0
     assert load({"GATEWAY_LISTEN_PORT": "0", "GATEWAY_ADMIN_LISTEN_PORT": "0"}).listen_port == 0
 
 

@@ -53,6 +53,18 @@ app.kubernetes.io/version: {{ .context.Chart.AppVersion | quote }}
 {{- .Values.model.version | toJson | trimAll "\"" -}}
 {{- end -}}
 
+{{- /* Every version that a value names, as a JSON list; where there is none, the server takes the newest in the image. */ -}}
+{{- define "clothing-classifier.loadedVersions" -}}
+{{- $versions := list -}}
+{{- range concat (list .Values.model.version .Values.model.canary.version) (values .Values.model.versionLabels) .Values.model.selectableVersions -}}
+{{- $version := . | toJson | trimAll "\"" -}}
+{{- if regexMatch "^[0-9]+$" $version -}}
+{{- $versions = append $versions $version -}}
+{{- end -}}
+{{- end -}}
+{{- $versions | uniq | sortAlpha | toJson -}}
+{{- end -}}
+
 {{- define "clothing-classifier.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "clothing-classifier.fullname" .) .Values.serviceAccount.name -}}

@@ -5,10 +5,38 @@
 {{- include "clothing-classifier.validateScaling" (dict "name" $name "values" $values) -}}
 {{- include "clothing-classifier.validatePdb" (dict "name" $name "pdb" $values.pdb "replicas" (include "clothing-classifier.minReplicas" $values | int)) -}}
 {{- end -}}
+{{- include "clothing-classifier.validateVersions" .Values.model -}}
 {{- include "clothing-classifier.validateGpu" .Values.server -}}
 {{- include "clothing-classifier.validateArgs" .Values.server.extraArgs -}}
 {{- include "clothing-classifier.validateEnv" . -}}
 {{- include "clothing-classifier.validateService" .Values.gateway.service -}}
+{{- end -}}
+
+{{- define "clothing-classifier.validateVersions" -}}
+{{- $stable := print (.version | toJson | trimAll "\"") .versionLabel -}}
+{{- $canary := print (.canary.version | toJson | trimAll "\"") .canary.versionLabel -}}
+{{- range $name, $values := dict "model" . "model.canary" .canary -}}
+{{- if and (ne (toString $values.version) "") $values.versionLabel -}}
+{{- fail (printf "%s.version and %s.versionLabel are both set: keep one" $name $name) -}}
+{{- end -}}
+{{- if and $values.versionLabel (not (hasKey $.versionLabels $values.versionLabel)) -}}
+{{- fail (printf "%s.versionLabel is %q, and model.versionLabels has no such label: add it there with its version" $name $values.versionLabel) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .canary.percent (not $canary) -}}
+{{- fail "model.canary.percent is set, and no canary: set model.canary.version or model.canary.versionLabel" -}}
+{{- end -}}
+{{- if and (or $canary .versionLabels .selectableVersions) (not $stable) -}}
+{{- fail "there are several versions of the model, and nothing says which one requests go to: set model.version or model.versionLabel" -}}
+{{- end -}}
+{{- if and $canary (eq $stable $canary) -}}
+{{- fail "model.canary is the same version as the model's: set another one" -}}
+{{- end -}}
+{{- range .selectableVersions -}}
+{{- if not (or (regexMatch "^[0-9]+$" (. | toJson | trimAll "\"")) (hasKey $.versionLabels (toString .))) -}}
+{{- fail (printf "model.selectableVersions has %q, and model.versionLabels has no such label: add it there with its version" .) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "clothing-classifier.validateScaling" -}}

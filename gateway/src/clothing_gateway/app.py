@@ -10,6 +10,7 @@ import uuid
 from importlib import resources
 from io import BytesIO
 from typing import IO, Any
+from urllib.parse import quote
 
 from flask import Flask, Request, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
@@ -81,6 +82,7 @@ class _Routes:
         allowed = client_timeout_seconds(headers.get("X-Request-Timeout-Ms"), headers.get("grpc-timeout"))
         if allowed is not None and allowed < timeout:
             ticket.deadline = Deadline.after(allowed, start)
+        ticket.selected = headers.get("X-Model-Version")
 
     def end(self, response: Response) -> Response:
         """Name the request, count it, log it."""
@@ -119,7 +121,8 @@ class _Routes:
         if isinstance(scores, GatewayError):
             raise scores
         # The course's gateway answers with Flask's jsonify of a dict, which sorts the keys.
-        return jsonify(dict(sorted(zip(self._settings.labels, scores.tolist(), strict=True))))
+        response = jsonify(dict(sorted(zip(self._settings.labels, scores.tolist(), strict=True))))
+        return _named(response, answer)
 
     def classify(self) -> Response:
         """POST /classify."""
@@ -136,7 +139,8 @@ class _Routes:
             else:
                 raise outcome
         model = {"name": answer.model.name, "version": str(answer.version)}
-        return jsonify({"model": model, "photos": photos} if listed else {"model": model, **photos[0]})
+        response = jsonify({"model": model, "photos": photos} if listed else {"model": model, **photos[0]})
+        return _named(response, answer)
 
     def ping(self) -> Response:
         """GET /ping."""
@@ -162,6 +166,13 @@ class _Routes:
             return self._classifier.classify(sources, ticket), listed
         finally:
             self._places.leave(taken)
+
+
+def _named(response: Response, answer: Answer) -> Response:
+    """The answer with its model in the headers, also where the body has the course's form."""
+    response.headers["X-Model-Name"] = quote(answer.model.name)  # a header takes no more than ASCII
+    response.headers["X-Model-Version"] = str(answer.version)
+    return response
 
 
 def create_app(settings: Settings, classifier: Classifier, places: Places, metrics: Metrics) -> Flask:

@@ -39,6 +39,7 @@ class Ticket:
     bytes: int = 0
     pixels: int = 0
     cause: str | None = None
+    selected: str | None = None  # the version that the client asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,8 @@ class Classifier:
 
     def classify(self, sources: Sequence[Source], ticket: Ticket) -> Answer:
         """Scores for each photo. One photo's failure is its own; the model's failure is everyone's and is raised."""
-        model = self._predictor.model()  # before any work: without a model all of it would be in vain
+        # Before any work: without a model all of it would be in vain.
+        model = self._predictor.model(ticket.request_id, ticket.selected)
         if len(sources) == 1:
             prepared = [self._prepare(sources[0], model, ticket.deadline)]
         else:
@@ -102,6 +104,7 @@ class Classifier:
             with self._metrics.stage("predict", ticket.stages):
                 prediction = self._predictor.predict(model, elements, ticket.deadline, ticket.request_id)
             version = prediction.version
+            self._metrics.predictions.labels(model.track, str(version)).inc(len(elements))
             rows = list(prediction.scores)
         outcomes: list[Scores | GatewayError] = [one.error or rows.pop(0) for one in prepared]
         return Answer(model, version, outcomes)

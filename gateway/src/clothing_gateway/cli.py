@@ -27,6 +27,7 @@ DONE, FAILED, USAGE = 0, 1, 2
 _MODEL_SETTINGS = (
     "model_name",
     "model_version",
+    "model_label",
     "signature_name",
     "input_name",
     "output_name",

@@ -64,6 +64,12 @@ class Metrics:
             ("method", "code"),
             registry=self.registry,
         )
+        self.predictions = Counter(
+            "gateway_predictions_total",
+            "Photos that the model answered for, by track (stable, canary, selected …) and version.",
+            ("track", "version"),
+            registry=self.registry,
+        )
         self.photo_pixels = Histogram(
             "gateway_photo_pixels", "Width times height of the photos.", buckets=_PIXELS, registry=self.registry
         )

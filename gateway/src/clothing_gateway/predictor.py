@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import threading
@@ -18,6 +19,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, predict
 from clothing_gateway import signature, tensor
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import (
+    BadRequest,
     GatewayError,
     ModelAnswerUnusable,
     ModelFailed,
@@ -113,6 +115,62 @@ class _Connection:
         self.metadata: Callable[..., get_model_metadata_pb2.GetModelMetadataResponse] = stub.GetModelMetadata
 
 
+STABLE, CANARY = "stable", "canary"
+_NOT_ASKED = "the model server has not been asked yet"
+
+
+@dataclass(slots=True)
+class _Track:
+    """One way to name a version, and what is known of the version that it leads to."""
+
+    name: str
+    version: int | None = None
+    label: str = ""
+    state: Model | str = _NOT_ASKED
+    failures: int = 0
+
+    @property
+    def words(self) -> str:
+        """How the version is named, for messages."""
+        if self.label:
+            return f", label {self.label!r},"
+        return "" if self.version is None else f", version {self.version},"
+
+    @property
+    def way_out(self) -> str:
+        """The settings that mend a name that the server doesn't know."""
+        if self.name in (STABLE, CANARY):
+            which = "MODEL" if self.name == STABLE else "CANARY"
+            return f"set GATEWAY_MODEL_NAME, GATEWAY_{which}_VERSION or GATEWAY_{which}_LABEL to what it serves"
+        return "set GATEWAY_MODEL_NAME or GATEWAY_SELECTABLE_VERSIONS to what it serves"
+
+    def name_model(self, spec: Any, name: str) -> None:  # noqa: ANN401 - a ModelSpec, for which there are no types
+        """Fill in which model is asked for."""
+        spec.name = name
+        if self.label:
+            spec.version_label = self.label
+        elif self.version is not None:
+            spec.version.value = self.version
+
+
+def _tracks(settings: Settings) -> dict[str, _Track]:
+    tracks = [_Track(STABLE, settings.model_version, settings.model_label)]
+    if settings.canary_version is not None or settings.canary_label:
+        tracks.append(_Track(CANARY, settings.canary_version, settings.canary_label))
+    # Under a name that is no other track's: a version label may well be "canary".
+    tracks += [
+        _Track(f"selected {one}", int(one)) if one.isdigit() else _Track(f"selected {one}", label=one)
+        for one in settings.selectable_versions
+    ]
+    return {track.name: track for track in tracks}
+
+
+def is_chosen(request_id: str, percent: float) -> bool:
+    """Whether a request belongs to so many percent of all: always the same for the same request id."""
+    share = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "big") / 2**64
+    return share < percent / 100
+
+
 class Predictor:
     """Asks the model. Knows, from a thread that looks again and again, what the model takes, or why there is none."""
 
@@ -124,8 +182,8 @@ class Predictor:
     ) -> None:
         self._settings = settings
         self._count = count
-        self._state: Model | str = "the model server has not been asked yet"
-        self._failures = 0
+        self._tracks = _tracks(settings)
+        self._stable = self._tracks[STABLE]
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
         self._retired: list[tuple[float, _Connection]] = []
@@ -154,12 +212,34 @@ class Predictor:
     @property
     def not_ready(self) -> str | None:
         """Why no photo can be classified now, in words for the operator; None where one can."""
-        state = self._state
+        state = self._stable.state
         return state if isinstance(state, str) else None
 
-    def model(self) -> Model:
-        """The model, or ModelNotReady."""
-        state = self._state
+    def model(self, request_id: str = "", selected: str | None = None) -> Model:
+        """The model for a request, or ModelNotReady.
+
+        That is the version which the client selected, where it may; else the canary for its part of the requests,
+        where it is ready; else the stable one.
+        """
+        if selected is not None:
+            chosen = self._tracks.get(f"selected {selected}")
+            if chosen is None:
+                there = self._settings.selectable_versions
+                raise BadRequest(
+                    f"X-Model-Version must be one of {', '.join(there)}."
+                    if there
+                    else "This gateway lets no client choose the model's version: leave X-Model-Version out."
+                )
+            state = chosen.state
+        else:
+            state = self._stable.state
+            canary = self._tracks.get(CANARY)
+            if (
+                canary is not None
+                and isinstance(canary.state, Model)
+                and is_chosen(request_id, self._settings.canary_percent)
+            ):
+                state = canary.state
         if isinstance(state, str):
             raise ModelNotReady(cause=state)
         return state
@@ -177,7 +257,7 @@ class Predictor:
 
     def _predict(self, model: Model, photos: Batch, deadline: Deadline, request_id: str) -> Prediction:
         request = predict_pb2.PredictRequest()
-        self._name_model(request.model_spec)
+        self._tracks[model.track].name_model(request.model_spec, self._settings.model_name)
         request.model_spec.signature_name = self._settings.signature_name
         request.output_filter.append(model.output_name)
         tensor.fill(request.inputs[model.input_name], photos)
@@ -235,11 +315,6 @@ class Predictor:
             return ModelRefused(cause=cause)
         return ModelFailed(cause=cause)
 
-    def _name_model(self, spec: Any) -> None:  # noqa: ANN401 - a ModelSpec, for which there are no types
-        spec.name = self._settings.model_name
-        if self._settings.model_version is not None:
-            spec.version.value = self._settings.model_version
-
     def _connect(self, *, anew: bool = False, retry_buffer_bytes: int = _RETRY_BUFFER_BYTES) -> _Connection:
         """The one connection; a new one in its place when asked for, or where the retry buffer must be larger.
 
@@ -271,70 +346,80 @@ class Predictor:
                 self.check()
             except Exception:  # the thread must outlive whatever a model server sends
                 logger.exception("the check of the model failed")
-                self._settle("the check of the model failed; the log has the traceback")
+                for track in self._tracks.values():
+                    self._settle(track, "the check of the model failed; the log has the traceback")
             self._close_retired()
-            calm = isinstance(self._state, Model) and self._failures == 0
+            calm = isinstance(self._stable.state, Model) and self._stable.failures == 0
             every = self._settings.model_check_seconds
             self._wake.wait(every if calm else min(every, _CHECK_AGAIN_SECONDS))
             if not self._stopping:
                 time.sleep(0.02)  # many failing requests ask for one check, not for as many
 
     def check(self) -> None:
-        """Ask the server what the model looks like, once, and take it or say why not."""
+        """Ask the server what each version looks like, once, and take it or say why not."""
+        for track in self._tracks.values():
+            if not self._check(track):
+                return  # the others would only wait for the same server
+
+    def _check(self, track: _Track) -> bool:
+        """Look at one version; whether the server could be asked."""
         settings = self._settings
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
-        self._name_model(request.model_spec)
+        track.name_model(request.model_spec, settings.model_name)
         try:
             response = self._connect().metadata(
                 request, timeout=min(_CHECK_TIMEOUT_SECONDS, settings.request_timeout_seconds)
             )
         except grpc.RpcError as error:
             self._count("GetModelMetadata", error.code().name)
-            self._lost(error)
-            return
+            return self._lost(track, error)
         except ValueError:  # the channel was closed: the process is ending
-            return
+            return False
         self._count("GetModelMetadata", "OK")
-        self._failures = 0
+        track.failures = 0
         signatures = get_model_metadata_pb2.SignatureDefMap()
         packed = response.metadata.get("signature_def")
         if packed is None or not packed.Unpack(signatures):
-            self._settle(f"the model server at {settings.tf_serving_host} answered without signatures")
-            return
+            self._settle(track, f"the model server at {settings.tf_serving_host} answered without signatures")
+            return True
         version = int(response.model_spec.version.value)
         name = f"model {settings.model_name!r}, version {version}"
         try:
-            model = signature.describe(settings.model_name, version, signatures.signature_def, settings)
+            model = signature.describe(settings.model_name, version, signatures.signature_def, settings, track.name)
         except Misfit as misfit:
-            self._settle(f"{name}: {misfit}")
-            return
+            self._settle(track, f"{name}: {misfit}")
+            return True
         payload = model.payload_bytes(
             min(settings.predict_batch_size, settings.max_photos),
             max(settings.max_body_bytes, settings.fetch_max_bytes),
         )
         # Room for the names and shapes around the tensor. The buffer is a limit, not memory taken.
         self._connect(retry_buffer_bytes=max(_RETRY_BUFFER_BYTES, payload + (64 << 10)))
-        self._settle(model)
+        self._settle(track, model)
+        return True
 
-    def _lost(self, error: grpc.RpcError) -> None:
+    def _lost(self, track: _Track, error: grpc.RpcError) -> bool:
         code, words = error.code(), error.details() or ""
         settings = self._settings
-        self._failures += 1
+        track.failures += 1
         if code in _OPERATOR_FAULTS:
-            version = "" if settings.model_version is None else f", version {settings.model_version},"
             self._settle(
-                f"the model server at {settings.tf_serving_host} does not serve model {settings.model_name!r}{version} "
-                f"({code.name}: {words})"
+                track,
+                f"the model server at {settings.tf_serving_host} does not serve model "
+                f"{settings.model_name!r}{track.words} ({code.name}: {words}): {track.way_out}",
             )
-            return
-        if code is Code.UNAVAILABLE and self._failures % _LOST_AFTER == 0:
+            return True
+        if code is Code.UNAVAILABLE and track.failures % _LOST_AFTER == 0:
             # A new channel asks DNS anew: an old one that found no address waits longer each time, up to two minutes.
             self._connect(anew=True)
-        if isinstance(self._state, str) or self._failures >= _LOST_AFTER:
-            self._settle(f"the model server at {settings.tf_serving_host} can't be reached ({code.name}: {words})")
+        if isinstance(track.state, str) or track.failures >= _LOST_AFTER:
+            self._settle(
+                track, f"the model server at {settings.tf_serving_host} can't be reached ({code.name}: {words})"
+            )
+        return False
 
-    def _settle(self, state: Model | str) -> None:
-        before, self._state = self._state, state
+    def _settle(self, track: _Track, state: Model | str) -> None:
+        before, track.state = track.state, state
         if state == before:
             return
         if isinstance(state, Model):
@@ -343,9 +428,10 @@ class Predictor:
                 extra={
                     "model": state.name,
                     "version": state.version,
+                    "track": track.name,
                     "input": f"{state.input_name} {state.input_type} {state.size}",
                     "output": f"{state.output_name} {state.width}",
                 },
             )
         else:
-            logger.warning("not ready: %s", state)
+            logger.warning("not ready: %s", state, extra={"track": track.name})

@@ -22,6 +22,10 @@ CLOTHING_LABELS = "dress,hat,longsleeve,outwear,pants,shirt,shoes,shorts,skirt,t
 PREPROCESSINGS = ("tf", "caffe", "torch", "none")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MIB = 1 << 20
+MAX_SELECTABLE_VERSIONS = 8
+
+# What a version may be called by, in TensorFlow Serving's configuration and in a header.
+_VERSION_LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 # What Kubernetes puts into every pod for a Service whose name begins with "gateway": no setting, and no spelling
 # mistake.
@@ -98,6 +102,35 @@ def _choice(*allowed: str) -> Callable[[str], str]:
 
 def _version(value: str) -> int | None:
     return _integer(0, 2**63 - 1)(value) if value else None
+
+
+def _label(value: str) -> str:
+    if value and (not _VERSION_LABEL.fullmatch(value) or value.isdigit()):
+        raise ValueError("must be letters, digits, dots, dashes and underscores, and not digits alone")
+    return value
+
+
+def _versions(value: str) -> tuple[str, ...]:
+    """Numbers and version labels, as they are written."""
+    named = tuple(part.strip() for part in value.split(",")) if value else ()
+    if len(named) > MAX_SELECTABLE_VERSIONS:
+        raise ValueError(f"must name at most {MAX_SELECTABLE_VERSIONS}, as each is looked at again and again")
+    for one in named:
+        if one.isascii() and one.isdigit():
+            _version(one)
+        elif not _label(one):
+            raise ValueError("must name no empty one")
+    return named
+
+
+def _percent(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError("must be a number") from None
+    if not 0 <= number <= 100:
+        raise ValueError("must be at least 0 and at most 100")
+    return number
 
 
 def _size(value: str) -> tuple[int, int] | None:
@@ -193,6 +226,35 @@ class Settings:
     model_name: str = _setting("GATEWAY_MODEL_NAME", "clothing-model", _name, "name", "The model's name on the server.")
     model_version: int | None = _setting(
         "GATEWAY_MODEL_VERSION", "", _version, "number", "The version to ask for; empty is the newest that is loaded."
+    )
+    model_label: str = _setting(
+        "GATEWAY_MODEL_LABEL",
+        "",
+        _label,
+        "name",
+        "The version to ask for by its label (version_labels of the model server's configuration), in place of its "
+        "number: the label can be moved with no restart of the gateway.",
+    )
+    canary_version: int | None = _setting(
+        "GATEWAY_CANARY_VERSION", "", _version, "number", "A second version, which gets a part of the requests."
+    )
+    canary_label: str = _setting(
+        "GATEWAY_CANARY_LABEL", "", _label, "name", "The same by its label, in place of its number."
+    )
+    canary_percent: float = _setting(
+        "GATEWAY_CANARY_PERCENT",
+        "0",
+        _percent,
+        "percent",
+        "How many of the requests the second version gets, chosen by a hash of the request id, so that a request that "
+        "is sent again meets the same version.",
+    )
+    selectable_versions: tuple[str, ...] = _setting(
+        "GATEWAY_SELECTABLE_VERSIONS",
+        "",
+        _versions,
+        "list",
+        "Version numbers and labels that a client may ask for in X-Model-Version, at most 8; empty lets none choose.",
     )
     signature_name: str = _setting(
         "GATEWAY_SIGNATURE_NAME", "serving_default", _text, "name", "The signature to call; Keras saves this one."
@@ -408,6 +470,26 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"GATEWAY_LISTEN_PORT and GATEWAY_ADMIN_LISTEN_PORT are both {values['listen_port']}: give each its own"
         )
+    problems += [
+        f"GATEWAY_{which}_VERSION and GATEWAY_{which}_LABEL are both set: keep one"
+        for which in ("MODEL", "CANARY")
+        if values[f"{which.lower()}_version"] is not None and values[f"{which.lower()}_label"]
+    ]
+    stable = values["model_version"], values["model_label"]
+    canary = values["canary_version"], values["canary_label"]
+    if canary == (None, ""):
+        if values["canary_percent"]:
+            problems.append(
+                f"GATEWAY_CANARY_PERCENT={values['canary_percent']:g} of what? "
+                "Set GATEWAY_CANARY_VERSION or GATEWAY_CANARY_LABEL"
+            )
+    elif stable == (None, ""):
+        problems.append(
+            "there is a canary, and the other requests go to the newest version, which may well be the same: "
+            "set GATEWAY_MODEL_VERSION or GATEWAY_MODEL_LABEL"
+        )
+    elif stable == canary:
+        problems.append("GATEWAY_MODEL_… and GATEWAY_CANARY_… name the same version: let them differ")
     if values["max_photos"] > values["max_in_flight"]:
         problems.append(
             f"GATEWAY_MAX_PHOTOS={values['max_photos']} is more than GATEWAY_MAX_IN_FLIGHT={values['max_in_flight']}: "

@@ -30,6 +30,7 @@ class Model:
     batch_limit: int | None  # 1 where the signature fixes the batch
     output_name: str
     width: int | None  # scores for each photo; None where the signature leaves it open
+    track: str = "stable"  # by which name the predictor asks for this version
 
     def payload_bytes(self, photos: int, file_bytes: int) -> int:
         """Bytes of the input tensor of so many photos."""
@@ -38,7 +39,9 @@ class Model:
         return photos * self.size[0] * self.size[1] * 3 * (4 if self.input_type == "float32" else 1)
 
 
-def describe(name: str, version: int, signatures: Mapping[str, Any], settings: Settings) -> Model:
+def describe(
+    name: str, version: int, signatures: Mapping[str, Any], settings: Settings, track: str = "stable"
+) -> Model:
     """The model as the gateway will use it, or Misfit."""
     signature = signatures.get(settings.signature_name)
     if signature is None:
@@ -75,6 +78,7 @@ def describe(name: str, version: int, signatures: Mapping[str, Any], settings: S
         batch_limit=_batch_limit(input_name, shape),
         output_name=output_name,
         width=_width(output_name, _shape(output), settings.labels),
+        track=track,
     )
 
 

@@ -26,6 +26,11 @@
 {{- end }}
 {{- $optional := list
   (list "GATEWAY_MODEL_VERSION" (include "clothing-classifier.modelVersion" .))
+  (list "GATEWAY_MODEL_LABEL" .Values.model.versionLabel)
+  (list "GATEWAY_CANARY_VERSION" (.Values.model.canary.version | toJson | trimAll "\""))
+  (list "GATEWAY_CANARY_LABEL" .Values.model.canary.versionLabel)
+  (list "GATEWAY_CANARY_PERCENT" (ternary "" .Values.model.canary.percent (eq (toString .Values.model.canary.percent) "0")))
+  (list "GATEWAY_SELECTABLE_VERSIONS" (include "clothing-classifier.gateway.selectableVersions" .))
   (list "GATEWAY_INPUT_NAME" .Values.model.inputName)
   (list "GATEWAY_OUTPUT_NAME" .Values.model.outputName)
   (list "GATEWAY_IMAGE_SIZE" .Values.model.imageSize)
@@ -49,6 +54,14 @@
   value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{- define "clothing-classifier.gateway.selectableVersions" -}}
+{{- $versions := list -}}
+{{- range .Values.model.selectableVersions -}}
+{{- $versions = append $versions (. | toJson | trimAll "\"") -}}
+{{- end -}}
+{{- join "," $versions -}}
 {{- end -}}
 
 {{- /* A request taken in the last moment may use its whole time. */ -}}

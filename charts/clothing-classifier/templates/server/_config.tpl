@@ -7,7 +7,7 @@ monitoring.config: |
     path: {{ .Values.server.monitoring.path | toJson }}
   }
 {{- end }}
-{{- with include "clothing-classifier.modelVersion" . }}
+{{- with include "clothing-classifier.loadedVersions" . | fromJsonArray }}
 models.config: |
   model_config_list {
     config {
@@ -16,9 +16,17 @@ models.config: |
       model_platform: "tensorflow"
       model_version_policy {
         specific {
+          {{- range . }}
           versions: {{ . }}
+          {{- end }}
         }
       }
+      {{- range $label, $version := $.Values.model.versionLabels }}
+      version_labels {
+        key: {{ $label | toJson }}
+        value: {{ $version | toJson | trimAll "\"" }}
+      }
+      {{- end }}
     }
   }
 {{- end }}
@@ -27,8 +35,11 @@ models.config: |
 {{- define "clothing-classifier.server.args" -}}
 - --port=8500
 - --rest_api_port=8501
-{{- if ne (include "clothing-classifier.modelVersion" .) "" }}
+{{- if include "clothing-classifier.loadedVersions" . | fromJsonArray }}
 - --model_config_file=/etc/clothing-classifier/models.config
+{{- if .Values.model.versionLabels }}
+- --allow_version_labels_for_unavailable_models=true
+{{- end }}
 {{- else }}
 - --model_name={{ .Values.model.name }}
 - --model_base_path=/models/{{ .Values.model.name }}
