@@ -146,13 +146,20 @@ def test_ping_chart(cluster: clusters.Cluster, tags: dict[str, str], http: Http)
         cluster.kubectl("delete", "namespace", "ping-e2e", "--wait=false")
 
 
-def test_second_release_and_uninstalls_that_leave_nothing(
+def test_second_release_that_scales_itself_and_uninstalls_that_leave_nothing(
     cluster: clusters.Cluster, tags: dict[str, str], namespace: str, release: Release, gateway: str, http: Http
 ) -> None:
     second = Release("second", cluster, tags)
-    second.apply("gateway.service.type=ClusterIP")
+    second.apply(
+        "gateway.service.type=ClusterIP", "gateway.autoscaling.enabled=true", "gateway.autoscaling.minReplicas=1",
+        "server.autoscaling.enabled=true",
+    )  # fmt: skip
     with port_forward(cluster, namespace, f"service/{second.gateway}", "18080:80") as base:
         assert upload(http, base, SAMPLE) == upload(http, gateway, SAMPLE)
+    if cluster.kubectl("get", "apiservices", "v1beta1.metrics.k8s.io", "--ignore-not-found"):
+        for scaled in (second.gateway, second.server):  # each finds the load of its pods, so it could act on it
+            wait = ["wait", f"horizontalpodautoscaler/{scaled}", "--for=condition=ScalingActive", "--timeout=120s"]
+            second.kubectl(*wait)
     for one in (second, release):
         if one is release:  # the other is gone, and this one doesn't mind
             assert set(upload(http, gateway, SAMPLE)) == set(LABELS)
