@@ -153,12 +153,16 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
 class ModelServer:
     """A FakeModel behind a real gRPC server on a loopback port."""
 
-    def __init__(self, model: FakeModel | None = None, port: int = 0) -> None:
+    def __init__(self, model: FakeModel | None = None, port: int = 0, credentials=None) -> None:
         self.model = model or FakeModel()
         options = [("grpc.max_receive_message_length", 1 << 30), ("grpc.so_reuseport", 0)]
         self._server = grpc.server(futures.ThreadPoolExecutor(16), options=options)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self.model, self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        address = f"127.0.0.1:{port}"
+        if credentials is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, credentials)
         self._server.start()
 
     @property

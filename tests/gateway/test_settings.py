@@ -77,6 +77,7 @@ def test_all_errors_are_reported_at_once():
         ("TF_SERVING_HOST", "dns:///model:8500", "dns:///model:8500"),
         ("TF_SERVING_HOST", "unix:/run/model.sock", "unix:/run/model.sock"),
         ("GATEWAY_MODEL_VERSION", "3", 3),
+        ("GATEWAY_MODEL_TLS", "On", True),
         ("GATEWAY_MODEL_LABEL", "stable", "stable"),
         ("GATEWAY_SELECTABLE_VERSIONS", "2, next", ("2", "next")),
         ("GATEWAY_IMAGE_SIZE", "299", (299, 299)),
@@ -115,6 +116,7 @@ def test_values_that_are_understood(variable, text, value):
         ("GATEWAY_MODEL_NAME", "a b"),
         ("GATEWAY_MODEL_VERSION", "-1"),
         ("GATEWAY_MODEL_VERSION", "latest"),
+        ("GATEWAY_MODEL_TLS", "yes"),
         ("GATEWAY_MODEL_LABEL", "7"),
         ("GATEWAY_MODEL_LABEL", "a b"),
         ("GATEWAY_CANARY_VERSION", "next"),
@@ -153,6 +155,10 @@ def test_contradictions_name_both_settings():
     (found,) = problems({"GATEWAY_MAX_PHOTOS": "40"})
     assert "GATEWAY_MAX_IN_FLIGHT" in found
     assert len(problems({"GATEWAY_MAX_BUFFERED_BYTES": "2000"})) == 2
+    (found,) = problems({"GATEWAY_MODEL_TLS_CA_FILE": "/ca.pem"})
+    assert "GATEWAY_MODEL_TLS=on" in found
+    (found,) = problems({"GATEWAY_MODEL_TLS": "on", "GATEWAY_MODEL_TLS_KEY_FILE": "/key.pem"})
+    assert "GATEWAY_MODEL_TLS_CERTIFICATE_FILE" in found
     (found,) = problems({"GATEWAY_MODEL_VERSION": "1", "GATEWAY_MODEL_LABEL": "stable"})
     assert "GATEWAY_MODEL_LABEL" in found
     (found,) = problems({"GATEWAY_CANARY_VERSION": "2", "GATEWAY_CANARY_PERCENT": "5"})

@@ -6,6 +6,12 @@
 {{- include "clothing-classifier.validatePdb" (dict "name" $name "pdb" $values.pdb "replicas" (include "clothing-classifier.minReplicas" $values | int)) -}}
 {{- end -}}
 {{- include "clothing-classifier.validateVersions" .Values.model -}}
+{{- if and .Values.server.tls.secretName (not .Values.gateway.serverTls.secretName) -}}
+{{- fail "server.tls.secretName lets the model server speak TLS alone, and the gateway doesn't: set gateway.serverTls.secretName too" -}}
+{{- end -}}
+{{- if and .Values.gateway.serverTls.secretName (not .Values.server.tls.secretName) -}}
+{{- fail "gateway.serverTls.secretName lets the gateway speak TLS alone, and the model server doesn't: set server.tls.secretName too" -}}
+{{- end -}}
 {{- include "clothing-classifier.validateGpu" .Values.server -}}
 {{- include "clothing-classifier.validateArgs" .Values.server.extraArgs -}}
 {{- include "clothing-classifier.validateEnv" . -}}
@@ -95,6 +101,7 @@
   "model_base_path" "it follows from model.name"
   "model_config_file" "set model.version"
   "monitoring_config_file" "set server.monitoring"
+  "ssl_config_file" "set server.tls.secretName"
   "grpc_channel_arguments" "set server.maxConnectionAgeSeconds"
   "enable_grpc_healthcheck_service" "set server.grpcHealthCheck"
   "per_process_gpu_memory_fraction" "set server.gpu.memoryFraction" -}}

@@ -25,6 +25,11 @@ DONE, FAILED, USAGE = 0, 1, 2
 
 # The settings that say which model is asked and how; the others are about serving.
 _MODEL_SETTINGS = (
+    "model_tls",
+    "model_tls_ca_file",
+    "model_tls_certificate_file",
+    "model_tls_key_file",
+    "model_tls_server_name",
     "model_name",
     "model_version",
     "model_label",

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
-from clothing_gateway import signature, tensor
+from clothing_gateway import signature, tensor, tls
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import (
     BadRequest,
@@ -32,6 +32,7 @@ from clothing_gateway.errors import (
 )
 from clothing_gateway.settings import Settings
 from clothing_gateway.signature import Misfit, Model
+from clothing_gateway.tls import TlsError, TlsFiles
 
 logger = logging.getLogger(__name__)
 
@@ -107,9 +108,15 @@ class Prediction:
 class _Connection:
     """A channel and the two calls made on it."""
 
-    def __init__(self, address: str, retry_buffer_bytes: int) -> None:
+    def __init__(self, settings: Settings, retry_buffer_bytes: int, files: TlsFiles | None) -> None:
         self.retry_buffer_bytes = retry_buffer_bytes
-        self.channel = grpc.insecure_channel(target_of(address), options=channel_options(retry_buffer_bytes))
+        target, options = target_of(settings.tf_serving_host), channel_options(retry_buffer_bytes)
+        if files is None:
+            self.channel = grpc.insecure_channel(target, options=options)
+        else:
+            if settings.model_tls_server_name:
+                options.append(("grpc.ssl_target_name_override", settings.model_tls_server_name))
+            self.channel = grpc.secure_channel(target, files.credentials(), options=options)
         stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
         self.predict: Callable[..., predict_pb2.PredictResponse] = stub.Predict
         self.metadata: Callable[..., get_model_metadata_pb2.GetModelMetadataResponse] = stub.GetModelMetadata
@@ -186,6 +193,7 @@ class Predictor:
         self._stable = self._tracks[STABLE]
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
+        self._tls: TlsFiles | None = None
         self._retired: list[tuple[float, _Connection]] = []
         self._wake = threading.Event()
         self._stopping = False
@@ -327,7 +335,7 @@ class Predictor:
             if old is not None:
                 self._retired.append((time.monotonic() + self._settings.request_timeout_seconds + 1, old))
                 retry_buffer_bytes = max(retry_buffer_bytes, old.retry_buffer_bytes)
-            self._connection = _Connection(self._settings.tf_serving_host, retry_buffer_bytes)
+            self._connection = _Connection(self._settings, retry_buffer_bytes, self._tls)
             return self._connection
 
     def _close_retired(self) -> None:
@@ -346,8 +354,7 @@ class Predictor:
                 self.check()
             except Exception:  # the thread must outlive whatever a model server sends
                 logger.exception("the check of the model failed")
-                for track in self._tracks.values():
-                    self._settle(track, "the check of the model failed; the log has the traceback")
+                self._fail("the check of the model failed; the log has the traceback")
             self._close_retired()
             calm = isinstance(self._stable.state, Model) and self._stable.failures == 0
             every = self._settings.model_check_seconds
@@ -357,9 +364,21 @@ class Predictor:
 
     def check(self) -> None:
         """Ask the server what each version looks like, once, and take it or say why not."""
+        try:
+            files = tls.read(self._settings)
+        except TlsError as error:
+            self._fail(str(error))
+            return
+        if files != self._tls:  # certificates are renewed while the gateway runs
+            self._tls = files
+            self._connect(anew=True)
         for track in self._tracks.values():
             if not self._check(track):
                 return  # the others would only wait for the same server
+
+    def _fail(self, reason: str) -> None:
+        for track in self._tracks.values():
+            self._settle(track, reason)
 
     def _check(self, track: _Track) -> bool:
         """Look at one version; whether the server could be asked."""

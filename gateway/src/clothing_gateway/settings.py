@@ -100,6 +100,10 @@ def _choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def _switch(value: str) -> bool:
+    return _choice("on", "off")(value) == "on"
+
+
 def _version(value: str) -> int | None:
     return _integer(0, 2**63 - 1)(value) if value else None
 
@@ -201,6 +205,34 @@ class Settings:
         _address,
         "HOST:PORT",
         "The model server's gRPC address. A headless Service's name gives round robin over all pods.",
+    )
+    model_tls: bool = _setting(
+        "GATEWAY_MODEL_TLS", "off", _switch, "on, off", "TLS to the model server; off is plain text inside a cluster."
+    )
+    model_tls_ca_file: str = _setting(
+        "GATEWAY_MODEL_TLS_CA_FILE",
+        "",
+        _text,
+        "file",
+        "Certificates, in PEM form, that the model server's must come from; empty takes the public authorities. All "
+        "three files are read anew when they change.",
+    )
+    model_tls_certificate_file: str = _setting(
+        "GATEWAY_MODEL_TLS_CERTIFICATE_FILE",
+        "",
+        _text,
+        "file",
+        "The gateway's own certificate, in PEM form, for a model server that asks for one (mTLS).",
+    )
+    model_tls_key_file: str = _setting(
+        "GATEWAY_MODEL_TLS_KEY_FILE", "", _text, "file", "The key of that certificate, in PEM form, with no password."
+    )
+    model_tls_server_name: str = _setting(
+        "GATEWAY_MODEL_TLS_SERVER_NAME",
+        "",
+        _text,
+        "name",
+        "The name that the model server's certificate is for, where it is not the host of TF_SERVING_HOST.",
     )
     listen_host: str = _setting(
         "GATEWAY_LISTEN_HOST",
@@ -453,6 +485,8 @@ def shown(value: object) -> str:
     """A setting's value, written as it would be given."""
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
         return ",".join(value) if not any("," in part for part in value) else json.dumps(value)
     if isinstance(value, tuple) and value and isinstance(value[0], int):
@@ -469,6 +503,15 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     if values["listen_port"] == values["admin_listen_port"] != 0:
         problems.append(
             f"GATEWAY_LISTEN_PORT and GATEWAY_ADMIN_LISTEN_PORT are both {values['listen_port']}: give each its own"
+        )
+    tls = [name for name in values if name.startswith("model_tls_") and values[name]]
+    if tls and not values["model_tls"]:
+        problems.append(
+            f"GATEWAY_{tls[0].upper()} has no effect without TLS: set GATEWAY_MODEL_TLS=on, or leave it out"
+        )
+    if bool(values["model_tls_certificate_file"]) != bool(values["model_tls_key_file"]):
+        problems.append(
+            "GATEWAY_MODEL_TLS_CERTIFICATE_FILE and GATEWAY_MODEL_TLS_KEY_FILE belong together: give both or none"
         )
     problems += [
         f"GATEWAY_{which}_VERSION and GATEWAY_{which}_LABEL are both set: keep one"

@@ -24,6 +24,22 @@
 - name: GATEWAY_FETCH_ALLOWED_NETWORKS
   value: {{ join "," . | quote }}
 {{- end }}
+{{- with .Values.gateway.serverTls }}
+{{- if .secretName }}
+- name: GATEWAY_MODEL_TLS
+  value: "on"
+- name: GATEWAY_MODEL_TLS_CA_FILE
+  value: /etc/clothing-gateway/server-tls/ca.crt
+{{- if .mutual }}
+- name: GATEWAY_MODEL_TLS_CERTIFICATE_FILE
+  value: /etc/clothing-gateway/server-tls/tls.crt
+- name: GATEWAY_MODEL_TLS_KEY_FILE
+  value: /etc/clothing-gateway/server-tls/tls.key
+{{- end }}
+- name: GATEWAY_MODEL_TLS_SERVER_NAME
+  value: {{ default (printf "%s-server-headless" (include "clothing-classifier.fullname" $)) .serverName | quote }}
+{{- end }}
+{{- end }}
 {{- $optional := list
   (list "GATEWAY_MODEL_VERSION" (include "clothing-classifier.modelVersion" .))
   (list "GATEWAY_MODEL_LABEL" .Values.model.versionLabel)

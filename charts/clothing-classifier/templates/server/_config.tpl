@@ -47,6 +47,9 @@ models.config: |
 {{- if .Values.server.monitoring.enabled }}
 - --monitoring_config_file=/etc/clothing-classifier/monitoring.config
 {{- end }}
+{{- if .Values.server.tls.secretName }}
+- --ssl_config_file=/etc/clothing-classifier-tls/ssl.config
+{{- end }}
 {{- if .Values.server.grpcHealthCheck }}
 - --enable_grpc_healthcheck_service=true
 {{- end }}
@@ -114,8 +117,9 @@ recreate
 {{- end -}}
 {{- end -}}
 
+{{- /* The kubelet's gRPC probes know no TLS. */ -}}
 {{- define "clothing-classifier.server.alive" -}}
-{{- if .Values.server.grpcHealthCheck -}}
+{{- if and .Values.server.grpcHealthCheck (not .Values.server.tls.secretName) -}}
 grpc:
   port: 8500
 {{- else -}}
