@@ -179,6 +179,8 @@ REFUSED = [
         "gateway: {fetch: {allowedNetworks: [10.0.0.1]}}",
         "at '/gateway/fetch/allowedNetworks/0': '10.0.0.1' does not match pattern",
     ),
+    ("gateway: {fetch: {allowedHosts: ['http://a.b']}}", "at '/gateway/fetch/allowedHosts/0'"),
+    ("gateway: {fetch: {proxy: 'http://user:word@proxy:3128'}}", "at '/gateway/fetch/proxy'"),
     ("gateway: {fetch: {allowedPorts: []}}", "at '/gateway/fetch/allowedPorts': minItems: got 0, want 1"),
     ("gateway: {service: {type: ExternalName}}", "at '/gateway/service/type': value must be one of"),
     ("gateway: {service: {port: 70000}}", "at '/gateway/service/port': maximum: got 70,000, want 65,535"),

@@ -11,6 +11,7 @@ import os
 import queue
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -220,6 +221,53 @@ class PhotoServer:
         self._server = Server((host, 0), Handler)
         self.port = self._server.server_address[1]
         self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class ConnectProxy:
+    """An HTTP proxy that knows nothing but CONNECT, and notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list = []
+        self.status = "200 OK"
+        outer = self
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self):
+                method, target, _ = self.rfile.readline().decode().split()
+                while self.rfile.readline().strip():
+                    pass
+                outer.asked.append(f"{method} {target}")
+                self.wfile.write(f"HTTP/1.1 {outer.status}\r\n\r\n".encode())
+                if outer.status != "200 OK":
+                    return
+                host, _, port = target.rpartition(":")
+                with socket.create_connection((host.strip("[]"), int(port))) as there:
+                    back = threading.Thread(target=self.pump, args=(there, self.connection), daemon=True)
+                    back.start()
+                    self.pump(self.connection, there)
+                    back.join(5)
+
+            @staticmethod
+            def pump(source, sink):
+                with contextlib.suppress(OSError):
+                    while data := source.recv(65536):
+                        sink.sendall(data)
+                with contextlib.suppress(OSError):
+                    sink.shutdown(socket.SHUT_WR)
+
+        class Server(socketserver.ThreadingTCPServer):
+            daemon_threads = True
+
+            def handle_error(self, request, client_address):
+                pass
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.address = self._server.server_address
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:

@@ -14,7 +14,7 @@ from clothing_gateway.admission import ByteBudget
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import AddressNotAllowed, OutOfTime, Overloaded, PhotoServerFailed, TooManyBytes
 from clothing_gateway.fetch import Fetcher, Policy, Resolver
-from fakes import PhotoServer
+from fakes import ConnectProxy, PhotoServer
 
 
 @pytest.fixture
@@ -24,11 +24,11 @@ def budget():
 
 @pytest.fixture
 def make(photo_server, budget, stack):
-    def make(ports=(), look_up=None, **changes):
+    def make(ports=(), look_up=None, hosts=(), **changes):
         options = {"timeout_seconds": 5, "max_bytes": 100_000, "max_redirects": 3, **changes}
         allowed = (ip_network("127.0.0.1/32"), ip_network("::1/128"))
         fetcher = Fetcher(
-            Policy(frozenset({photo_server.port, *ports}), allowed),
+            Policy(frozenset({photo_server.port, *ports}), allowed, hosts),
             budget,
             resolver=Resolver(look_up) if look_up else None,
             **options,
@@ -426,3 +426,71 @@ def test_results_are_counted(make, photo_server):
         with pytest.raises((PhotoServerFailed, AddressNotAllowed)):
             get(fetcher, url)
     assert counted == ["ok", "failed", "not_allowed"]
+
+
+def test_a_redirect_leads_to_allowed_hosts_only(make, photo_server):
+    photo_server.paths["/a"] = b"photo"
+    photo_server.paths["/to-b"] = (302, b"", {"Location": f"http://b.example:{photo_server.port}/a"})
+    photo_server.paths["/to-c"] = (302, b"", {"Location": f"http://c.test:{photo_server.port}/a"})
+    fetcher = make(look_up=lambda host: [ip_address("127.0.0.1")], hosts=("*.example",))
+    assert get(fetcher, f"http://a.example:{photo_server.port}/to-b") == b"photo"
+    with pytest.raises(AddressNotAllowed):
+        get(fetcher, f"http://a.example:{photo_server.port}/to-c")
+    assert [path for path, _ in photo_server.asked] == ["/to-b", "/a", "/to-c"]
+
+
+@pytest.fixture
+def proxy(stack):
+    proxy = ConnectProxy()
+    stack.callback(proxy.stop)
+    return proxy
+
+
+def test_photos_come_through_the_proxy_which_gets_the_checked_address(make, photo_server, proxy):
+    photo_server.paths |= {"/a": b"photo", "/to-a": (302, b"", {"Location": "/a"})}
+    fetcher = make(look_up=lambda host: [ip_address("127.0.0.1")], proxy=proxy.address)
+    for _ in range(3):
+        assert get(fetcher, f"http://photos.example:{photo_server.port}/a") == b"photo"
+    assert proxy.asked == [f"CONNECT 127.0.0.1:{photo_server.port}"]  # one tunnel, used again
+    assert get(fetcher, f"http://photos.example:{photo_server.port}/to-a") == b"photo"
+    assert {headers["Host"] for _, headers in photo_server.asked} == {f"photos.example:{photo_server.port}"}
+    assert photo_server.connections == len(proxy.asked)
+
+
+def test_tls_goes_through_the_proxy_to_the_name_of_the_certificate(make, tls_server, certificate, proxy):
+    trusting = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
+    fetcher = make(tls=trusting, look_up=lambda host: [ip_address("127.0.0.1")], proxy=proxy.address)
+    assert get(fetcher, f"https://photos.example:{tls_server.port}/a") == b"photo"
+    assert tls_server.names == ["photos.example"]
+    with pytest.raises(PhotoServerFailed) as caught:
+        get(fetcher, f"https://other.example:{tls_server.port}/a")
+    assert "CERTIFICATE_VERIFY_FAILED" in caught.value.cause
+    assert set(proxy.asked) == {f"CONNECT 127.0.0.1:{tls_server.port}"}
+
+
+def test_the_proxy_is_not_asked_for_what_is_forbidden(make, photo_server, proxy):
+    photo_server.paths["/inside"] = (302, b"", {"Location": "http://169.254.169.254/"})
+    fetcher = make(look_up=lambda host: [ip_address("10.0.0.1")], proxy=proxy.address, ports=(80,))
+    for url in ("http://10.0.0.1/", "http://inside.example/", photo_server.url + "/inside"):
+        with pytest.raises(AddressNotAllowed):
+            get(fetcher, url)
+    assert proxy.asked == [f"CONNECT 127.0.0.1:{photo_server.port}"]
+
+
+def test_a_proxy_that_refuses_or_is_not_there(make, photo_server, proxy):
+    photo_server.paths["/a"] = b"photo"
+    proxy.status = "403 Forbidden"
+    with pytest.raises(PhotoServerFailed) as caught:
+        get(make(proxy=proxy.address), photo_server.url + "/a")
+    assert "403" in caught.value.cause
+    with pytest.raises(PhotoServerFailed):
+        get(make(proxy=("127.0.0.1", 1)), photo_server.url + "/a")
+    assert not photo_server.asked
+
+
+def test_proxy_variables_of_the_environment_are_not_used(make, photo_server, proxy, monkeypatch):
+    photo_server.paths["/a"] = b"photo"
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://{}:{}".format(*proxy.address))
+    assert get(make(), photo_server.url + "/a") == b"photo"
+    assert not proxy.asked

@@ -369,3 +369,42 @@ def test_lookups_that_hang_end_at_the_deadline_and_leave_room_for_others():
         release.set()
     assert resolver.addresses("quick.test", Deadline.after(5)) == [ip_address("93.184.215.14")]
     assert resolver._threads == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed", "denied", "is_let"),
+    [
+        ("http://example.com/", (), (), True),
+        ("http://example.com/", ("example.com",), (), True),
+        ("http://EXAMPLE.com./", ("example.com",), (), True),
+        ("http://www.example.com/", ("example.com",), (), False),
+        ("http://www.example.com/", ("*.example.com",), (), True),
+        ("http://a.b.example.com/", ("*.example.com",), (), True),
+        ("http://example.com/", ("*.example.com",), (), False),
+        ("http://notexample.com/", ("*.example.com", "example.com"), (), False),
+        ("http://example.com.attacker.test/", ("*.example.com", "example.com"), (), False),
+        ("http://attacker.test/#.example.com", ("*.example.com",), (), False),
+        ("http://93.184.215.14/", ("example.com",), (), False),
+        ("http://93.184.215.14/", ("93.184.215.14",), (), True),
+        ("http://[2606:2800:0:0::1]/", ("2606:2800::1",), (), True),
+        ("http://example.com/", (), ("example.com",), False),
+        ("http://example.com./", (), ("example.com",), False),
+        ("http://www.example.com/", (), ("*.example.com",), False),
+        ("http://bad.example.com/", ("*.example.com",), ("bad.example.com",), False),
+        ("http://good.example.com/", ("*.example.com",), ("bad.example.com",), True),
+    ],
+)
+def test_hosts_are_allowed_and_denied_by_name(url, allowed, denied, is_let):
+    policy = Policy(allowed_hosts=allowed, denied_hosts=denied)
+    if is_let:
+        assert policy.target(url).path == "/"
+    else:
+        with pytest.raises(NotAllowed, match=r"GATEWAY_FETCH_(ALLOWED|DENIED)_HOSTS"):
+            policy.target(url)
+
+
+def test_an_allowed_host_opens_no_forbidden_address():
+    policy = Policy(allowed_hosts=("private.test",))
+    assert policy.target("http://private.test/").host == "private.test"
+    with pytest.raises(NotAllowed, match="private use"):
+        policy.check([ip_address("10.1.2.3")])

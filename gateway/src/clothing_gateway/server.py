@@ -80,11 +80,17 @@ class Gateway:
         self.metrics.watch(lambda: places.taken, lambda: gate.waiting, lambda: budget.reserved)
         self.predictor = Predictor(settings, count=lambda method, code: self.metrics.rpcs.labels(method, code).inc())
         self._fetcher = Fetcher(
-            Policy(settings.fetch_allowed_ports, settings.fetch_allowed_networks),
+            Policy(
+                settings.fetch_allowed_ports,
+                settings.fetch_allowed_networks,
+                settings.fetch_allowed_hosts,
+                settings.fetch_denied_hosts,
+            ),
             budget,
             timeout_seconds=settings.fetch_timeout_seconds,
             max_bytes=settings.fetch_max_bytes,
             max_redirects=settings.fetch_max_redirects,
+            proxy=settings.fetch_proxy,
             count=lambda result: self.metrics.fetches.labels(result).inc(),
         )
         self._classifier = Classifier(settings, self.predictor, self._fetcher, gate, self.metrics)

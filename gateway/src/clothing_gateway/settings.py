@@ -27,6 +27,8 @@ MAX_SELECTABLE_VERSIONS = 8
 # What a version may be called by, in TensorFlow Serving's configuration and in a header.
 _VERSION_LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
+_HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
+
 # What Kubernetes puts into every pod for a Service whose name begins with "gateway": no setting, and no spelling
 # mistake.
 _SERVICE_LINK_NAME = re.compile(
@@ -168,6 +170,31 @@ def _labels(value: str) -> tuple[str, ...]:
 
 def _ports(value: str) -> frozenset[int]:
     return frozenset(_integer(1, 65535)(part.strip()) for part in value.split(","))
+
+
+def _hosts(value: str) -> tuple[str, ...]:
+    hosts = tuple(part.strip().lower().removesuffix(".") for part in value.split(",")) if value else ()
+    for host in hosts:
+        try:
+            if ":" in host and host == ipaddress.IPv6Address(host).compressed:
+                continue
+        except ValueError:
+            pass
+        if not _HOST.fullmatch(host) or ".." in host:
+            raise ValueError(
+                f'has {host!r}, which is no host: "example.com" is one host, "*.example.com" all below it; '
+                "names with other letters than a to z are written as xn--…"
+            )
+    return hosts
+
+
+def _proxy(value: str) -> tuple[str, int] | None:
+    if not value:
+        return None
+    match = re.fullmatch(r"http://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})/?", value)
+    if match is None or not 0 < int(match[2]) < 65536:
+        raise ValueError("must be http://HOST:PORT, with no user name")
+    return match[1].strip("[]"), int(match[2])
 
 
 def _networks(value: str) -> tuple[Network, ...]:
@@ -428,6 +455,29 @@ class Settings:
         "list of CIDRs",
         "Networks outside the public internet that photos may come from, such as the cluster's pods.",
     )
+    fetch_allowed_hosts: tuple[str, ...] = _setting(
+        "GATEWAY_FETCH_ALLOWED_HOSTS",
+        "",
+        _hosts,
+        "list of hosts",
+        "The only hosts that photos may come from, redirects included; *.example.com is every host below example.com. "
+        "Empty allows all.",
+    )
+    fetch_denied_hosts: tuple[str, ...] = _setting(
+        "GATEWAY_FETCH_DENIED_HOSTS",
+        "",
+        _hosts,
+        "list of hosts",
+        "Hosts that no photo may come from, whatever is allowed; written in the same way.",
+    )
+    fetch_proxy: tuple[str, int] | None = _setting(
+        "GATEWAY_FETCH_PROXY",
+        "",
+        _proxy,
+        "http://HOST:PORT",
+        "A proxy that all photos come through, by CONNECT to an address that was checked here; the environment's proxy "
+        "variables are not used.",
+    )
     drain_delay_seconds: float = _setting(
         "GATEWAY_DRAIN_DELAY_SECONDS",
         "5",
@@ -489,6 +539,8 @@ def shown(value: object) -> str:
         return "on" if value else "off"
     if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
         return ",".join(value) if not any("," in part for part in value) else json.dumps(value)
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int):
+        return f"http://[{value[0]}]:{value[1]}" if ":" in value[0] else f"http://{value[0]}:{value[1]}"
     if isinstance(value, tuple) and value and isinstance(value[0], int):
         return "x".join(str(part) for part in value)
     if isinstance(value, frozenset | tuple):

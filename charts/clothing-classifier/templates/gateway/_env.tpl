@@ -60,6 +60,9 @@
   (list "GATEWAY_DECODE_MEMORY_BYTES" .Values.gateway.decodeMemoryBytes)
   (list "GATEWAY_PREDICT_BATCH_SIZE" .Values.gateway.predictBatchSize)
   (list "GATEWAY_MODEL_CHECK_SECONDS" .Values.gateway.modelCheckSeconds)
+  (list "GATEWAY_FETCH_ALLOWED_HOSTS" (join "," .Values.gateway.fetch.allowedHosts))
+  (list "GATEWAY_FETCH_DENIED_HOSTS" (join "," .Values.gateway.fetch.deniedHosts))
+  (list "GATEWAY_FETCH_PROXY" .Values.gateway.fetch.proxy)
   (list "GATEWAY_FETCH_TIMEOUT_SECONDS" .Values.gateway.fetch.timeoutSeconds)
   (list "GATEWAY_FETCH_MAX_REDIRECTS" .Values.gateway.fetch.maxRedirects)
   (list "GATEWAY_FETCH_MAX_BYTES" .Values.gateway.fetch.maxBytes) }}

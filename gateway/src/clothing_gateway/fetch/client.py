@@ -2,7 +2,8 @@
 
 Each hop is the same four steps: take the URL apart once, look its host up once, check every address found, connect to
 one of exactly these. Nothing after the check sees the name again but the Host header and TLS, so a name that changes
-its address in between gains nothing. Redirects are followed here, hop by hop, and no proxy of the environment is used.
+its address in between gains nothing. Redirects are followed here, hop by hop, and no proxy of the environment is used;
+one of the settings is asked to CONNECT to the checked address, never to a name.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class Fetcher:
         max_redirects: int,
         resolver: Resolver | None = None,
         tls: ssl.SSLContext | None = None,
+        proxy: tuple[str, int] | None = None,
         count: Callable[[str], object] = lambda result: None,
     ) -> None:
         self._policy = policy
@@ -108,6 +110,7 @@ class Fetcher:
         self._watchdog = Watchdog()
         self._count = count
         self._tls = tls
+        self._proxy = proxy
         self._lock = threading.Lock()
         self._idle: deque[tuple[_Key, float, HTTPConnection]] = deque()
 
@@ -197,20 +200,31 @@ class Fetcher:
         raise last
 
     def _connection(self, target: Target, address: str, timeout: float) -> HTTPConnection:
+        host, port = self._proxy or (address, target.port)
         if target.scheme == "http":
-            return HTTPConnection(address, target.port, timeout=timeout)
+            return self._tunnelled(HTTPConnection(host, port, timeout=timeout), target, address)
         timeout /= 2  # it holds twice: to connect, and for the handshake
         with self._lock:
             if self._tls is None:
                 # Made once: reading the machine's certificates takes 20 ms. SSL_CERT_FILE names others.
                 self._tls = ssl.create_default_context()
-        return HTTPSConnection(
-            address,
-            target.port,
+        connection = HTTPSConnection(
+            host,
+            port,
             timeout=timeout,
             ssl_context=self._tls,
             server_hostname=target.host,  # for SNI, and what the certificate must be for
         )
+        return self._tunnelled(connection, target, address)
+
+    def _tunnelled(self, connection: HTTPConnection, target: Target, address: str) -> HTTPConnection:
+        """A connection through the proxy, where there is one.
+
+        Plain http goes through a tunnel, too: asked for http://name/ a proxy would look the name up by itself.
+        """
+        if self._proxy is not None:
+            connection.set_tunnel(address, target.port, {"User-Agent": _HEADERS["User-Agent"]}, scheme="http")
+        return connection
 
     def _exchange(
         self, connection: HTTPConnection, key: _Key, target: Target, limit: Deadline, hold: _Hold

@@ -118,10 +118,13 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Policy:
-    """What may be fetched: ports, and networks opened beyond the public internet."""
+    """What may be fetched: ports, hosts, and networks opened beyond the public internet."""
 
     ports: frozenset[int] = frozenset({80, 443})
     allowed_networks: tuple[Network, ...] = ()
+    # Hosts, or *.host for all below one; no allowed ones allow all, and a denied one is denied whatever is allowed.
+    allowed_hosts: tuple[str, ...] = ()
+    denied_hosts: tuple[str, ...] = ()
 
     def target(self, url: str) -> Target:
         """Take a URL apart; NotAllowed when it could mean two things to two parsers, or leads where none may."""
@@ -144,6 +147,10 @@ class Policy:
         if port not in self.ports:
             raise NotAllowed(f"port {port} is not among GATEWAY_FETCH_ALLOWED_PORTS")
         host, address = _host(parts.host or "")
+        if _matches(host, self.denied_hosts):
+            raise NotAllowed(f"{host} is among GATEWAY_FETCH_DENIED_HOSTS")
+        if self.allowed_hosts and not _matches(host, self.allowed_hosts):
+            raise NotAllowed(f"{host} is not among GATEWAY_FETCH_ALLOWED_HOSTS")
         path = parts.request_uri
         if not (path.startswith("/") and path.isascii()):
             raise NotAllowed("the path can't be sent as it is")
@@ -176,6 +183,10 @@ class Policy:
         if isinstance(address, IPv6Address) and address not in _GLOBAL_UNICAST:
             return "outside 2000::/3, RFC 4291 2.4"
         return None
+
+
+def _matches(host: str, hosts: tuple[str, ...]) -> bool:
+    return any(host.endswith(one[1:]) if one.startswith("*.") else host == one for one in hosts)
 
 
 def _host(host: str) -> tuple[str, Address | None]:
