@@ -20,6 +20,7 @@ from clothing_model import keras_files, savedmodel
 from clothing_model.errors import ModelError
 from clothing_model.inspect import PREPROCESSINGS, photo_signature, usability_problems
 from clothing_model.keras_files import KerasModel, Source
+from clothing_model.options import image_size, read_labels
 
 TEMPORARY = ".converting-"
 TOLERANCE = 1e-4
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         raise ModelError(f"--version={args.version}: a version is a number from 1 up")
     labels = read_labels(args.labels) if args.labels else None
     batch_sizes = _batch_sizes(args.warmup)
-    size = _image_size(args.image_size)
+    size = image_size(args.image_size)
     source = keras_files.identify(args.source)
     _say(f"reading {source}")
     model_folder: Path = args.output / args.name
@@ -86,44 +87,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_labels(argument: str) -> tuple[str, ...]:
-    """Labels from a list, a file, or a folder of training photos, whose classes are in alphabetical order."""
-    path = Path(argument)
-    if path.is_dir():
-        labels = sorted(child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
-        if not labels:
-            raise ModelError(f"--labels={argument}: the folder has no folder in it; it needs one per class")
-    elif path.is_file():
-        text = path.read_text("utf-8")
-        try:
-            labels = json.loads(text) if text.lstrip().startswith("[") else [line.strip() for line in text.splitlines()]
-        except ValueError as error:
-            raise ModelError(f"--labels={argument}: not a JSON list ({error})") from error
-        labels = [str(label) for label in labels if str(label)]
-    else:
-        labels = [label.strip() for label in argument.split(",")]
-    if not all(labels) or len(set(labels)) != len(labels):
-        raise ModelError(f"--labels={argument}: labels must be there, and each only once: {', '.join(labels)}")
-    return tuple(labels)
-
-
 def _batch_sizes(argument: str) -> list[int]:
     if argument == "none":
         return []
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", argument):
         raise ModelError(f"--warmup={argument}: give batch sizes, as 1,8, or none")
     return [int(size) for size in argument.split(",")]
-
-
-def _image_size(argument: str | None) -> tuple[int, int] | None:
-    """(height, width), from N or WIDTHxHEIGHT."""
-    if argument is None:
-        return None
-    match = re.fullmatch(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?", argument)
-    if not match:
-        raise ModelError(f"--image-size={argument}: give one number, as 299, or WIDTHxHEIGHT")
-    width = int(match[1])
-    return (int(match[2]) if match[2] else width, width)
 
 
 def _say(line: str) -> None:

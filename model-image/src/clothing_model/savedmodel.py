@@ -157,13 +157,21 @@ def _signature(data: memoryview) -> Signature:
 
 
 def _tensor(data: memoryview) -> Tensor:
-    shape: tuple[int, ...] | None = ()
+    sizes: tuple[int, ...] | None = ()
     for message in wire.messages(data, 3):
-        unknown_rank = wire.integer(message, 3)
-        sizes = tuple(wire.signed(wire.integer(dimension, 1)) for dimension in wire.messages(message, 2))
-        shape = None if unknown_rank else sizes
-    dtype = wire.integer(data, 2)
-    return Tensor(wire.string(data, 1), _DTYPES.get(dtype, f"DT_{dtype}"), shape)
+        sizes = shape(message)
+    return Tensor(wire.string(data, 1), dtype_name(wire.integer(data, 2)), sizes)
+
+
+def shape(data: memoryview) -> tuple[int, ...] | None:
+    """A TensorShapeProto's sizes; None where the rank is unknown."""
+    if wire.integer(data, 3):
+        return None
+    return tuple(wire.signed(wire.integer(dimension, 1)) for dimension in wire.messages(data, 2))
+
+
+def dtype_name(number: int) -> str:
+    return _DTYPES.get(number, f"DT_{number}")
 
 
 def _has_variables(graph: memoryview) -> bool:

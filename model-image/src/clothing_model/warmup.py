@@ -31,16 +31,52 @@ def write(
             writer.write(log.SerializeToString())
 
 
-def read(path: Path) -> Iterator[Any]:
-    """The PredictionLog messages of a TFRecord file: length, its checksum, the message, its checksum."""
-    from tensorflow_serving.apis import prediction_log_pb2
+def records(path: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file: length, its checksum, the message, its checksum. Needs no TensorFlow.
 
+    The lengths' checksums are compared, which tells a file of another kind; the messages', where that is quick.
+    """
     with path.open("rb") as file:
         while header := file.read(12):
             if len(header) < 12:
                 raise ValueError(f"{path} ends in the middle of a record")
-            (length,) = struct.unpack_from("<Q", header)
+            length, checksum = struct.unpack("<QI", header)
+            if _masked_crc32c(header[:8]) != checksum:
+                raise ValueError(f"{path} is not a TFRecord file, or is broken: a record's length has a wrong checksum")
             record = file.read(length + 4)
             if len(record) < length + 4:
                 raise ValueError(f"{path} ends in the middle of a record")
-            yield prediction_log_pb2.PredictionLog.FromString(record[:length])
+            message = record[:length]
+            if length <= _QUICK and _masked_crc32c(message) != struct.unpack_from("<I", record, length)[0]:
+                raise ValueError(f"{path} is broken: a record has a wrong checksum")
+            yield message
+
+
+def read(path: Path) -> Iterator[Any]:
+    """The PredictionLog messages of a file of warm-up requests."""
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    for record in records(path):
+        yield prediction_log_pb2.PredictionLog.FromString(record)
+
+
+def _crc32c_table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+_CRC32C = _crc32c_table()
+_QUICK = 1 << 16  # bytes; Python goes through some 10 MB a second
+
+
+def _masked_crc32c(data: bytes) -> int:
+    """The checksum of TFRecord: CRC-32C, rotated, so that a checksum of data with checksums in it is sound."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC32C[(crc ^ byte) & 0xFF] ^ crc >> 8
+    crc ^= 0xFFFFFFFF
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
