@@ -76,6 +76,51 @@ def test_description_and_warm_up(models: dict[str, Made]) -> None:
         list(warmup.read(cut))
 
 
+def test_a_trainings_report_is_taken_along(
+    models: dict[str, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "kitchen.h5"
+    shutil.copy(models["kitchen"].source, source)
+    report = tmp_path / "kitchen.training.json"
+    labels = [f"thing-{number}" for number in range(20)]
+    figures = {"validation_accuracy": 0.88, "accuracy_per_class": {"thing-0": 0.5}, "parameters": 1180494}
+    report.write_text(json.dumps({"labels": labels, "preprocessing": "torch", "confusion": [[1]], **figures}))
+    assert convert(source, tmp_path, "--warmup", "1,8") == 0
+    description = json.loads((tmp_path / "m/1" / savedmodel.DESCRIPTION).read_text())
+    assert description["metrics"] == figures
+    assert (description["labels"], description["preprocessing"]) == (labels, "torch")
+    assert {"name", "keras", "library", "tensorflow", "source", "signature"} < set(description)
+    assert convert(source, tmp_path, "--preprocessing", "caffe", "--labels", ",".join(reversed(labels))) == 0
+    given = json.loads((tmp_path / "m/2" / savedmodel.DESCRIPTION).read_text())  # what is given goes before
+    assert (given["labels"][0], given["preprocessing"]) == ("thing-19", "caffe")
+    report.write_text(json.dumps({"labels": ["cat", "dog"]}))
+    assert convert(source, tmp_path) == 1
+    assert "2 labels (cat, dog), but the model has 20 classes" in capsys.readouterr().err
+    report.write_text("[")
+    assert convert(source, tmp_path) == 1
+    assert "kitchen.training.json can't be read" in capsys.readouterr().err
+
+
+def test_a_saved_models_digest_and_warm_up(models: dict[str, Made], tmp_path: Path) -> None:
+    """A folder's digest is that of `sha256sum`'s lines; its warm-up requests stay unless others are asked."""
+    source = tmp_path / "source"
+    shutil.copytree(models["exported"].version, source)
+    (source / savedmodel.DESCRIPTION).unlink()
+    names = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
+    printed = subprocess.run(["sha256sum", *names], cwd=source, check=True, capture_output=True).stdout
+    digest = subprocess.run(["sha256sum"], input=printed, check=True, capture_output=True).stdout.split()[0].decode()
+    assert convert(source, tmp_path) == 0
+    assert savedmodel.read(tmp_path / "m/1").description["source"]["sha256"] == digest
+    kept = (tmp_path / "m/1" / savedmodel.WARMUP).read_bytes()
+    assert kept == (source / savedmodel.WARMUP).read_bytes()
+    assert convert(source, tmp_path, "--warmup", "2,16") == 0
+    sizes = [record.predict_log.request.inputs["inputs"].tensor_shape.dim[0].size
+             for record in warmup.read(tmp_path / "m/2" / savedmodel.WARMUP)]  # fmt: skip
+    assert sizes == [2, 16]
+    assert convert(source, tmp_path, "--warmup", "none") == 0
+    assert not (tmp_path / "m/3" / savedmodel.WARMUP).exists()
+
+
 def test_versions(models: dict[str, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = models["keras3"].version  # a SavedModel, so that nothing waits for Keras
     assert convert(source, tmp_path) == 0

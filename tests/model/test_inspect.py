@@ -46,7 +46,7 @@ def test_values(models: dict[str, Made], capsys: pytest.CaptureFixture[str]) -> 
     assert first == "model:"
     values = dict(line.removeprefix("  ").split(": ", 1) for line in lines)
     assert values["name"] == '"kitchen"'
-    assert values["preprocessing"].split("  # ")[0] == "tf"
+    assert values["preprocessing"].split("  # ")[0] == '"tf"'
     labels, warning = values["labels"].split("  # ")
     assert json.loads(labels) == [f"class-{number}" for number in range(20)]
     assert "check names and order" in warning

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a compact network on a folder of photos, or transfer-learn from a Keras application",
     "convert": "turn a Keras file or a SavedModel into NAME/VERSION/, ready for TensorFlow Serving",
     "inspect": "show what a SavedModel wants and gives, and the chart's values for it (needs no TensorFlow)",
+    "values": "print the chart's values for a model (needs no TensorFlow)",
     "verify": "check that models can be served and used by the gateway, for builds and CI (needs no TensorFlow)",
     "serve": "serve SavedModels as TensorFlow Serving does, on any machine that has TensorFlow's wheel",
 }

@@ -18,12 +18,18 @@ from typing import Any
 
 from clothing_model import keras_files, savedmodel
 from clothing_model.errors import ModelError
-from clothing_model.inspect import PREPROCESSINGS, photo_signature, usability_problems
 from clothing_model.keras_files import KerasModel, Source
 from clothing_model.options import image_size, read_labels
+from clothing_model.savedmodel import photo_signature, usability_problems
+from clothing_model.values import PREPROCESSINGS, size_text
 
 TEMPORARY = ".converting-"
 TOLERANCE = 1e-4
+# Of a training's report, what says how good the model is and on how much that rests.
+METRICS = (
+    "validation_accuracy", "accuracy_per_class", "photos", "validation_photos", "photos_sha256",
+    "validation_photos_sha256", "parameters", "epoch_chosen",
+)  # fmt: skip
 SAVED_MODEL_PARTS = ("saved_model.pb", "variables", "assets", "assets.extra", "fingerprint.pb", "keras_metadata.pb")
 
 
@@ -54,9 +60,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--output-name", metavar="NAME", help="the signature's output (default: the last layer's name)")
     parser.add_argument(
         "--warmup",
-        default="1",
         metavar="SIZES",
-        help="batch sizes to warm the server up with, as 1,8 (default: 1; none: no warm-up requests)",
+        help="batch sizes to warm the server up with, as 1,8; none: no warm-up requests (default: those that a "
+        "SavedModel has, else 1)",
     )
 
 
@@ -67,10 +73,13 @@ def run(args: argparse.Namespace) -> int:
     if args.version is not None and args.version < 1:
         raise ModelError(f"--version={args.version}: a version is a number from 1 up")
     labels = read_labels(args.labels) if args.labels else None
-    batch_sizes = _batch_sizes(args.warmup)
+    batch_sizes = None if args.warmup is None else _batch_sizes(args.warmup)
     size = image_size(args.image_size)
     source = keras_files.identify(args.source)
     _say(f"reading {source}")
+    report = _training_report(source.path)
+    labels = labels or tuple(report.get("labels", ())) or None
+    preprocessing = args.preprocessing or report.get("preprocessing")
     model_folder: Path = args.output / args.name
     if args.version is not None and not args.force and (model_folder / str(args.version)).exists():
         raise ModelError(_exists(model_folder / str(args.version)))
@@ -79,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             facts = _copy_saved_model(source, folder)
         else:
             facts = _write_saved_model(source, folder, args.input_name, args.output_name, size)
-        _finish(folder, args.name, source, facts, labels, args.preprocessing, size, batch_sizes)
+        _finish(folder, args.name, source, facts, labels, preprocessing, size, batch_sizes)
         target = _publish(folder, model_folder, args.version, args.force)
     _say(f"wrote {target} ({sum(f.stat().st_size for f in target.rglob('*') if f.is_file()) / 1e6:.1f} MB) "
          f"in {time.monotonic() - started:.0f} s")  # fmt: skip
@@ -235,7 +244,7 @@ def _finish(
     labels: tuple[str, ...] | None,
     preprocessing: str | None,
     size: tuple[int, int] | None,
-    batch_sizes: list[int],
+    batch_sizes: list[int] | None,
 ) -> None:
     """Add what TensorFlow Serving leaves alone: assets.extra/ with the description and the warm-up requests."""
     model = savedmodel.read(folder)
@@ -245,9 +254,10 @@ def _finish(
     photo, scores = found
     signature = model.signatures[savedmodel.DEFAULT_SIGNATURE]
     description: dict[str, Any] = {"name": name, **facts}
-    description["source"] = {"file": source.path.name, "kind": source.kind}
-    if source.path.is_file():
-        description["source"]["sha256"] = _sha256(source.path)
+    description["source"] = {"file": source.path.name, "kind": source.kind, "sha256": _sha256(source.path)}
+    metrics = {key: value for key, value in _training_report(source.path).items() if key in METRICS}
+    if metrics:
+        description["metrics"] = metrics
     description["signature"] = {
         "input": {"name": next(iter(signature.inputs)), "dtype": photo.dtype, "shape": photo.shape},
         "output": {"name": next(iter(signature.outputs)), "dtype": scores.dtype, "shape": scores.shape},
@@ -260,11 +270,16 @@ def _finish(
     if preprocessing is not None:
         description["preprocessing"] = preprocessing
     if size is not None:
-        description["imageSize"] = str(size[1]) if size[0] == size[1] else f"{size[1]}x{size[0]}"
+        description["imageSize"] = size_text(size)
     (folder / savedmodel.DESCRIPTION).parent.mkdir(exist_ok=True)
     (folder / savedmodel.DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
     shape = photo.shape[1:] if photo.shape else (-1,)
-    if not batch_sizes or (folder / savedmodel.WARMUP).exists():
+    if batch_sizes is None:
+        if (folder / savedmodel.WARMUP).exists():
+            return
+        batch_sizes = [1]
+    (folder / savedmodel.WARMUP).unlink(missing_ok=True)
+    if not batch_sizes:
         return
     if photo.dtype != "DT_FLOAT" or min(shape) < 1:
         _say("note: no warm-up requests, as the input's size is open; --image-size pins it")
@@ -279,8 +294,31 @@ def _finish(
 
 
 def _sha256(path: Path) -> str:
+    """Of a file; of a SavedModel's folder, of the list of its files' digests, as `sha256sum` prints them."""
+    if path.is_dir():
+        files = sorted(file for part in SAVED_MODEL_PARTS for file in _files(path / part))
+        lines = "".join(f"{_sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+
+
+def _training_report(source: Path) -> dict[str, Any]:
+    """What `clothing-model train` wrote beside the model, if it did."""
+    path = source.with_suffix(".training.json")
+    if not source.is_file() or not path.exists():
+        return {}
+    try:
+        report = json.loads(path.read_text("utf-8"))
+        if not isinstance(report, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} can't be read ({error}): mend it, or move it away from the model") from error
+    return report
 
 
 def _publish(folder: Path, model_folder: Path, version: int | None, force: bool) -> Path:

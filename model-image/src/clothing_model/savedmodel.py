@@ -138,6 +138,46 @@ def read(path: Path) -> SavedModel:
     )
 
 
+def photo_signature(model: SavedModel) -> tuple[Tensor, Tensor] | None:
+    """The one input and the first output of the default signature."""
+    signature = model.signatures.get(DEFAULT_SIGNATURE)
+    if signature is None or len(signature.inputs) != 1 or not signature.outputs:
+        return None
+    return next(iter(signature.inputs.values())), next(iter(signature.outputs.values()))
+
+
+def width(output: Tensor) -> int | None:
+    """How many classes; None where the signature leaves it open."""
+    return output.shape[-1] if output.shape and output.shape[-1] > 0 else None
+
+
+def usability_problems(model: SavedModel) -> list[str]:
+    """Why the gateway could not use it."""
+    problems = []
+    if "serve" not in model.tags:
+        problems.append(
+            f"its tags are {', '.join(model.tags) or 'none'}: TensorFlow Serving loads `serve`. "
+            "Save it with tf.saved_model.save, or pass --saved_model_tags to the server"
+        )
+    names = [name for name in model.signatures if name != INIT_SIGNATURE]
+    signature = model.signatures.get(DEFAULT_SIGNATURE)
+    if signature is None:
+        problems.append(
+            f"it has no signature {DEFAULT_SIGNATURE}; it has {', '.join(names) or 'none'}. "
+            "Save it with signatures=…, or name one of these in the gateway's GATEWAY_SIGNATURE_NAME"
+        )
+        return problems
+    if len(signature.inputs) != 1:
+        problems.append(f"{DEFAULT_SIGNATURE} has {len(signature.inputs)} inputs: a photo classifier has one")
+    if not signature.outputs:
+        problems.append(f"{DEFAULT_SIGNATURE} has no output")
+    found = photo_signature(model)
+    labels = model.description.get("labels")
+    if found and labels and (classes := width(found[1])) not in (None, len(labels)):
+        problems.append(f"{len(labels)} labels are noted in {DESCRIPTION}, but the output has {classes} classes")
+    return problems
+
+
 def _serving_graph(data: memoryview) -> memoryview | None:
     """The meta graph tagged `serve` alone, or the first one."""
     graphs = list(wire.messages(data, 2))
