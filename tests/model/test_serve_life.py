@@ -173,7 +173,7 @@ def test_flags_that_change_the_answers(serve: Starter, models: dict[str, Made], 
         "--tensorflow_inter_op_parallelism=1",
         "--grpc_max_threads=2",
         "--enable_model_warmup=false",
-        "--enable_batching",
+        "--num_load_threads=2",
         "--enable_profiler=false",
     ).wait_until_up()
     answer = server.prediction().Predict(request(made), timeout=60)
@@ -181,7 +181,7 @@ def test_flags_that_change_the_answers(serve: Starter, models: dict[str, Made], 
     assert not output.float_val
     got = np.frombuffer(output.tensor_content, np.float32).reshape(2, 10)
     assert np.abs(got - expected(made.version.parents[2] / "made/course")).max() < 1e-4
-    assert "--enable_batching is accepted without effect: requests are not batched here" in server.text
+    assert "--num_load_threads is accepted without effect: models are loaded one after the other" in server.text
     assert "--enable_profiler" not in server.text
     assert "warming up" not in server.text
 

@@ -50,15 +50,22 @@ def test_readme_lists_every_flag() -> None:
 
 def test_values() -> None:
     parsed, notes = flags.parse(
-        [BASE, "--port=1", "--enable_batching", "--enable_model_warmup=false", "--per_process_gpu_memory_fraction=0.5"]
+        [
+            BASE,
+            "--port=1",
+            "--skip_initialize_tpu",
+            "--enable_model_warmup=false",
+            "--per_process_gpu_memory_fraction=0.5",
+        ]
     )
-    assert (parsed.port, parsed.enable_batching, parsed.enable_model_warmup) == (1, True, False)
+    assert (parsed.port, parsed.skip_initialize_tpu, parsed.enable_model_warmup) == (1, True, False)
     assert parsed.per_process_gpu_memory_fraction == 0.5
     assert len(notes) == 1
     arguments = "grpc.max_connection_age_ms=2000,grpc.primary_user_agent=x"
     parsed, _ = flags.parse([BASE, f"--grpc_channel_arguments={arguments}"])
     assert parsed.channel_arguments == [("grpc.max_connection_age_ms", 2000), ("grpc.primary_user_agent", "x")]
     assert parsed.grpc_threads == parsed.rest_threads == 4 * available_cpus()
+    assert flags.parse([BASE, "--enable_batching"])[0].grpc_threads == 256  # those that wait for a batch hold one
 
 
 @pytest.mark.parametrize(
@@ -74,6 +81,7 @@ def test_values() -> None:
         ([BASE, "--port=0"], "give --port or --grpc_socket_path"),
         ([BASE, "--rest_api_port=8500"], "two different ports"),
         ([BASE, "--batching_parameters_file=/b"], "needs --enable_batching"),
+        ([BASE, "--enable_batching", "--batching_parameters_file=/nowhere"], "there is no such file"),
         ([BASE, "--model_config_file=/nowhere"], "there is no such file"),
         ([BASE, "--grpc_channel_arguments=age"], "'age' is not key=value"),
         ([BASE, "--per_process_gpu_memory_fraction=2"], "between 0 and 1"),

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from google.protobuf.message import Message
 from tensorflow_serving.config import model_server_config_pb2
 
 from clothing_model.errors import ModelError
+from clothing_model.server import batching
+from clothing_model.server.errors import RequestError
 from clothing_model.server.flags import Flags
 from clothing_model.server.metrics import DEFAULT_PATH
 
@@ -49,6 +51,17 @@ def metrics_path(file: str) -> str | None:
     return (prometheus.path or DEFAULT_PATH) if prometheus.enable else None
 
 
+def batching_parameters(file: str) -> batching.Parameters:
+    """A BatchingParameters file; without one, TensorFlow Serving's defaults."""
+    if not file:
+        return batching.Parameters(thread_pool_name="model_server_batch_threads")
+    message = parse_text(file, _message("BatchingParameters"))
+    try:
+        return batching.Parameters.of(message)
+    except RequestError as error:
+        raise ModelError(f"{file}: {error}") from error
+
+
 def ssl(file: str) -> Ssl:
     config = parse_text(file, _message("SSLConfig"))
     if not config.server_key or not config.server_cert:
@@ -62,25 +75,38 @@ def ssl(file: str) -> Ssl:
 
 
 def _message(name: str) -> Any:
-    """MonitoringConfig and SSLConfig, which TensorFlow Serving's Python package leaves out (tensorflow_serving/config/
-    monitoring_config.proto and ssl_config.proto)."""
-    text, switch, message = (
-        descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
-        descriptor_pb2.FieldDescriptorProto.TYPE_BOOL,
-        descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE,
-    )
+    """What TensorFlow Serving's Python package leaves out: MonitoringConfig, SSLConfig, BatchingParameters
+    (monitoring_config.proto, ssl_config.proto, session_bundle_config.proto). Text form knows fields by their names."""
+    text, switch, number, numbers = "string", "bool", ".google.protobuf.Int64Value", "int64"
     fields = {
         "PrometheusConfig": {"enable": switch, "path": text},
-        "MonitoringConfig": {"prometheus_config": message},
+        "MonitoringConfig": {"prometheus_config": ".tensorflow.serving.PrometheusConfig"},
         "SSLConfig": {"server_key": text, "server_cert": text, "custom_ca": text, "client_verify": switch},
+        "BatchingParameters": {
+            "max_batch_size": number,
+            "batch_timeout_micros": number,
+            "max_enqueued_batches": number,
+            "num_batch_threads": number,
+            "thread_pool_name": ".google.protobuf.StringValue",
+            "allowed_batch_sizes": numbers,
+            "pad_variable_length_inputs": switch,
+            "enable_large_batch_splitting": ".google.protobuf.BoolValue",
+            "max_execution_batch_size": number,
+        },
     }
+    kinds = descriptor_pb2.FieldDescriptorProto
+    scalars = {"string": kinds.TYPE_STRING, "bool": kinds.TYPE_BOOL, "int64": kinds.TYPE_INT64}
     file = descriptor_pb2.FileDescriptorProto(name="config.proto", package="tensorflow.serving", syntax="proto3")
+    file.dependency.append(wrappers_pb2.DESCRIPTOR.name)
     for each, types in fields.items():
         described = file.message_type.add(name=each)
-        for number, (field, kind) in enumerate(types.items(), start=1):
-            added = described.field.add(name=field, number=number, type=kind, label=1)
-            if kind == message:
-                added.type_name = ".tensorflow.serving.PrometheusConfig"
+        for position, (field, kind) in enumerate(types.items(), start=1):
+            label = kinds.LABEL_REPEATED if kind == numbers else kinds.LABEL_OPTIONAL
+            added = described.field.add(name=field, number=position, label=label)
+            added.type = scalars.get(kind, kinds.TYPE_MESSAGE)
+            if kind not in scalars:
+                added.type_name = kind
     pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.serving.{name}"))()

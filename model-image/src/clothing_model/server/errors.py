@@ -31,6 +31,10 @@ def deadline_exceeded(message: str) -> RequestError:
     return RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, message)
 
 
+def unavailable(message: str) -> RequestError:
+    return RequestError(grpc.StatusCode.UNAVAILABLE, message)
+
+
 def from_number(number: int, message: str) -> RequestError:
     """TensorFlow's error codes are gRPC's."""
     return RequestError(_BY_NUMBER.get(number, grpc.StatusCode.UNKNOWN), message)

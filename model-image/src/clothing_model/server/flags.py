@@ -9,6 +9,9 @@ from typing import Any
 from clothing_model.cpus import available_cpus
 from clothing_model.errors import ModelError
 
+# A request that waits for its batch holds a thread and costs no CPU; there must be more than the queue takes.
+_WAITING = 256
+
 
 class FlagError(ModelError):
     """A flag is unknown, or its value is not of its kind."""
@@ -31,7 +34,9 @@ class Flags:
     port: int = _honoured(8500, "gRPC port; 0: none")
     grpc_socket_path: str = _honoured("", "UNIX socket for gRPC, beside the port or instead of it")
     rest_api_port: int = _honoured(0, "HTTP port of the REST API and the metrics; 0: none")
-    rest_api_num_threads: int = _honoured(0, "REST requests worked on at a time; 0: 4 per CPU")
+    rest_api_num_threads: int = _honoured(
+        0, "REST requests worked on at a time; 0: 4 per CPU, and 256 at least with batching"
+    )
     rest_api_timeout_in_ms: int = _honoured(30000, "longest time for a REST predict request")
     rest_api_enable_cors_support: bool = _honoured(False, "answer with CORS headers")
     listen_host: str = _honoured("0.0.0.0", "address to listen on; of this server only")  # noqa: S104 - as upstream
@@ -50,7 +55,9 @@ class Flags:
     num_request_iterations_for_warmup: int = _honoured(0, "how often each warm-up request is run; 0: once")
     monitoring_config_file: str = _honoured("", "MonitoringConfig in protobuf's text form: turns the metrics page on")
     grpc_channel_arguments: str = _honoured("", "gRPC's server arguments: key=value,key=value")
-    grpc_max_threads: int = _honoured(0, "gRPC requests worked on at a time; 0: 4 per CPU")
+    grpc_max_threads: int = _honoured(
+        0, "gRPC requests worked on at a time; 0: 4 per CPU, and 256 at least with batching"
+    )
     ssl_config_file: str = _honoured("", "SSLConfig in protobuf's text form: TLS, and mTLS, for gRPC")
     enable_grpc_healthcheck_service: bool = _honoured(False, "serve grpc.health.v1")
     enable_serialization_as_tensor_content: bool = _honoured(False, "answer with tensor_content in place of float_val")
@@ -59,12 +66,14 @@ class Flags:
     tensorflow_intra_op_parallelism: int = _honoured(0, "threads within one operation; 0: one per CPU")
     tensorflow_inter_op_parallelism: int = _honoured(0, "operations at a time; 0: one per CPU")
     tensorflow_session_config_file: str = _honoured("", "TensorFlow's ConfigProto in protobuf's text form")
+    enable_batching: bool = _honoured(False, "compute requests that come at a time together")
+    batching_parameters_file: str = _honoured("", "BatchingParameters in protobuf's text form; needs enable_batching")
+    enable_per_model_batching_parameters: bool = _honoured(
+        False, "batch only models with batching_params.pbtxt beside saved_model.pb, as it says; needs enable_batching"
+    )
     per_process_gpu_memory_fraction: float = _honoured(0.0, "share of a GPU's memory; 0: TensorFlow chooses")
     version: bool = _honoured(False, "print the versions and exit")
 
-    enable_batching: bool = _accepted(False, "requests are not batched here")
-    batching_parameters_file: str = _accepted("", "requests are not batched here")
-    enable_per_model_batching_parameters: bool = _accepted(False, "requests are not batched here")
     num_load_threads: int = _accepted(0, "models are loaded one after the other, beside the requests")
     num_unload_threads: int = _accepted(0, "models are unloaded one after the other, beside the requests")
     flush_filesystem_caches: bool = _accepted(True, "the system's file cache is left alone")
@@ -83,11 +92,15 @@ class Flags:
 
     @property
     def grpc_threads(self) -> int:
-        return self.grpc_max_threads if self.grpc_max_threads > 0 else 4 * available_cpus()
+        return self.grpc_max_threads if self.grpc_max_threads > 0 else self._threads
 
     @property
     def rest_threads(self) -> int:
-        return self.rest_api_num_threads if self.rest_api_num_threads > 0 else 4 * available_cpus()
+        return self.rest_api_num_threads if self.rest_api_num_threads > 0 else self._threads
+
+    @property
+    def _threads(self) -> int:
+        return max(_WAITING if self.enable_batching else 0, 4 * available_cpus())
 
     @property
     def channel_arguments(self) -> list[tuple[str, int | str]]:
@@ -166,7 +179,10 @@ def _check(flags: Flags) -> None:
     if not 0 <= flags.per_process_gpu_memory_fraction <= 1:
         raise FlagError(f"--per_process_gpu_memory_fraction={flags.per_process_gpu_memory_fraction}: between 0 and 1")
     _ = flags.channel_arguments  # raises what is wrong with them
-    for name in ("model_config_file", "monitoring_config_file", "ssl_config_file", "tensorflow_session_config_file"):
+    for name in (
+        "model_config_file", "monitoring_config_file", "ssl_config_file", "tensorflow_session_config_file",
+        "batching_parameters_file",
+    ):  # fmt: skip
         path = getattr(flags, name)
         if path and not os.path.isfile(path):  # noqa: PTH113 - a path as the user wrote it
             raise FlagError(f"--{name}={path}: there is no such file")

@@ -5,8 +5,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 DEFAULT_PATH = "/monitoring/prometheus/metrics"
-# Microseconds: 10 * 1.8^n, up to about 20 minutes.
+# Microseconds: 10 * 1.8^n, up to about 20 minutes; and for queues 100 * 1.2^n, up to about a second.
 _BUCKETS = tuple(10 * 1.8**power for power in range(33))
+_QUEUE_BUCKETS = tuple(100 * 1.2**power for power in range(52))
 
 
 def _escaped(value: str) -> str:
@@ -49,15 +50,16 @@ class Counter(Metric):
 class Histogram(Metric):
     kind = "histogram"
 
-    def __init__(self, name: str, labels: Sequence[str]) -> None:
+    def __init__(self, name: str, labels: Sequence[str], buckets: Sequence[float] = _BUCKETS) -> None:
         super().__init__(name, labels)
+        self._buckets = buckets
         self._counts: dict[tuple[str, ...], list[int]] = {}
         self._sums: dict[tuple[str, ...], float] = {}
 
     def observe(self, microseconds: float, *values: str) -> None:
         with self.lock:
-            counts = self._counts.setdefault(values, [0] * (len(_BUCKETS) + 1))
-            counts[bisect_left(_BUCKETS, microseconds)] += 1
+            counts = self._counts.setdefault(values, [0] * (len(self._buckets) + 1))
+            counts[bisect_left(self._buckets, microseconds)] += 1
             self._sums[values] = self._sums.get(values, 0.0) + microseconds
 
     def lines(self) -> list[str]:
@@ -65,7 +67,7 @@ class Histogram(Metric):
         with self.lock:
             for values, counts in self._counts.items():
                 labels, total = self._labelled(values), 0
-                for limit, count in zip([*(f"{bucket:g}" for bucket in _BUCKETS), "+Inf"], counts, strict=True):
+                for limit, count in zip([*(f"{bucket:g}" for bucket in self._buckets), "+Inf"], counts, strict=True):
                     total += count
                     result.append(f'{self.name}_bucket{{{labels},le="{limit}"}} {total}')
                 result.append(f"{self.name}_sum{{{labels}}} {self._sums[values]:g}")
@@ -81,9 +83,16 @@ class Metrics:
         self.request_latency = Histogram("/tensorflow/serving/request_latency", ("model_name", "API", "entrypoint"))
         self.runtime_latency = Histogram("/tensorflow/serving/runtime_latency", ("model_name", "API", "runtime"))
         self.warmup_latency = Histogram("/tensorflow/serving/model_warmup_latency", ("model_path", "status"))
+        self.queuing_latency = Histogram(
+            "/tensorflow/serving/batching_session/queuing_latency", ("thread_pool_name",), _QUEUE_BUCKETS
+        )
+        self.wrapped_run_count = Counter("/tensorflow/serving/batching_session/wrapped_run_count", ())
 
     def page(self) -> str:
         lines = []
-        for metric in (self.warmup_latency, self.requests, self.request_latency, self.runtime_latency):
+        for metric in (
+            self.warmup_latency, self.requests, self.request_latency, self.runtime_latency, self.queuing_latency,
+            self.wrapped_run_count,
+        ):  # fmt: skip
             lines += [f"# TYPE {metric.name} {metric.kind}", *metric.lines()]
         return "\n".join(lines) + "\n"

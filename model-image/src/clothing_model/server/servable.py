@@ -11,7 +11,7 @@ import tensorflow as tf
 from clothing_model import savedmodel
 from clothing_model.cpus import available_cpus
 from clothing_model.errors import ModelError
-from clothing_model.server import config
+from clothing_model.server import batching, config
 from clothing_model.server.errors import RequestError, failed_precondition, from_number, invalid, not_found
 from clothing_model.server.flags import Flags
 from clothing_model.server.metrics import Metrics
@@ -30,6 +30,9 @@ class Settings:
     warmup_iterations: int
     check_method_names: bool
     metrics: Metrics = field(default_factory=Metrics)
+    batching_parameters: batching.Parameters | None = None
+    per_model_batching: bool = False
+    scheduler: batching.Scheduler | None = None
 
     @staticmethod
     def of(flags: Flags) -> "Settings":
@@ -41,12 +44,18 @@ class Settings:
         session.intra_op_parallelism_threads = flags.tensorflow_intra_op_parallelism or threads
         session.inter_op_parallelism_threads = flags.tensorflow_inter_op_parallelism or threads
         session.gpu_options.per_process_gpu_memory_fraction = flags.per_process_gpu_memory_fraction
+        parameters = config.batching_parameters(flags.batching_parameters_file) if flags.enable_batching else None
         return Settings(
             tags=tuple(flags.saved_model_tags.split(",")),
             session=session,
             warmup=flags.enable_model_warmup,
             warmup_iterations=max(1, flags.num_request_iterations_for_warmup),
             check_method_names=flags.enable_signature_method_name_check,
+            batching_parameters=parameters,
+            per_model_batching=flags.enable_per_model_batching_parameters,
+            scheduler=batching.Scheduler(parameters.num_batch_threads, parameters.thread_pool_name)
+            if parameters
+            else None,
         )
 
 
@@ -59,6 +68,11 @@ class Servable:
         self.path = path
         self._settings = settings
         self._session, self.signatures = self._load()
+        try:
+            self._batching = self._batching_session()
+        except BaseException:
+            self._session.close()
+            raise
 
     def _load(self) -> tuple[Any, dict[str, Any]]:
         _refuse_incomplete(self.path)
@@ -81,6 +95,22 @@ class Servable:
             signatures[key] = kept
         return session, signatures
 
+    def _batching_session(self) -> batching.BatchingSession | None:
+        """What stands before the session where requests are batched."""
+        settings, parameters = self._settings, self._settings.batching_parameters
+        if settings.scheduler is None or parameters is None:
+            return None
+        if settings.per_model_batching:
+            file = self.path / batching.PER_MODEL_FILE
+            if not file.exists():
+                return None
+            try:
+                parameters = config.batching_parameters(str(file))
+            except ModelError as error:
+                raise invalid(str(error)) from error
+        log.info("Wrapping session to perform batch processing: %s", parameters)
+        return batching.BatchingSession(self._compute, parameters, settings.scheduler, settings.metrics)
+
     def signature(self, name: str) -> Any:
         signature = self.signatures.get(name or savedmodel.DEFAULT_SIGNATURE)
         if signature is None:
@@ -95,7 +125,13 @@ class Servable:
         return signature
 
     def run(self, feeds: dict[str, Array], fetches: list[str], timeout_ms: int = 0) -> list[Array]:
-        """Compute tensors by their names in the graph; a timeout of 0 is none."""
+        """Compute tensors by their names in the graph, with other requests where they are batched; a timeout of 0 is
+        none."""
+        if self._batching is not None:
+            return self._batching.run(feeds, fetches, timeout_ms)
+        return self._compute(feeds, fetches, timeout_ms)
+
+    def _compute(self, feeds: dict[str, Array], fetches: list[str], timeout_ms: int) -> list[Array]:
         options = tf.compat.v1.RunOptions(timeout_in_ms=timeout_ms) if timeout_ms else None
         try:
             found: list[Array] = self._session.run(fetches, feeds, options=options)
@@ -106,6 +142,9 @@ class Servable:
         return found
 
     def close(self) -> None:
+        if self._batching is not None:
+            self._batching.close()
+            self._batching = None  # it refers to the session
         self._session.close()
         self._session = None
         gc.collect()  # a graph refers to itself, and holds the weights until it is collected
