@@ -133,11 +133,11 @@ Starter = Callable[..., Server]
 def starter(folder: Path) -> Iterator[Starter]:
     servers: list[Server] = []
 
-    def start(*flags: str, env: dict[str, str] | None = None) -> Server:
+    def start(*flags: str, env: dict[str, str] | None = None, wrapper: Sequence[str] = ()) -> Server:
         port, rest_port = free_port(), free_port()
         log = folder / f"serve-{len(servers)}.log"
         command: Sequence[str] = [
-            sys.executable, "-m", "clothing_model", "serve", f"--port={port}", f"--rest_api_port={rest_port}",
+            *wrapper, sys.executable, "-m", "clothing_model", "serve", f"--port={port}", f"--rest_api_port={rest_port}",
             "--listen_host=127.0.0.1", *flags,
         ]  # fmt: skip
         with log.open("wb") as output:

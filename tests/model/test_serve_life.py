@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -109,6 +112,55 @@ def test_sigterm_finishes_what_is_begun(serve: Starter, models: dict[str, Made])
     assert server.process.wait(60) == 0
     assert "Stopped" in server.text
     assert refused(stub.Predict, message).code == grpc.StatusCode.UNAVAILABLE
+
+
+def test_without_a_handler_sigterm_ends_it_at_once(serve: Starter, models: dict[str, Made]) -> None:
+    """TensorFlow Serving's manners: what is begun is lost."""
+    made = models["exported"]
+    flags = ("--model_name=exported", f"--model_base_path={made.version.parent}", "--handle_signals=false")
+    server = serve(*flags).wait_until_up()
+    stub = server.prediction()
+    message = request(made, array=np.tile(photos(224)[:1], (64, 1, 1, 1)))  # takes a while
+    stub.Predict(message, timeout=120)
+    begun = stub.Predict.future(message, timeout=120)
+    time.sleep(0.1)
+    assert server.terminate() == -signal.SIGTERM
+    assert begun.exception().code() == grpc.StatusCode.UNAVAILABLE
+    assert "Stopping" not in server.text
+
+
+NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode != 0,
+    reason="no PID namespace can be made here: unshare is missing, or user namespaces are switched off",
+)
+@pytest.mark.parametrize("handled", [True, False])
+def test_sigterm_to_pid_1(serve: Starter, models: dict[str, Made], handled: bool) -> None:
+    """As in a container: without a handler the kernel keeps signals from PID 1, and only SIGKILL ends it."""
+    made = models["course"]
+    flags = (
+        "--model_name=course",
+        f"--model_base_path={made.version.parent}",
+        f"--handle_signals={str(handled).lower()}",
+    )
+    server = serve(*flags, wrapper=NAMESPACE).wait_until_up()
+    outer = server.process.pid
+    first = int(Path(f"/proc/{outer}/task/{outer}/children").read_text().split()[0])
+    status = Path(f"/proc/{first}/status").read_text()
+    assert re.search(r"^NSpid:.*\s1$", status, re.MULTILINE)
+    os.kill(first, signal.SIGTERM)
+    if handled:
+        assert server.process.wait(60) == 0
+        assert "Stopped" in server.text
+    else:
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(2)
+        os.kill(first, signal.SIGINT)
+        assert scores(server.prediction(), made)[0] == 1  # it serves on
+        os.kill(first, signal.SIGKILL)
+        assert server.process.wait(60) != 0
 
 
 def test_sigterm_before_the_model(serve: Starter, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from clothing_model.cli import main
 from clothing_model.cpus import available_cpus
 from clothing_model.errors import ModelError
 from clothing_model.server import flags
+from clothing_model.server.errors import RequestError
 from clothing_model.server.flags import FlagError, Flags
 
 BASE = "--model_base_path=/models/m"
@@ -38,7 +39,7 @@ thread_pool_factory_config_file use_alts_credentials version xla_cpu_compilation
 
 def test_every_flag_of_tensorflow_serving() -> None:
     ours = {field.name for field in dataclasses.fields(Flags)}
-    assert ours - set(UPSTREAM) == {"listen_host"}
+    assert ours - set(UPSTREAM) == {"listen_host", "handle_signals"}
     assert set(UPSTREAM) <= ours
 
 
@@ -299,6 +300,85 @@ def test_a_failed_version_is_tried_again_when_it_comes_back(tmp_path: Path) -> N
         (tmp_path / version).rmdir()
     manager.poll()  # with no version left, TensorFlow Serving unloads all
     assert {state.stage.name for state in manager.states("m").values()} == {"END"}
+
+
+def versions_up(manager: Any, name: str = "m") -> list[int]:
+    return sorted(v for v, state in manager.states(name).items() if state.stage.name == "AVAILABLE")
+
+
+def test_several_models_policies_and_labels(tmp_path: Path) -> None:
+    """The newest, the newest two, all, some; a label moves only to a version that is up; what is left out goes."""
+    from google.protobuf import text_format
+    from tensorflow_serving.apis import model_pb2
+    from tensorflow_serving.config import model_server_config_pb2
+
+    for name in ("a", "b"):
+        for version in (1, 2, 3):
+            (tmp_path / name / str(version)).mkdir(parents=True)
+    loaded: list[FakeServable] = []
+
+    def load(*arguments: Any) -> FakeServable:
+        loaded.append(FakeServable(*arguments))
+        return loaded[-1]
+
+    manager = manager_of(tmp_path, load)
+
+    def reload(a: str, b: str | None = "") -> None:
+        text = "".join(
+            f'config {{ name: "{name}" base_path: "{tmp_path / name}" model_platform: "tensorflow" {more} }}'
+            for name, more in (("a", a), ("b", b))
+            if more is not None
+        )
+        message = model_server_config_pb2.ModelServerConfig()
+        manager.reload(text_format.Parse(f"model_config_list {{ {text} }}", message))
+
+    def served(label: str) -> int:
+        with manager.use(model_pb2.ModelSpec(name="a", version_label=label)) as servable:
+            return int(servable.version)
+
+    reload("")
+    assert (versions_up(manager, "a"), versions_up(manager, "b")) == ([3], [3])
+    assert manager.states("m") == {}  # which was there before, and never had a version
+    reload("model_version_policy { latest { num_versions: 2 } }")
+    assert versions_up(manager, "a") == [2, 3]
+    stable = 'version_labels { key: "stable" value: %d }'
+    reload("model_version_policy { all {} } " + stable % 2)
+    assert versions_up(manager, "a") == [1, 2, 3]
+    assert served("stable") == 2
+    reload("model_version_policy { specific { versions: [1, 3] } } " + stable % 3)
+    assert versions_up(manager, "a") == [1, 3]
+    assert served("stable") == 3
+    with pytest.raises(RequestError, match="assign label to version 2 of model a, which is not currently available"):
+        reload("model_version_policy { all {} } " + stable % 2)
+    assert served("stable") == 3  # a refused configuration changes nothing
+    assert versions_up(manager, "a") == [1, 3]
+    with pytest.raises(RequestError, match="Unrecognized servable version label: canary"):
+        served("canary")
+    reload("", None)
+    assert (versions_up(manager, "a"), versions_up(manager, "b")) == ([3], [])
+    assert [(one.name, one.version) for one in loaded if not one.closed] == [("a", 3)]
+
+
+def test_a_version_whose_successor_fails_stays(tmp_path: Path) -> None:
+    """N is unloaded only when N+1 is up: also where N+1 is tried again and again."""
+    (tmp_path / "1").mkdir()
+    seen: list[list[int]] = []
+
+    def load(*arguments: Any) -> FakeServable:
+        seen.append(versions_up(manager))
+        return FakeServable(*arguments)
+
+    manager = manager_of(tmp_path, load, max_num_load_retries=2, load_retry_interval_micros=0)
+    manager.poll()
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "broken").touch()
+    manager.poll()
+    assert seen == [[], [1], [1], [1]]  # before each attempt: the old one serves
+    assert versions_up(manager) == [1]
+    (tmp_path / "3").mkdir()
+    manager.poll()
+    assert seen[4:] == [[1]]
+    assert versions_up(manager) == [3]
 
 
 @pytest.mark.parametrize(

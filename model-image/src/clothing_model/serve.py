@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     for note in notes:
         logging.getLogger(__name__).info(note)
     # Importing TensorFlow takes seconds, in which a PID 1 without a handler would not end on SIGTERM.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if parsed.handle_signals:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from clothing_model.server import app
 
     return app.serve(parsed)

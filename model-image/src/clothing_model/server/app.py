@@ -24,12 +24,13 @@ DRAIN_SECONDS = 25.0  # below the 30 s that Kubernetes waits before it kills
 
 
 class _Signals:
-    """SIGTERM and SIGINT: the first asks to stop, the second stops at once."""
+    """SIGTERM and SIGINT: the first asks to stop, the second stops at once. Without a handler, as upstream,
+    a signal ends the process where it stands, or does nothing to the PID 1 of a container."""
 
-    def __init__(self) -> None:
+    def __init__(self, handled: bool) -> None:
         self.stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+            signal.signal(number, self._handle if handled else signal.SIG_DFL)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.stop.is_set():
@@ -39,7 +40,7 @@ class _Signals:
 
 def serve(flags: Flags) -> int:
     """Run until a signal ends it. 0 is a clean stop; a failed start raises ModelError."""
-    signals = _Signals()
+    signals = _Signals(flags.handle_signals)
     log.info("clothing-model %s, TensorFlow %s, %d CPUs", __version__, tf.__version__, available_cpus())
     metrics_path = config.metrics_path(flags.monitoring_config_file)
     settings = Settings.of(flags)

@@ -40,6 +40,9 @@ class Flags:
     rest_api_timeout_in_ms: int = _honoured(30000, "longest time for a REST predict request")
     rest_api_enable_cors_support: bool = _honoured(False, "answer with CORS headers")
     listen_host: str = _honoured("0.0.0.0", "address to listen on; of this server only")  # noqa: S104 - as upstream
+    handle_signals: bool = _honoured(
+        True, "finish what is begun at SIGTERM and SIGINT; false: no handler, as upstream; of this server only"
+    )
     model_name: str = _honoured("default", "name of the model, where there is no model_config_file")
     model_base_path: str = _honoured("", "folder that holds the model's version folders")
     model_config_file: str = _honoured(
