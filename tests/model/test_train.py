@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clothing_model import photos, train
+from clothing_model import photos, progress, train
 from clothing_model.cli import main
 
 COLOURS = {"green": (20, 200, 40), "red": (210, 30, 20)}
@@ -70,7 +70,7 @@ def test_stopped_training_goes_on(dataset: Path, tmp_path: Path, capsys: pytest.
     output = tmp_path / "colours.keras"
     plan = train.Plan(size=64, epochs=2, batch=16)
 
-    class StopAfterOne(train.Progress):
+    class StopAfterOne(progress.Progress):
         def say(self, line: str) -> None:
             super().say(line)
             if line.startswith("epoch 1/"):

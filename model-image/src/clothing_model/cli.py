@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "show what a SavedModel wants and gives, and the chart's values for it (needs no TensorFlow)",
     "values": "print the chart's values for a model (needs no TensorFlow)",
     "verify": "check that models can be served and used by the gateway, for builds and CI (needs no TensorFlow)",
+    "evaluate": "measure a model on labelled photos: accuracy, confusion, calibration, latency",
     "serve": "serve SavedModels as TensorFlow Serving does, on any machine that has TensorFlow's wheel",
 }
 

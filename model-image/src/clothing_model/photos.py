@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clothing_model.errors import ModelError
 
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+
+
+# What Pillow raises for files that are no photo, or a bomb.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class DatasetError(ModelError):
@@ -93,11 +97,22 @@ def find_photos(folder: Path, labels: tuple[str, ...] | None = None) -> Dataset:
     return Dataset(names, tuple(paths), np.array(targets, dtype=np.int64))
 
 
-def read_pixels(photo: Path | bytes, size: int) -> NDArray[np.uint8]:
-    """Pixels of one photo: uint8 ``(size, size, 3)``, RGB, resized with NEAREST (keras-image-helper's pipeline)."""
+def read_pixels(photo: Path | bytes, size: int | tuple[int, int]) -> NDArray[np.uint8]:
+    """Pixels of one photo: uint8 ``(height, width, 3)``, RGB, resized with NEAREST (keras-image-helper's pipeline).
+
+    ``size`` is both, or (height, width).
+    """
+    height, width = (size, size) if isinstance(size, int) else size
     with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo) as image:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
-        return np.asarray(rgb.resize((size, size), Image.Resampling.NEAREST))
+        return np.asarray(rgb.resize((width, height), Image.Resampling.NEAREST))
+
+
+def thumbnail(photo: Path, side: int) -> NDArray[np.uint8]:
+    """A small copy for people: uint8 ``(side, side, 3)``, the whole photo on white, the right way up."""
+    with Image.open(photo) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        return np.asarray(ImageOps.pad(upright, (side, side), Image.Resampling.LANCZOS, color="white"))
 
 
 def load_pixels(dataset: Dataset, size: int, progress: Callable[[int, int], None] | None = None) -> NDArray[np.uint8]:
@@ -113,7 +128,7 @@ def load_pixels(dataset: Dataset, size: int, progress: Callable[[int, int], None
     for index, path in enumerate(dataset.paths):
         try:
             pixels[index] = read_pixels(path, size)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise DatasetError(f"{path}: can't be read as a photo ({error}); remove or replace it") from error
         if progress is not None:
             progress(index + 1, len(dataset.paths))
@@ -124,3 +139,31 @@ def scale(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The ``tf`` preprocessing of Keras: ``x / 127.5 - 1``, float32 in [-1, 1]."""
     scaled: NDArray[np.float32] = pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
     return scaled
+
+
+def _caffe(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """BGR, less ImageNet's mean of each channel."""
+    scaled = pixels[..., ::-1].astype(np.float32)
+    scaled -= np.array([103.939, 116.779, 123.68], np.float32)
+    return scaled
+
+
+def _torch(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """In [0, 1], less ImageNet's mean, by its standard deviation."""
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    scaled -= np.array([0.485, 0.456, 0.406], np.float32)
+    scaled /= np.array([0.229, 0.224, 0.225], np.float32)
+    return scaled
+
+
+def _none(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return pixels.astype(np.float32)
+
+
+# The names that the gateway and `convert` use too; Keras's imagenet_utils.preprocess_input gives the same.
+PREPROCESSINGS: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
+    "tf": scale,
+    "caffe": _caffe,
+    "torch": _torch,
+    "none": _none,
+}

@@ -22,6 +22,8 @@ import numpy as np
 
 from clothing_model import photos
 from clothing_model.errors import ModelError
+from clothing_model.progress import Progress
+from clothing_model.quality import confusion
 from clothing_model.quiet import quiet_tensorflow
 
 if TYPE_CHECKING:
@@ -157,29 +159,6 @@ def logits_of(model: keras.Model, pixels: NDArray[np.uint8], batch: int = 64) ->
         for start in range(0, len(pixels), batch)
     ]
     return np.concatenate(parts)
-
-
-def confusion(targets: NDArray[np.int64], found: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Counts of ``(true class, class found)``: int64 ``(classes, classes)``."""
-    table = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(table, (targets, found), 1)
-    return table
-
-
-class Progress:
-    """Lines for a log; on a terminal also a counter that is written over in place."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-
-    def count(self, what: str, done: int, of: int) -> None:
-        """Show ``done`` of ``of`` on a terminal."""
-        if self._terminal:
-            print(f"\r{what} {done}/{of}\x1b[K", end="\r" if done == of else "", file=sys.stderr, flush=True)
-
-    def say(self, line: str) -> None:
-        """Print a line that stays."""
-        print(f"\x1b[K{line}" if self._terminal else line, file=sys.stderr, flush=True)
 
 
 def _trainer(
