@@ -21,6 +21,7 @@ COMMANDS = {
     "values": "print the chart's values for a model (needs no TensorFlow)",
     "verify": "check that models can be served and used by the gateway, for builds and CI (needs no TensorFlow)",
     "evaluate": "measure a model on labelled photos: accuracy, confusion, calibration, latency",
+    "diff": "compare two versions of a model on a folder of photos, before one takes the other's place",
     "serve": "serve SavedModels as TensorFlow Serving does, on any machine that has TensorFlow's wheel",
 }
 

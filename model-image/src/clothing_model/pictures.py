@@ -47,7 +47,8 @@ def _figure(width: float, height: float) -> Figure:
 
 def _save(figure: Figure, path: Path) -> None:
     # Without matplotlib's version in it, the same figures give the same bytes.
-    figure.savefig(path, format="png", metadata={"Software": None})
+    # "tight": captions that reach over an edge of the figure widen it instead of being cut off.
+    figure.savefig(path, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.1)
 
 
 def evaluation(path: Path, title: str, labels: Sequence[str], table: NDArray[np.int64], bins: list[Bin]) -> None:
