@@ -29,11 +29,12 @@ def serving(handler):
             thread.join()
 
 
-def gateway(status, answer, seen):
+def gateway(status, answer, seen, keys):
     class Gateway(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             seen.append((self.path, self.headers["Content-Type"], body))
+            keys.append(self.headers["Authorization"])
             self.send_response(status)
             self.end_headers()
             self.wfile.write(answer)
@@ -48,9 +49,9 @@ def in_base64(file):
     return b64encode(file.read_bytes()).decode()
 
 
-def predict(status, answer):
+def predict(status, answer, keys=()):
     seen = []
-    with serving(gateway(status, answer.encode(), seen)) as url:
+    with serving(gateway(status, answer.encode(), seen, keys if isinstance(keys, list) else [])) as url:
         result = run(sys.executable, CLASSIFIER / "files" / "predict.py", url, in_base64(PHOTO), json.dumps(["a", "b"]))
     return result, seen
 
@@ -66,6 +67,15 @@ def test_the_test_sends_the_photo_as_a_form_and_as_a_body():
     assert PHOTO.read_bytes() in form
     assert body_type == "image/png"
     assert body == PHOTO.read_bytes()
+
+
+@pytest.mark.parametrize(("key", "sent"), [(None, None), ("secret\n", "Bearer secret")])
+def test_the_test_sends_the_key_where_there_is_one(monkeypatch, key, sent):
+    if key:
+        monkeypatch.setenv("GATEWAY_KEY", key)
+    keys = []
+    predict(200, '{"a": 1.5, "b": -2.25}', keys)
+    assert keys == [sent, sent]
 
 
 @pytest.mark.parametrize(

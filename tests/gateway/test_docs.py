@@ -14,6 +14,7 @@ import yaml
 from clothing_gateway.admin import ROUTES as ADMIN_ROUTES
 from clothing_gateway.admission import Places
 from clothing_gateway.app import create_app
+from clothing_gateway.clients import Clients
 from clothing_gateway.errors import all_errors, from_status
 from clothing_gateway.metrics import Metrics
 from clothing_gateway.settings import Settings
@@ -75,7 +76,7 @@ def test_errors_have_codes_of_their_own_and_the_tree_in_the_docstring_is_the_tre
     for error in errors:
         assert error.detail.endswith(".") or error.detail.endswith("….")
         assert error.title
-        assert (error.retry_after is not None) == (error.status == 503)
+        assert (error.retry_after is not None) == (error.status in (429, 503))
 
 
 @pytest.mark.parametrize("status", range(400, 600))
@@ -89,7 +90,7 @@ def test_the_document_is_openapi():
 
 
 def test_the_document_agrees_with_the_routes():
-    app = create_app(Settings(), None, Places(1), Metrics())
+    app = create_app(Settings(), None, Places(1), Metrics(), Clients(Settings()))
     routes = {
         (rule.rule, method.lower())
         for rule in app.url_map.iter_rules()

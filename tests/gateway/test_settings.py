@@ -92,6 +92,8 @@ def test_all_errors_are_reported_at_once():
         ("GATEWAY_FETCH_ALLOWED_NETWORKS", "10.1.2.3", (ip_network("10.1.2.3/32"),)),
         ("GATEWAY_FETCH_ALLOWED_HOSTS", "Example.com., *.photos.example", ("example.com", "*.photos.example")),
         ("GATEWAY_FETCH_DENIED_HOSTS", "93.184.215.14,2606:2800::1", ("93.184.215.14", "2606:2800::1")),
+        ("GATEWAY_RATE_PHOTOS_PER_MINUTE", "0.5", 0.5),
+        ("GATEWAY_TRUSTED_PROXIES", "10.0.0.0/8", (ip_network("10.0.0.0/8"),)),
         ("GATEWAY_FETCH_PROXY", "http://proxy.egress:3128", ("proxy.egress", 3128)),
         ("GATEWAY_FETCH_PROXY", "http://[fd00::1]:3128", ("fd00::1", 3128)),
         ("GATEWAY_DRAIN_DELAY_SECONDS", "0.5", 0.5),
@@ -151,6 +153,10 @@ def test_values_that_are_understood(variable, text, value):
         ("GATEWAY_FETCH_DENIED_HOSTS", "bücher.example"),
         ("GATEWAY_FETCH_DENIED_HOSTS", "a..b"),
         ("GATEWAY_FETCH_DENIED_HOSTS", "2606:2800:0::1"),
+        ("GATEWAY_RATE_PHOTOS_PER_MINUTE", "-1"),
+        ("GATEWAY_RATE_PHOTOS_PER_MINUTE", "nan"),
+        ("GATEWAY_RATE_BURST_PHOTOS", "0"),
+        ("GATEWAY_TRUSTED_PROXIES", "ingress"),
         ("GATEWAY_FETCH_PROXY", "proxy:3128"),
         ("GATEWAY_FETCH_PROXY", "https://proxy:3128"),
         ("GATEWAY_FETCH_PROXY", "http://user:password@proxy:3128"),
@@ -170,6 +176,8 @@ def test_contradictions_name_both_settings():
     (found,) = problems({"GATEWAY_MAX_PHOTOS": "40"})
     assert "GATEWAY_MAX_IN_FLIGHT" in found
     assert len(problems({"GATEWAY_MAX_BUFFERED_BYTES": "2000"})) == 2
+    (found,) = problems({"GATEWAY_RATE_PHOTOS_PER_MINUTE": "60", "GATEWAY_RATE_BURST_PHOTOS": "4"})
+    assert "GATEWAY_MAX_PHOTOS" in found
     (found,) = problems({"GATEWAY_MODEL_TLS_CA_FILE": "/ca.pem"})
     assert "GATEWAY_MODEL_TLS=on" in found
     (found,) = problems({"GATEWAY_MODEL_TLS": "on", "GATEWAY_MODEL_TLS_KEY_FILE": "/key.pem"})

@@ -1,12 +1,15 @@
 """Sends a photo to the gateway, as a form's file and as a plain body, and sees that each class gets a score.
 
 Usage: predict.py GATEWAY_URL PHOTO LABELS      (PHOTO in base64, LABELS a JSON list)
+
+The environment's GATEWAY_KEY is the key, where the gateway asks for one.
 """
 
 # ruff: noqa: INP001, S310, T201 - a program of one file, given its address, that prints
 
 import json
 import math
+import os
 import sys
 from base64 import b64decode
 from urllib.error import HTTPError
@@ -16,11 +19,14 @@ gateway, photo, labels = sys.argv[1], b64decode(sys.argv[2]), json.loads(sys.arg
 head = (
     b'--photo\r\nContent-Disposition: form-data; name="image"; filename="photo.png"\r\nContent-Type: image/png\r\n\r\n'
 )
+key = os.environ.get("GATEWAY_KEY", "").strip()
+authorization = {"Authorization": f"Bearer {key}"} if key else {}
 form = head + photo + b"\r\n--photo--\r\n"
 
 for body, content_type in ((form, "multipart/form-data; boundary=photo"), (photo, "image/png")):
     try:
-        with urlopen(Request(f"{gateway}/predict", body, {"Content-Type": content_type}), timeout=60) as response:
+        request = Request(f"{gateway}/predict", body, {"Content-Type": content_type, **authorization})
+        with urlopen(request, timeout=60) as response:
             scores = json.load(response)
     except HTTPError as error:
         sys.exit(f"FAILED: {content_type}: the gateway answered {error.code}: {error.read().decode(errors='replace')}")

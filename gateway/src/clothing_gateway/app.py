@@ -18,6 +18,7 @@ from werkzeug.exceptions import HTTPException
 from clothing_gateway import errors
 from clothing_gateway.admission import Places
 from clothing_gateway.classifier import Answer, Classifier, Source, Ticket, ranked
+from clothing_gateway.clients import Clients
 from clothing_gateway.deadline import Deadline, client_timeout_seconds
 from clothing_gateway.errors import BadRequest, GatewayError, NoPhoto, TooManyPhotos, UnsupportedMediaType
 from clothing_gateway.metrics import Metrics
@@ -57,6 +58,8 @@ def log_request(ticket: Ticket, method: str, path: str, status: int, **more: obj
         extra |= {"photos": ticket.photos, "bytes": ticket.bytes, "pixels": ticket.pixels}
     if ticket.stages:
         extra["stages"] = {stage: round(seconds * 1000, 1) for stage, seconds in ticket.stages.items()}
+    if ticket.key_name:
+        extra["key"] = ticket.key_name
     if ticket.cause:
         extra["cause"] = ticket.cause
     # A refusal that an operator must act on stands out; what clients do wrong does not.
@@ -67,8 +70,11 @@ def log_request(ticket: Ticket, method: str, path: str, status: int, **more: obj
 class _Routes:
     """The application's functions, with what they work with."""
 
-    def __init__(self, settings: Settings, classifier: Classifier, places: Places, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, classifier: Classifier, places: Places, metrics: Metrics, clients: Clients
+    ) -> None:
         self._settings = settings
+        self._clients = clients
         self._classifier = classifier
         self._places = places
         self._metrics = metrics
@@ -153,6 +159,9 @@ class _Routes:
     def _classify_request(self, *, several: bool) -> tuple[Answer, bool]:
         """The answer for the request's photos, and whether it asked for a list of them."""
         ticket: Ticket = g.ticket
+        client = self._clients.admit(request.environ)
+        ticket.key_name = client.key_name
+        self._clients.take(client, 1)
         self._places.take()
         taken = 1
         try:
@@ -161,6 +170,7 @@ class _Routes:
             if listed and not several:
                 raise BadRequest("POST /predict takes one photo; POST /classify takes several.")
             if len(sources) > 1:
+                self._clients.take(client, len(sources) - 1)
                 self._places.take(len(sources) - 1)
                 taken = len(sources)
             return self._classifier.classify(sources, ticket), listed
@@ -175,13 +185,13 @@ def _named(response: Response, answer: Answer) -> Response:
     return response
 
 
-def create_app(settings: Settings, classifier: Classifier, places: Places, metrics: Metrics) -> Flask:
+def create_app(settings: Settings, classifier: Classifier, places: Places, metrics: Metrics, clients: Clients) -> Flask:
     """The WSGI application."""
     app = Flask(__name__, static_folder=None)
     app.request_class = PhotoRequest
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    routes = _Routes(settings, classifier, places, metrics)
+    routes = _Routes(settings, classifier, places, metrics, clients)
     app.before_request(routes.begin)
     app.after_request(routes.end)
     app.register_error_handler(GatewayError, routes.refuse)

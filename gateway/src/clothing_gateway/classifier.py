@@ -40,6 +40,7 @@ class Ticket:
     pixels: int = 0
     cause: str | None = None
     selected: str | None = None  # the version that the client asks for
+    key_name: str | None = None  # whose key came with it
 
 
 @dataclass(frozen=True, slots=True)

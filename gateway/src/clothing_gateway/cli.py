@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the model server (TF_SERVING_HOST, localhost:8500)",
     )
     asked.add_argument("--gateway", metavar="URL", help="the gateway, as in http://localhost:9696")
+    classify.add_argument("--key-file", metavar="FILE", help="a file that holds the key for the gateway, and no more")
     classify.add_argument("--top", type=_positive, metavar="K", help="only the K best labels")
     classify.add_argument("--json", action="store_true", help="print JSON")
     for entry in fields(Settings):
@@ -175,7 +176,8 @@ def _classify(settings: Settings, options: argparse.Namespace) -> int:
     times = _Times()
     is_url = options.photo.startswith(("http://", "https://"))
     if options.gateway is not None:
-        result = _ask_gateway(options.gateway, options.photo, times, settings, is_url=is_url)
+        key = _read(Path(options.key_file)).decode("utf-8", "replace").strip() if options.key_file else None
+        result = _ask_gateway(options.gateway, options.photo, times, settings, is_url=is_url, key=key)
     elif is_url:
         raise CommandError("a model server takes no URL: give a file, or ask a gateway with --gateway")
     else:
@@ -234,7 +236,9 @@ def _ask_server(path: Path, times: _Times, settings: Settings) -> dict[str, Any]
     }
 
 
-def _ask_gateway(base: str, photo: str, times: _Times, settings: Settings, *, is_url: bool) -> dict[str, Any]:
+def _ask_gateway(
+    base: str, photo: str, times: _Times, settings: Settings, *, is_url: bool, key: str | None
+) -> dict[str, Any]:
     import urllib3
 
     if is_url:
@@ -243,13 +247,14 @@ def _ask_gateway(base: str, photo: str, times: _Times, settings: Settings, *, is
         with times.step("read"):
             body, kind = _read(Path(photo)), "application/octet-stream"
     address = base.rstrip("/") + "/classify"
+    headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {key}"} if key else {})
     try:
         with times.step("gateway"):
             response = urllib3.request(
                 "POST",
                 address,
                 body=body,
-                headers={"Content-Type": kind},
+                headers=headers,
                 retries=False,
                 timeout=settings.request_timeout_seconds + 1,
             )

@@ -4,6 +4,7 @@ GatewayError                     500  internal-error
 ├── BadRequest                   400  bad-request
 │   ├── NoPhoto                  400  no-photo
 │   └── AddressNotAllowed        400  address-not-allowed
+├── Unauthorized                 401  unauthorized
 ├── NotFound                     404  not-found
 ├── MethodNotAllowed             405  method-not-allowed
 ├── RequestTooSlow               408  request-too-slow
@@ -15,6 +16,7 @@ GatewayError                     500  internal-error
 │   └── NotAnImage               415  not-an-image
 ├── BrokenImage                  422  broken-image
 ├── PhotoServerFailed            424  photo-server-failed
+├── TooManyRequests              429  too-many-requests
 ├── HeadersTooLarge              431  headers-too-large
 ├── NotImplementedByGateway      501  not-implemented
 ├── ModelRefused                 502  model-refused
@@ -48,9 +50,11 @@ class GatewayError(Exception):
     # Seconds after which trying again makes sense; None where trying again would end the same way.
     retry_after: int | None = None
 
-    def __init__(self, detail: str | None = None, *, cause: str | None = None) -> None:
+    def __init__(self, detail: str | None = None, *, cause: str | None = None, retry_after: int | None = None) -> None:
         self.detail = detail or type(self).detail
         self.cause = cause
+        if retry_after is not None:
+            self.retry_after = retry_after
         super().__init__(self.detail)
 
     def problem(self, request_id: str) -> dict[str, object]:
@@ -105,6 +109,19 @@ class AddressNotAllowed(BadRequest):
         "The photo's address can't be used. It must be an http or https URL on a usual port, whose host is found by "
         "name and lies in the public internet, and so must every address that it redirects to."
     )
+
+
+class Unauthorized(GatewayError):
+    """The request has no key, or one that does not hold; only where keys are asked for."""
+
+    status = 401
+    code = "unauthorized"
+    title = "Unauthorized"
+    detail = "This gateway asks for a key, and the request has none that holds. Send Authorization: Bearer KEY."
+
+    def headers(self) -> dict[str, str]:
+        """The headers that belong to this error (RFC 6750, section 3)."""
+        return super().headers() | {"WWW-Authenticate": "Bearer"}
 
 
 class NotFound(GatewayError):
@@ -197,6 +214,16 @@ class PhotoServerFailed(GatewayError):
     code = "photo-server-failed"
     title = "The photo's server failed"
     detail = "The photo could not be fetched from its server."
+
+
+class TooManyRequests(GatewayError):
+    """The client sends more photos than its rate allows; Retry-After says how long it takes until there is room."""
+
+    status = 429
+    code = "too-many-requests"
+    title = "Too many requests"
+    detail = "More photos came from you than you may send in this time. Retry-After says when there is room again."
+    retry_after = 1
 
 
 class HeadersTooLarge(GatewayError):

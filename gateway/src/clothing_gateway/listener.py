@@ -218,6 +218,8 @@ class Listener(TcpWSGIServer):
             recv_bytes=64 * 1024,
             # Bodies stay in memory, within the budget: a read-only root has no place for temporary files.
             inbuf_overflow=_NO_LIMIT,
+            # X-Forwarded-For is for clients.py to believe, or not.
+            clear_untrusted_proxy_headers=False,
             # Checked by _Parser, which reads the refused body to its end.
             max_request_body_size=_NO_LIMIT,
             max_request_header_size=64 * 1024,

@@ -20,6 +20,7 @@ from clothing_gateway.admin import create_admin
 from clothing_gateway.admission import ByteBudget, DecodeGate, Places
 from clothing_gateway.app import create_app
 from clothing_gateway.classifier import Classifier
+from clothing_gateway.clients import Clients, KeysError
 from clothing_gateway.errors import GatewayError
 from clothing_gateway.fetch import Fetcher, Policy
 from clothing_gateway.listener import Limits, Listener
@@ -67,6 +68,10 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        try:
+            known = Clients(settings)
+        except KeysError as error:
+            raise StartError(str(error)) from None
         clients = bind(settings.listen_host, settings.listen_port, "GATEWAY_LISTEN_PORT")
         try:
             operators = bind(settings.listen_host, settings.admin_listen_port, "GATEWAY_ADMIN_LISTEN_PORT")
@@ -95,7 +100,7 @@ class Gateway:
         )
         self._classifier = Classifier(settings, self.predictor, self._fetcher, gate, self.metrics)
         self.listener = Listener(
-            create_app(settings, self._classifier, places, self.metrics),
+            create_app(settings, self._classifier, places, self.metrics, known),
             clients,
             Limits(
                 max_body_bytes=settings.max_body_bytes,

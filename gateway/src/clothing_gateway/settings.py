@@ -172,6 +172,16 @@ def _ports(value: str) -> frozenset[int]:
     return frozenset(_integer(1, 65535)(part.strip()) for part in value.split(","))
 
 
+def _rate(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError("must be a number") from None
+    if not (number == 0 or 0.01 <= number <= 1e6):
+        raise ValueError("must be 0, or at least 0.01 and at most 1000000")
+    return number
+
+
 def _hosts(value: str) -> tuple[str, ...]:
     hosts = tuple(part.strip().lower().removesuffix(".") for part in value.split(",")) if value else ()
     for host in hosts:
@@ -478,6 +488,37 @@ class Settings:
         "A proxy that all photos come through, by CONNECT to an address that was checked here; the environment's proxy "
         "variables are not used.",
     )
+    keys_file: str = _setting(
+        "GATEWAY_KEYS_FILE",
+        "",
+        _text,
+        "file",
+        "Keys that clients must send (Authorization: Bearer KEY), a line NAME KEY for each; read again when it "
+        "changes. Empty asks for none.",
+    )
+    rate_photos_per_minute: float = _setting(
+        "GATEWAY_RATE_PHOTOS_PER_MINUTE",
+        "0",
+        _rate,
+        "photos per minute",
+        "What one client may send, by its key's name or else its address (of IPv6 its /64); 0 sets no limit. Each "
+        "gateway counts for itself.",
+    )
+    rate_burst_photos: int = _setting(
+        "GATEWAY_RATE_BURST_PHOTOS",
+        "20",
+        _integer(1, 100000),
+        "photos",
+        "How many of these may come at once; at least GATEWAY_MAX_PHOTOS.",
+    )
+    trusted_proxies: tuple[Network, ...] = _setting(
+        "GATEWAY_TRUSTED_PROXIES",
+        "",
+        _networks,
+        "list of CIDRs",
+        "Load balancers and ingresses, whose X-Forwarded-For is believed; empty believes none, and the client is who "
+        "connects.",
+    )
     drain_delay_seconds: float = _setting(
         "GATEWAY_DRAIN_DELAY_SECONDS",
         "5",
@@ -555,6 +596,11 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     if values["listen_port"] == values["admin_listen_port"] != 0:
         problems.append(
             f"GATEWAY_LISTEN_PORT and GATEWAY_ADMIN_LISTEN_PORT are both {values['listen_port']}: give each its own"
+        )
+    if values["rate_photos_per_minute"] and values["rate_burst_photos"] < values["max_photos"]:
+        problems.append(
+            f"GATEWAY_RATE_BURST_PHOTOS={values['rate_burst_photos']} is less than "
+            f"GATEWAY_MAX_PHOTOS={values['max_photos']}: such a request would never be within the rate"
         )
     tls = [name for name in values if name.startswith("model_tls_") and values[name]]
     if tls and not values["model_tls"]:

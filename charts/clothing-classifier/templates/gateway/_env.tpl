@@ -40,6 +40,10 @@
   value: {{ default (printf "%s-server-headless" (include "clothing-classifier.fullname" $)) .serverName | quote }}
 {{- end }}
 {{- end }}
+{{- if .Values.gateway.keys.secretName }}
+- name: GATEWAY_KEYS_FILE
+  value: /etc/clothing-gateway/keys/keys
+{{- end }}
 {{- $optional := list
   (list "GATEWAY_MODEL_VERSION" (include "clothing-classifier.modelVersion" .))
   (list "GATEWAY_MODEL_LABEL" .Values.model.versionLabel)
@@ -60,6 +64,9 @@
   (list "GATEWAY_DECODE_MEMORY_BYTES" .Values.gateway.decodeMemoryBytes)
   (list "GATEWAY_PREDICT_BATCH_SIZE" .Values.gateway.predictBatchSize)
   (list "GATEWAY_MODEL_CHECK_SECONDS" .Values.gateway.modelCheckSeconds)
+  (list "GATEWAY_RATE_PHOTOS_PER_MINUTE" (ternary "" .Values.gateway.rate.photosPerMinute (eq (toString .Values.gateway.rate.photosPerMinute) "0")))
+  (list "GATEWAY_RATE_BURST_PHOTOS" .Values.gateway.rate.burstPhotos)
+  (list "GATEWAY_TRUSTED_PROXIES" (join "," .Values.gateway.trustedProxies))
   (list "GATEWAY_FETCH_ALLOWED_HOSTS" (join "," .Values.gateway.fetch.allowedHosts))
   (list "GATEWAY_FETCH_DENIED_HOSTS" (join "," .Values.gateway.fetch.deniedHosts))
   (list "GATEWAY_FETCH_PROXY" .Values.gateway.fetch.proxy)
