@@ -145,6 +145,7 @@ REFUSED = [
         "model: {preprocessing: resnet}",
         "at '/model/preprocessing': value must be one of 'tf', 'caffe', 'torch', 'none'",
     ),
+    ("model: {resampling: sharp}", "at '/model/resampling': value must be one of"),
     ("model: {version: v1}", "at '/model/version'"),
     ("model: {version: -1}", "at '/model/version'"),
     ("model: {canary: {percent: 101}}", "at '/model/canary/percent': maximum: got 101, want 100"),

@@ -531,6 +531,18 @@ def test_a_model_that_takes_pixels_or_files(start_gateway, model_server, kind):
     assert gateway.post("/predict", OTHER[:100], "image/png")[1]["code"] == "broken-image"
 
 
+def test_resampling_and_scaling_reach_the_model(start_gateway, model_server):
+    model_server.model.inputs = {"x": (types_pb2.DT_UINT8, (-1, 8, 8, 3))}
+    large = image_bytes((800, 800), quality=95)
+    gateway = start_gateway(model_server.address, resampling="bilinear", jpeg_scaling="on")
+    assert gateway.post("/predict", large)[0] == 200
+    with Image.open(io.BytesIO(large)) as image:
+        image.draft("RGB", (100, 100))
+        wanted = np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR))
+    (call,) = model_server.model.calls
+    assert call.inputs["x"].tensor_content == wanted.tobytes()
+
+
 def test_another_model_by_settings_alone(start_gateway, model_server):
     model_server.model.name = "kitchen"
     model_server.model.version = 42

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from clothing_gateway import photo, preprocessing
 from clothing_gateway.errors import BrokenImage, NotAnImage, TooManyPixels
+from clothing_gateway.settings import RESAMPLINGS
 from fakes import image_bytes
 from keras_image_helper import create_preprocessor
 from PIL import Image
@@ -324,3 +325,45 @@ def test_decoding_takes_no_more_memory_than_it_is_counted_for(options, tmp_path)
     taken, counted = int(done[0]), int(done[1])
     assert taken <= counted
     assert counted <= 2 * taken + (4 << 20)  # and not far more, or photos would be refused for nothing
+
+
+@pytest.mark.parametrize("resampling", RESAMPLINGS)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_other_filters_give_pillows_own_pixels(resampling, kind):
+    data = image_bytes((640, 480), kind)
+    header = photo.read_header(data, 1 << 30, 1 << 40)
+    with Image.open(io.BytesIO(data)) as image:
+        wanted = np.asarray(image.convert("RGB").resize((50, 40), Image.Resampling[resampling.upper()]))
+    assert np.array_equal(photo.decode(data, header, (50, 40), resampling), wanted)
+
+
+@pytest.mark.parametrize(
+    ("size", "part"), [((150, 150), 8), ((151, 100), 4), ((299, 299), 4), ((301, 300), 2), ((601, 10), 1)]
+)
+def test_jpegs_may_be_decoded_at_a_part_of_their_size(size, part):
+    data = image_bytes((1200, 1200), "JPEG", quality=90)
+    header = photo.read_header(data, 1 << 30, 1 << 40)
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (1200 // part, 1200 // part))
+        assert image.size == (1200 // part, 1200 // part)
+        wanted = np.asarray(image.resize(size, Image.Resampling.NEAREST))
+    scaled = photo.decode(data, header, size, jpeg_scaling=True)
+    assert np.array_equal(scaled, wanted)
+    whole = photo.decode(data, photo.read_header(data, 1 << 30, 1 << 40), size)
+    assert np.array_equal(scaled, whole) == (part == 1)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("BMP", "RGB"), ("WEBP", "RGB")])
+def test_other_formats_know_no_scaling(kind, mode):
+    data = image_bytes((400, 400), kind, mode)
+    plain, scaled = (
+        photo.decode(data, photo.read_header(data, 1 << 30, 1 << 40), (20, 20), jpeg_scaling=on) for on in (False, True)
+    )
+    assert np.array_equal(plain, scaled)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_scaling_takes_every_mode_of_jpeg(mode):
+    data = image_bytes((400, 400), "JPEG", mode)
+    header = photo.read_header(data, 1 << 30, 1 << 40)
+    assert photo.decode(data, header, (20, 20), jpeg_scaling=True).shape == (20, 20, 3)

@@ -74,7 +74,6 @@ class Classifier:
         self._fetcher = fetcher
         self._gate = gate
         self._metrics = metrics
-        self._preprocess = preprocessing.BY_NAME[settings.preprocessing]
         # As many as photos are admitted, so that no request with several waits here behind another one's slow fetches.
         self._side_by_side = ThreadPoolExecutor(settings.max_in_flight, thread_name_prefix="photo")
 
@@ -137,15 +136,15 @@ class Classifier:
             one.stages["wait"] = perf_counter() - start
             self._metrics.observe_stage("wait", one.stages["wait"])
             with self._metrics.stage("decode", one.stages):
-                one.element = prepare(data, header, model, self._preprocess)
+                one.element = prepare(data, header, model, self._settings)
 
 
-def prepare(data: bytes, header: photo.Header, model: Model, preprocess: preprocessing.Preprocess) -> Element:
+def prepare(data: bytes, header: photo.Header, model: Model, settings: Settings) -> Element:
     """One photo as an element of the model's input."""
-    pixels = photo.decode(data, header, model.size)
+    pixels = photo.decode(data, header, model.size, settings.resampling, jpeg_scaling=settings.jpeg_scaling)
     if pixels is None:
         return data  # decoded only to know that it can be: the model gets the file
-    return preprocess(pixels) if model.input_type == "float32" else pixels
+    return preprocessing.BY_NAME[settings.preprocessing](pixels) if model.input_type == "float32" else pixels
 
 
 def probabilities(scores: Scores) -> Scores:

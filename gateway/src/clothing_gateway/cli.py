@@ -39,6 +39,8 @@ _MODEL_SETTINGS = (
     "image_size",
     "labels",
     "preprocessing",
+    "resampling",
+    "jpeg_scaling",
     "request_timeout_seconds",
 )
 
@@ -219,7 +221,7 @@ def _ask_server(path: Path, times: _Times, settings: Settings) -> dict[str, Any]
             model = predictor.model()
         with times.step("decode"):
             header = photo.read_header(data, settings.max_pixels, settings.decode_memory_bytes)
-            pixels = photo.decode(data, header, model.size)
+            pixels = photo.decode(data, header, model.size, settings.resampling, jpeg_scaling=settings.jpeg_scaling)
         with times.step("preprocess"):
             element: Any = data if pixels is None else pixels
             if model.input_type == "float32":

@@ -2,7 +2,8 @@
 
 The steps and their order are those of keras-image-helper 0.0.2 (keras_image_helper/base.py, default_prepare_image),
 with which the course's models were trained, so that the pixels are the same bit for bit: ``Image.open``,
-``convert("RGB")`` where the mode is another, ``resize`` with NEAREST. Nothing is turned by its EXIF orientation, and
+``convert("RGB")`` where the mode is another, ``resize`` with NEAREST. Two settings depart from them: another filter
+than NEAREST, and JPEGs that libjpeg decodes at a part of their size. Nothing is turned by its EXIF orientation, and
 transparency is dropped.
 """
 
@@ -87,20 +88,29 @@ def read_header(data: bytes, max_pixels: int, max_cost: int) -> Header:
     return header
 
 
-def decode(data: bytes, header: Header, size: tuple[int, int] | None) -> Pixels | None:
+def decode(
+    data: bytes,
+    header: Header,
+    size: tuple[int, int] | None,
+    resampling: str = "nearest",
+    *,
+    jpeg_scaling: bool = False,
+) -> Pixels | None:
     """RGB pixels in ``size`` (width, height), as an array of height x width x 3.
 
     With no size the photo is decoded all the same, to know that it can be, and thrown away.
     """
     opened = image = header.image or _open(data)
     try:
+        if jpeg_scaling and size is not None and header.format == "JPEG":
+            image.draft(None, size)  # the smallest of full, half, quarter and eighth that is not below the size
         if image.mode != "RGB":
             image = image.convert("RGB")
         else:
             image.load()
         if size is None:
             return None
-        return np.asarray(image.resize(size, Image.Resampling.NEAREST))
+        return np.asarray(image.resize(size, Image.Resampling[resampling.upper()]))
     except Exception as error:  # noqa: BLE001
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError and others over bad bytes.
         raise BrokenImage(cause=f"{type(error).__name__}: {error}") from None

@@ -20,6 +20,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 CLOTHING_LABELS = "dress,hat,longsleeve,outwear,pants,shirt,shoes,shorts,skirt,t-shirt"
 PREPROCESSINGS = ("tf", "caffe", "torch", "none")
+RESAMPLINGS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MIB = 1 << 20
 MAX_SELECTABLE_VERSIONS = 8
@@ -354,6 +355,22 @@ class Settings:
         _choice(*PREPROCESSINGS),
         "tf, caffe, torch, none",
         "How pixels become float32; tf is what Xception, and so the course's model, was trained with.",
+    )
+    resampling: str = _setting(
+        "GATEWAY_RESAMPLING",
+        "nearest",
+        _choice(*RESAMPLINGS),
+        ", ".join(RESAMPLINGS),
+        "How a photo is brought to the model's size, by Pillow's names; nearest is what the course's model was trained "
+        "with, another is for a model that was trained with that.",
+    )
+    jpeg_scaling: bool = _setting(
+        "GATEWAY_JPEG_SCALING",
+        "off",
+        _switch,
+        "on, off",
+        "Lets large JPEGs be decoded at a half, a quarter or an eighth of their size: faster, and other pixels than in "
+        "training.",
     )
     model_check_seconds: float = _setting(
         "GATEWAY_MODEL_CHECK_SECONDS",

@@ -67,6 +67,8 @@
   (list "GATEWAY_RATE_PHOTOS_PER_MINUTE" (ternary "" .Values.gateway.rate.photosPerMinute (eq (toString .Values.gateway.rate.photosPerMinute) "0")))
   (list "GATEWAY_RATE_BURST_PHOTOS" .Values.gateway.rate.burstPhotos)
   (list "GATEWAY_TRUSTED_PROXIES" (join "," .Values.gateway.trustedProxies))
+  (list "GATEWAY_RESAMPLING" (ternary "" .Values.model.resampling (eq .Values.model.resampling "nearest")))
+  (list "GATEWAY_JPEG_SCALING" (ternary "on" "" .Values.gateway.jpegScaling))
   (list "GATEWAY_FETCH_ALLOWED_HOSTS" (join "," .Values.gateway.fetch.allowedHosts))
   (list "GATEWAY_FETCH_DENIED_HOSTS" (join "," .Values.gateway.fetch.deniedHosts))
   (list "GATEWAY_FETCH_PROXY" .Values.gateway.fetch.proxy)
