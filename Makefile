@@ -98,6 +98,16 @@ test-model: dev ## The model package's own tests, with TensorFlow
 	@echo "==> tests/model"
 	@$(MODEL_BIN)/python -m pytest -c model-image/pyproject.toml --rootdir . tests/model
 
+# The official image is for x86-64; TF_SERVING_IMAGE= (empty) asks for the portable server.
+TF_SERVING_IMAGE ?= $(shell test "$$(uname -m)" = x86_64 && docker info >/dev/null 2>&1 && \
+  sed -n 's/^ARG TF_SERVING_IMAGE=//p' model-image/Dockerfile)
+
+.PHONY: conformance
+conformance: model-image/.venv/dev.stamp ## Is it TensorFlow Serving? TF_SERVING_ADDRESS=host:port, else its image by Docker, else ours
+	@image='$(if $(TF_SERVING_ADDRESS),,$(TF_SERVING_IMAGE))'; echo "==> conformance of $${TF_SERVING_ADDRESS:-$${image:-the portable server}}"; \
+	  TF_SERVING_IMAGE="$$image" $(MODEL_BIN)/python -m pytest -c model-image/pyproject.toml --rootdir . \
+	  --confcutdir tests/model/conformance tests/model/conformance
+
 test-charts: dev tools ## Charts: helm-unittest, renders, schemas
 	@echo "==> tests/chart"
 	@$(PYTEST) tests/chart

@@ -194,7 +194,7 @@ def test_deadlines(pool: ThreadPoolExecutor) -> None:
     late, patient = ask(rows(1), timeout_ms=100), ask(rows(2), timeout_ms=60_000)
     with pytest.raises(RequestError, match=re.escape("Run() timeout exceeded while waiting in batching queue")) as gone:
         late.result(30)  # before the thread is free: nobody is kept beyond his deadline
-    assert gone.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert gone.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     run.go.set()
     first.result(30)
     assert patient.result(30)[0][0, 0] == 4

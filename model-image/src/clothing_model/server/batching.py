@@ -361,4 +361,5 @@ def _timeout_ms(tasks: list[_Task]) -> int:
 
 
 def _waited_too_long() -> RequestError:
-    return RequestError(grpc.StatusCode.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue")
+    # TensorFlow Serving says RESOURCE_EXHAUSTED, but so late that its clients never see it: they have given up.
+    return deadline_exceeded("Run() timeout exceeded while waiting in batching queue")

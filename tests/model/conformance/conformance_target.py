@@ -1,0 +1,217 @@
+"""The server that is asked, and how. Needs grpcio, NumPy, pytest and TensorFlow Serving's messages, no model code."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+START_SECONDS = 180
+SIGNATURE = "serving_default"
+PHOTO = ROOT / "charts/clothing-classifier/files/photo.png"  # for models that decode photos themselves
+DTYPES = {types_pb2.DT_FLOAT: np.float32, types_pb2.DT_UINT8: np.uint8}
+BATCHING = """max_batch_size { value: 8 }
+batch_timeout_micros { value: 5000 }
+max_enqueued_batches { value: 100 }
+num_batch_threads { value: 2 }
+"""
+
+
+@dataclass
+class Target:
+    """A running server. `base_path` is known only of one that the suite has started."""
+
+    address: str
+    rest_address: str | None
+    model: str
+    batching: bool = False
+    base_path: str = ""
+
+    def __post_init__(self) -> None:
+        self.channel = grpc.insecure_channel(self.address, options=[("grpc.max_receive_message_length", -1)])
+        self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
+        self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
+
+    def available(self) -> list[int]:
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = self.model
+        statuses = self.models.GetModelStatus(request, timeout=10).model_version_status
+        return [status.version for status in statuses if status.state == status.AVAILABLE]
+
+    def wait(self, process: subprocess.Popen[bytes] | None = None, log: Path | None = None) -> None:
+        deadline = time.monotonic() + (START_SECONDS if process else 15)
+        while True:
+            try:
+                if self.available():
+                    return
+                problem = f"no version of {self.model} is available"
+            except grpc.RpcError as error:
+                problem = str(error)
+            text = log.read_text("utf-8", "replace")[-3000:] if log else ""
+            assert process is None or process.poll() is None, f"the server ended with {process.returncode}:\n{text}"
+            assert time.monotonic() < deadline, f"{self.address}: {problem}\n{text}"
+            time.sleep(0.3)
+
+    def signature(self) -> Any:
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = self.model
+        found = get_model_metadata_pb2.SignatureDefMap()
+        assert self.prediction.GetModelMetadata(request, timeout=60).metadata["signature_def"].Unpack(found)
+        return found.signature_def[SIGNATURE]
+
+    def input(self) -> tuple[str, Any]:
+        """The one input's name and TensorInfo."""
+        ((name, info),) = self.signature().inputs.items()
+        return name, info
+
+    def rows(self, count: int) -> np.ndarray[Any, Any]:
+        """So many different inputs of the model's own kind."""
+        _, info = self.input()
+        if info.dtype == types_pb2.DT_STRING:
+            return np.array([PHOTO.read_bytes()] * count, object)
+        assert info.dtype in DTYPES, (
+            f"an input of type {types_pb2.DataType.Name(info.dtype)} is not known to this suite"
+        )
+        shape = [dimension.size if dimension.size > 0 else 96 for dimension in info.tensor_shape.dim[1:]]
+        noise = np.random.default_rng(7).uniform(-1, 1, (count, *shape))
+        return noise.astype(np.float32) if info.dtype == types_pb2.DT_FLOAT else ((noise + 1) * 127).astype(np.uint8)
+
+    def request(self, array: np.ndarray[Any, Any], as_values: bool = False) -> Any:
+        name, _ = self.input()
+        message = predict_pb2.PredictRequest()
+        message.model_spec.name = self.model
+        message.model_spec.signature_name = SIGNATURE
+        message.inputs[name].CopyFrom(tensor(array, as_values))
+        return message
+
+    def predict(self, array: np.ndarray[Any, Any], **options: Any) -> Any:
+        return self.prediction.Predict(self.request(array, **options), timeout=120)
+
+    def scores(self, array: np.ndarray[Any, Any], **options: Any) -> np.ndarray[Any, Any]:
+        outputs = self.predict(array, **options).outputs
+        return values(outputs[min(outputs)])
+
+    def http(self, path: str, body: Any = None) -> tuple[int, str]:
+        if self.rest_address is None:
+            pytest.skip("no REST API: TF_SERVING_REST_ADDRESS=host:port names it")
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://{self.rest_address}{path}", data)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - http, as written above
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+
+def tensor(array: np.ndarray[Any, Any], as_values: bool = False) -> Any:
+    shape = {"dim": [{"size": size} for size in array.shape]}
+    if array.dtype == object:
+        return tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=array.ravel().tolist())
+    kind = next(code for code, dtype in DTYPES.items() if array.dtype == dtype)
+    if not as_values:
+        return tensor_pb2.TensorProto(dtype=kind, tensor_shape=shape, tensor_content=array.tobytes())
+    field = "float_val" if kind == types_pb2.DT_FLOAT else "int_val"
+    return tensor_pb2.TensorProto(dtype=kind, tensor_shape=shape, **{field: array.ravel().tolist()})
+
+
+def values(output: Any) -> np.ndarray[Any, Any]:
+    shape = [dimension.size for dimension in output.tensor_shape.dim]
+    return np.array(output.float_val, np.float32).reshape(shape)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def open_port(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), 5):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def given(address: str, model: str) -> Iterator[Target]:
+    """A server that runs already."""
+    rest = os.environ.get("TF_SERVING_REST_ADDRESS", "")
+    if not rest:
+        usual = f"{address.rpartition(':')[0]}:8501"
+        rest = usual if open_port(usual) else ""
+    target = Target(address, rest or None, model)
+    target.wait()
+    with target.channel:
+        yield target
+
+
+@contextmanager
+def started(folder: Path, model: str, batching: bool) -> Iterator[Target]:
+    """One of our own: TF_SERVING_IMAGE by Docker, or the portable server of this environment."""
+    image = os.environ.get("TF_SERVING_IMAGE", "")
+    path = Path(os.environ.get("TF_SERVING_MODEL_PATH") or ROOT / "model-image/demo-model/clothing-model").resolve()
+    (folder / "monitoring.config").write_text("prometheus_config { enable: true }\n")
+    (folder / "batching.config").write_text(BATCHING)
+    port, rest_port = free_port(), free_port()
+    base, settings = (f"/models/{model}", "/settings") if image else (str(path), str(folder))
+    flags = [
+        f"--model_name={model}", f"--model_base_path={base}", "--enable_grpc_healthcheck_service=true",
+        f"--monitoring_config_file={settings}/monitoring.config",
+        *(["--enable_batching=true", f"--batching_parameters_file={settings}/batching.config"] if batching else []),
+    ]  # fmt: skip
+    name = f"conformance-{uuid.uuid4().hex[:12]}"
+    if image:
+        folder.chmod(0o755)  # the image may run as another user
+        command = [
+            "docker", "run", "--rm", "--name", name,
+            "--publish", f"127.0.0.1:{port}:8500", "--publish", f"127.0.0.1:{rest_port}:8501",
+            "--mount", f"type=bind,source={path},target={base},readonly",
+            "--mount", f"type=bind,source={folder},target={settings},readonly",
+            "--entrypoint", "/usr/bin/tensorflow_model_server", image, "--port=8500", "--rest_api_port=8501", *flags,
+        ]  # fmt: skip
+    else:
+        command = [
+            sys.executable, "-m", "clothing_model", "serve", "--listen_host=127.0.0.1", f"--port={port}",
+            f"--rest_api_port={rest_port}", *flags,
+        ]  # fmt: skip
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    target = Target(f"127.0.0.1:{port}", f"127.0.0.1:{rest_port}", model, batching, base)
+    try:
+        target.wait(process, log)
+        yield target
+    finally:
+        target.channel.close()
+        if image:  # TensorFlow Serving as PID 1 hears no SIGTERM
+            remove = ["docker", "rm", "--force", name]
+            subprocess.run(remove, capture_output=True, check=False)
+        process.kill()
+        process.wait()
