@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+
+from clothing_model.cli import main
 
 FOLDER = Path(__file__).parents[2] / "model-image"
 
@@ -54,3 +57,15 @@ def test_the_portable_image_installs_by_hash() -> None:
         for block in re.split(r"^(?=[a-z0-9_-]+==)", text, flags=re.MULTILINE)[1:]:
             assert "--hash=sha256:" in block
         assert not re.search(r"https?://|--(extra-)?index-url|--find-links[ =]", text)
+
+
+def test_the_portable_image_verifies_its_model(tmp_path: Path) -> None:
+    """The Dockerfile's command, on the layout that it makes: the demo model passes, one without weights doesn't."""
+    (line,) = [value for key, value in instructions("Dockerfile.portable") if key == "RUN" and " verify " in value]
+    models = tmp_path / "models"
+    shutil.copytree(FOLDER / "demo-model/clothing-model", models / "clothing-model")
+    words = [word.replace("${MODEL_NAME}", "clothing-model").replace("/models", str(models)) for word in line.split()]
+    assert words[0] == "clothing-model"
+    assert main(words[1:]) == 0
+    (models / "clothing-model/1/variables/variables.index").unlink()
+    assert main(words[1:]) == 1
