@@ -250,13 +250,13 @@ def test_warm_up_requests(version: Path, capsys: pytest.CaptureFixture[str]) -> 
     from tensorflow_serving.apis import prediction_log_pb2
 
     path = version / savedmodel.WARMUP
-    warmup.write(path, "clothing-model", "photo", 1, (160, 160, 3), [1, 4, 32])
+    warmup.write(path, "clothing-model", "photo", "DT_FLOAT", (160, 160, 3), [1, 4, 32])
     assert verify(capsys, version)[0] == 0
     for name, dtype, shape, message in (
-        ("input_8", 1, (160, 160, 3), "its request 1 has the inputs input_8, not photo"),
-        ("photo", 3, (160, 160, 3), "gives photo as DT_INT32, not DT_FLOAT"),
-        ("photo", 1, (299, 299, 3), "gives photo the shape (1, 299, 299, 3), not (-1, 160, 160, 3)"),
-        ("photo", 1, (160, 3), "gives photo the shape (1, 160, 3)"),
+        ("input_8", "DT_FLOAT", (160, 160, 3), "its request 1 has the inputs input_8, not photo"),
+        ("photo", "DT_INT32", (160, 160, 3), "gives photo as DT_INT32, not DT_FLOAT"),
+        ("photo", "DT_FLOAT", (299, 299, 3), "gives photo the shape (1, 299, 299, 3), not (-1, 160, 160, 3)"),
+        ("photo", "DT_FLOAT", (160, 3), "gives photo the shape (1, 160, 3)"),
     ):
         warmup.write(path, "clothing-model", name, dtype, shape, [1])
         assert message in refusal(capsys, version)
@@ -268,7 +268,7 @@ def test_warm_up_requests(version: Path, capsys: pytest.CaptureFixture[str]) -> 
         with tf.io.TFRecordWriter(str(path)) as writer:
             writer.write(record.SerializeToString())
         assert message in refusal(capsys, version)
-    warmup.write(path, "clothing-model", "photo", 1, (160, 160, 3), [1] * 1001)
+    warmup.write(path, "clothing-model", "photo", "DT_FLOAT", (160, 160, 3), [1] * 1001)
     assert "1001 requests, and TensorFlow Serving takes 1000" in refusal(capsys, version)
     path.write_bytes(b"")
     code, lines = verify(capsys, version)

@@ -12,17 +12,19 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from clothing_model import keras_files, savedmodel
+from clothing_model import keras_files, savedmodel, warmup
 from clothing_model.errors import ModelError
 from clothing_model.keras_files import KerasModel, Source
 from clothing_model.options import image_size, read_labels
 from clothing_model.savedmodel import photo_signature, usability_problems
 from clothing_model.values import PREPROCESSINGS, size_text
 
+INPUTS = ("float32", "uint8", "encoded")
 TEMPORARY = ".converting-"
 TOLERANCE = 1e-4
 # Of a training's report, what says how good the model is and on how much that rests.
@@ -37,7 +39,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "convert",
         description="Turn a .h5 of Keras 2, a .keras or .h5 of Keras 3, or a SavedModel into OUTPUT/NAME/VERSION/, "
-        "with a signature serving_default whose input is float32 and whose batch is free.",
+        "with a signature serving_default whose batch is free.",
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="the file, or the SavedModel's folder")
     parser.add_argument("--name", required=True, help="the model's name: the folder's, and the chart's model.name")
@@ -55,6 +57,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument(
         "--image-size", metavar="N|WxH", help="the photo's size, for a model whose input leaves it open"
+    )
+    parser.add_argument(
+        "--input",
+        choices=INPUTS,
+        default=INPUTS[0],
+        help="what a request brings: preprocessed photos as float32 (default); their pixels as uint8, a quarter of the "
+        "bytes; or the photos' files. The two latter need --preprocessing, which then happens in the model",
     )
     parser.add_argument("--input-name", metavar="NAME", help="the signature's input (default: the input layer's name)")
     parser.add_argument("--output-name", metavar="NAME", help="the signature's output (default: the last layer's name)")
@@ -77,17 +86,21 @@ def run(args: argparse.Namespace) -> int:
     size = image_size(args.image_size)
     source = keras_files.identify(args.source)
     _say(f"reading {source}")
-    report = _training_report(source.path)
-    labels = labels or tuple(report.get("labels", ())) or None
-    preprocessing = args.preprocessing or report.get("preprocessing")
+    known = _known(source)
+    labels = labels or tuple(known.get("labels", ())) or None
+    preprocessing = args.preprocessing or known.get("preprocessing")
+    if args.input != INPUTS[0] and not preprocessing:
+        raise ModelError(f"--input={args.input}: say with --preprocessing how photos were scaled in training")
     model_folder: Path = args.output / args.name
     if args.version is not None and not args.force and (model_folder / str(args.version)).exists():
         raise ModelError(_exists(model_folder / str(args.version)))
     with _temporary_folder(model_folder) as folder:
-        if source.kind == keras_files.SAVED_MODEL:
+        as_it_is = args.input == INPUTS[0] and not args.input_name and not args.output_name
+        if source.kind == keras_files.SAVED_MODEL and as_it_is:
             facts = _copy_saved_model(source, folder)
         else:
-            facts = _write_saved_model(source, folder, args.input_name, args.output_name, size)
+            given = Interface(args.input, preprocessing, args.input_name, args.output_name, size)
+            facts = _write_saved_model(source, folder, given)
         _finish(folder, args.name, source, facts, labels, preprocessing, size, batch_sizes)
         target = _publish(folder, model_folder, args.version, args.force)
     _say(f"wrote {target} ({sum(f.stat().st_size for f in target.rglob('*') if f.is_file()) / 1e6:.1f} MB) "
@@ -151,11 +164,16 @@ def _lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _copy_saved_model(source: Source, folder: Path) -> dict[str, Any]:
+def _refuse_unusable(source: Source) -> savedmodel.SavedModel:
     model = savedmodel.read(source.path)
     problems = [*model.problems, *usability_problems(model)]
     if problems:
         raise ModelError("\n  ".join([f"{source.path} can't be served:", *problems]))
+    return model
+
+
+def _copy_saved_model(source: Source, folder: Path) -> dict[str, Any]:
+    model = _refuse_unusable(source)
     found = photo_signature(model)
     if found and (not found[0].shape or found[0].shape[0] != -1):
         _say(f"note: its input has the shape {found[0].shape}: the batch is fixed, so requests can't be batched")
@@ -169,41 +187,82 @@ def _copy_saved_model(source: Source, folder: Path) -> dict[str, Any]:
     return {"tensorflow": model.tensorflow_version, **model.description}
 
 
-def _write_saved_model(
-    source: Source, folder: Path, input_name: str | None, output_name: str | None, size: tuple[int, int] | None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Interface:
+    """What requests to the model shall look like; None is what the model itself says."""
+
+    input: str
+    preprocessing: str | None
+    input_name: str | None
+    output_name: str | None
+    size: tuple[int, int] | None  # height, width
+
+
+def _write_saved_model(source: Source, folder: Path, given: Interface) -> dict[str, Any]:
     from clothing_model.quiet import quiet_tensorflow
 
     quiet_tensorflow()
     _say("loading TensorFlow")
     import tensorflow as tf
 
-    _say(f"loading the model with {'tf-keras' if source.keras_2 else 'Keras 3'}")
+    from clothing_model import baked
+
+    facts: dict[str, Any] = {}
+    if source.kind == keras_files.SAVED_MODEL:
+        facts = _refuse_unusable(source).description
+    library = {keras_files.SAVED_MODEL: "TensorFlow"}.get(source.kind, "tf-keras" if source.keras_2 else "Keras 3")
+    _say(f"loading the model with {library}")
     model = keras_files.load(source)
-    shape = _photo_shape(source, model, size)
-    input_name, output_name = input_name or model.input_name, output_name or model.output_name
+    shape = _photo_shape(source, model, given.size)
+    input_name, output_name = given.input_name or model.input_name, given.output_name or model.output_name
     for option, name in (("--input-name", input_name), ("--output-name", output_name)):
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
             raise ModelError(f"{option}={name}: a name is made of letters, digits and '_'")
+    preprocessing = given.preprocessing or "none"
 
     def serve(photos: Any) -> dict[str, Any]:
+        if given.input == baked.ENCODED:
+            photos = baked.pixels_of_files(photos, *_fixed(shape))
+        if given.input != baked.FLOAT32:
+            photos = baked.numbers(photos, preprocessing)
         return {output_name: tf.cast(model.call(photos), tf.float32)}
 
-    signature = tf.TensorSpec((None, *shape), tf.float32, name=input_name)
+    if given.input == baked.ENCODED:
+        _fixed(shape)
+        signature = tf.TensorSpec((None,), tf.string, name=input_name)
+    elif given.input == baked.UINT8:
+        signature = tf.TensorSpec((None, *shape), tf.uint8, name=input_name)
+    else:
+        signature = tf.TensorSpec((None, *shape), tf.float32, name=input_name)
     module = tf.Module()
     module.variables_to_save = model.variables
     module.serve = tf.function(serve, input_signature=[signature])
-    _say(f"writing: {input_name} float32 {(-1, *(s or -1 for s in shape))} -> {output_name} "
+    _say(f"writing: {input_name} {given.input} {tuple(s or -1 for s in signature.shape)} -> {output_name} "
          f"{tuple(s or -1 for s in model.output_shape)}")  # fmt: skip
     tf.saved_model.save(module, str(folder), signatures={savedmodel.DEFAULT_SIGNATURE: module.serve})
-    difference = _largest_difference(folder, model, shape)
+    difference = _largest_difference(folder, model, shape, given.input, preprocessing)
     if not difference <= TOLERANCE:
         raise ModelError(
             f"what was written differs from {source.path} by {difference:.3g} of the largest score "
             f"(allowed: {TOLERANCE}): the model may be random at inference, or depend on the batch"
         )
-    _say(f"checked: the saved scores differ from Keras's by at most {difference:.1g} of the largest")
-    return {"keras": source.keras_version, "library": model.library, "tensorflow": tf.__version__}
+    _say(f"checked: the saved scores differ from {library}'s by at most {difference:.1g} of the largest")
+    facts = {**facts, "tensorflow": tf.__version__, "library": model.library, "input": given.input}
+    if source.keras_version:
+        facts["keras"] = source.keras_version
+    return facts
+
+
+def _fixed(shape: tuple[int | None, ...]) -> tuple[int, int]:
+    """Height and width, which a model that resizes photos itself has to know."""
+    height, width, channels = shape
+    if height is None or width is None:
+        raise ModelError(
+            "--input=encoded: the model takes photos of any size; say with --image-size which they shall get"
+        )
+    if channels != 3:
+        raise ModelError(f"--input=encoded: the model takes {channels} channels, and a photo has 3")
+    return height, width
 
 
 def _photo_shape(source: Source, model: KerasModel, size: tuple[int, int] | None) -> tuple[int | None, ...]:
@@ -221,18 +280,29 @@ def _photo_shape(source: Source, model: KerasModel, size: tuple[int, int] | None
     return (*size, shape[2])
 
 
-def _largest_difference(folder: Path, model: KerasModel, shape: Sequence[int | None]) -> float:
-    """Between what Keras computes and what the saved function does, on two photos of noise, as a part of the largest
-    score: a model with random weights gives scores near nothing, which would all be equal otherwise."""
+def _largest_difference(
+    folder: Path, model: KerasModel, shape: Sequence[int | None], given: str, preprocessing: str
+) -> float:
+    """Between what the source computes and what the saved function does, on two photos of noise, as a part of the
+    largest score: a model with random weights gives scores near nothing, which would all be equal otherwise."""
     import numpy as np
     import tensorflow as tf
 
+    from clothing_model import baked
+
     sizes = [size or default for size, default in zip(shape, (128, 128, 3), strict=True)]
-    photos = np.random.default_rng(0).uniform(-1, 1, (2, *sizes)).astype(np.float32)
+    random = np.random.default_rng(0)
+    if given == baked.FLOAT32:
+        numbers = photos = tf.constant(random.uniform(-1, 1, (2, *sizes)).astype(np.float32))
+    else:
+        photos = tf.constant(random.integers(0, 256, (2, *sizes), np.uint8))
+        numbers = baked.numbers(photos, preprocessing)
+        if given == baked.ENCODED:  # PNG keeps each pixel
+            photos = tf.stack([tf.io.encode_png(photo) for photo in photos])
     saved = tf.saved_model.load(str(folder)).signatures[savedmodel.DEFAULT_SIGNATURE]
     name = next(iter(saved.structured_input_signature[1]))
-    (got,) = saved(**{name: tf.constant(photos)}).values()
-    want = np.asarray(model.call(tf.constant(photos)), np.float32)
+    (got,) = saved(**{name: photos}).values()
+    want = np.asarray(model.call(numbers), np.float32)
     return float(np.max(np.abs(got.numpy() - want))) / (float(np.max(np.abs(want))) or 1.0)
 
 
@@ -273,7 +343,6 @@ def _finish(
         description["imageSize"] = size_text(size)
     (folder / savedmodel.DESCRIPTION).parent.mkdir(exist_ok=True)
     (folder / savedmodel.DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    shape = photo.shape[1:] if photo.shape else (-1,)
     if batch_sizes is None:
         if (folder / savedmodel.WARMUP).exists():
             return
@@ -281,16 +350,22 @@ def _finish(
     (folder / savedmodel.WARMUP).unlink(missing_ok=True)
     if not batch_sizes:
         return
-    if photo.dtype != "DT_FLOAT" or min(shape) < 1:
-        _say("note: no warm-up requests, as the input's size is open; --image-size pins it")
+    if photo.dtype not in warmup.DTYPES or photo.shape is None or min(photo.shape[1:], default=1) < 1:
+        _say("note: no warm-up requests, as the input's size or type is open; --image-size pins the size")
         return
-    from clothing_model import warmup
     from clothing_model.quiet import quiet_tensorflow
 
     quiet_tensorflow()
-    fixed = photo.shape[0] if photo.shape and photo.shape[0] > 0 else None
+    fixed = photo.shape[0] if photo.shape[0] > 0 else None
     sizes = [fixed] if fixed else batch_sizes
-    warmup.write(folder / savedmodel.WARMUP, name, next(iter(signature.inputs)), 1, shape, sizes)
+    warmup.write(folder / savedmodel.WARMUP, name, next(iter(signature.inputs)), photo.dtype, photo.shape[1:], sizes)
+
+
+def _known(source: Source) -> dict[str, Any]:
+    """What a training's report or an earlier `convert` says of labels and preprocessing."""
+    if source.kind == keras_files.SAVED_MODEL:
+        return savedmodel.read(source.path).description
+    return _training_report(source.path)
 
 
 def _sha256(path: Path) -> str:

@@ -112,11 +112,11 @@ def _zip_version(path: Path) -> str:
 
 @dataclass(frozen=True)
 class KerasModel:
-    """A loaded model, without a trace of which Keras it is of."""
+    """A loaded model, without a trace of which Keras it is of, or whether of Keras at all."""
 
     library: str
     call: Callable[[Any], Any]
-    variables: list[Any]  # tf.Variable
+    variables: list[Any]  # tf.Variable, or what holds them
     input_name: str
     output_name: str
     input_shape: tuple[int | None, ...]
@@ -126,6 +126,8 @@ class KerasModel:
 def load(source: Source) -> KerasModel:
     """Keras 2 files are loaded by tf-keras: Keras 3 refuses, among others, the course's Xception, whose
     SeparableConv2D layers were saved with a `groups` setting."""
+    if source.kind == SAVED_MODEL:
+        return _load_saved_model(source)
     return _load_keras_2(source) if source.keras_2 else _load_keras_3(source)
 
 
@@ -148,6 +150,36 @@ def _load_keras_3(source: Source) -> KerasModel:
     outputs = list(getattr(model, "output_names", ())) or [model.layers[-1].name]  # a Sequential has no output_names
     variables = [variable.value for variable in model.variables]
     return _described(source, model, f"Keras {keras.__version__}", variables, inputs, outputs)
+
+
+def _load_saved_model(source: Source) -> KerasModel:
+    """Its signature serving_default as a function; which signature that is, savedmodel has seen."""
+    import tensorflow as tf
+
+    model = tf.saved_model.load(str(source.path))
+    signature = model.signatures[savedmodel.DEFAULT_SIGNATURE]
+    ((input_name, photo),) = signature.structured_input_signature[1].items()
+    outputs = signature.structured_outputs
+    if len(outputs) != 1:
+        raise ModelError(
+            f"{source.path} has {len(outputs)} outputs ({', '.join(outputs)}): a photo classifier has one. "
+            "Save the part that classifies as a model of its own"
+        )
+    if photo.dtype != tf.float32 or photo.shape.rank is None or photo.shape[0] is not None:
+        raise ModelError(
+            f"{source.path} takes {photo.dtype.name} {photo.shape}: another input or other names can be given only to "
+            "a model that takes float32 photos in batches of any size. Convert the Keras file that it was made from"
+        )
+    ((output_name, scores),) = outputs.items()
+    return KerasModel(
+        library=f"TensorFlow {tf.__version__}",
+        call=lambda photos: signature(**{input_name: photos})[output_name],
+        variables=[model],
+        input_name=_identifier(input_name),
+        output_name=_identifier(output_name),
+        input_shape=tuple(photo.shape),
+        output_shape=tuple(scores.shape),
+    )
 
 
 def _guarded(source: Source, load_model: Callable[[], Any]) -> Any:

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 MAX_RECORDS = 1000  # TensorFlow Serving refuses more
+DTYPES = ("DT_FLOAT", "DT_UINT8", "DT_STRING")  # what can be written
 
 
 def write(
-    path: Path, model: str, input_name: str, dtype: int, shape: Sequence[int], batch_sizes: Sequence[int]
+    path: Path, model: str, input_name: str, dtype: str, shape: Sequence[int], batch_sizes: Sequence[int]
 ) -> None:
-    """One Predict request per batch size, of zeros. A tensor with one value stands for one filled with it, so the file
-    is a few hundred bytes instead of megabytes."""
+    """One Predict request per batch size: black photos, or grey ones as JPEG for an input of files. A tensor with one
+    value stands for one filled with it, so the file is a few hundred bytes instead of megabytes."""
     import tensorflow as tf
-    from tensorflow.core.framework import tensor_pb2
+    from tensorflow.core.framework import tensor_pb2, types_pb2
     from tensorflow_serving.apis import prediction_log_pb2
 
     path.parent.mkdir(exist_ok=True)
@@ -24,7 +25,15 @@ def write(
             request = log.predict_log.request
             request.model_spec.name = model
             request.model_spec.signature_name = "serving_default"
-            tensor = tensor_pb2.TensorProto(dtype=dtype, float_val=[0.0])
+            tensor = tensor_pb2.TensorProto(dtype=types_pb2.DataType.Value(dtype))
+            if dtype == "DT_STRING":
+                tensor.string_val.extend(
+                    [tf.io.encode_jpeg(tf.fill((64, 64, 3), tf.constant(127, tf.uint8))).numpy()] * batch
+                )
+            elif dtype == "DT_FLOAT":
+                tensor.float_val.append(0)
+            else:
+                tensor.int_val.append(0)
             for size in (batch, *shape):
                 tensor.tensor_shape.dim.add(size=size)
             request.inputs[input_name].CopyFrom(tensor)
