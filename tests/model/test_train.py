@@ -84,6 +84,54 @@ def test_stopped_training_goes_on(dataset: Path, tmp_path: Path, capsys: pytest.
     assert [entry["epoch"] for entry in report["history"]] == [1, 2]
 
 
+def test_stops_early_and_draws_the_curves(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "colours.keras"
+    assert main(command(dataset, output, "--epochs", "20", "--rate", "1e-9", "--patience", "2")) == 0
+    assert "no better for 2 epochs: stopping" in capsys.readouterr().err
+    history = json.loads(train.report_file(output).read_text())["history"]
+    assert len(history) == 3, "at such a rate nothing is learned, and an accuracy that stays is none that grows"
+    with Image.open(train.curves_file(output)) as picture:
+        assert picture.format == "PNG"
+        pixels = np.asarray(picture.convert("RGB")).astype(int).reshape(-1, 3)
+    for colour in ("#08519c", "#1b7837"):  # a line for the loss, and one for the accuracy
+        line = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
+        assert (np.abs(pixels - line).max(axis=1) < 3).sum() > 100
+
+
+@pytest.mark.parametrize(
+    ("network_name", "application"),
+    [
+        ("xception", "Xception"),
+        ("efficientnetv2b0", "EfficientNetV2B0"),
+        ("mobilenetv3small", "MobileNetV3Small"),
+        ("mobilenetv3large", "MobileNetV3Large"),
+    ],
+)
+def test_weights_as_keras_publishes_them(tmp_path: Path, network_name: str, application: str) -> None:
+    """…_notop.h5 are weights in Keras 2's HDF5, of networks with their preprocessing inside."""
+    import keras
+    import tf_keras
+
+    from clothing_model import network
+
+    published = getattr(tf_keras.applications, application)(include_top=False, weights=None, pooling="avg")
+    file = tmp_path / f"{network_name}_notop.h5"
+    published.save_weights(file, save_format="h5")
+    pixels = np.random.default_rng(2).integers(0, 256, (2, 96, 96, 3)).astype(np.uint8)
+    same_size = getattr(tf_keras.applications, application)(
+        include_top=False, weights=None, pooling="avg", input_shape=(96, 96, 3)
+    )
+    same_size.set_weights(published.get_weights())
+    expected = same_size(photos.scale(pixels) if network_name == "xception" else pixels.astype(np.float32))
+
+    ours = network.transfer(network_name, 10, 96, file)
+    assert not network.base_of(ours).trainable
+    features = keras.Model(ours.inputs[0], ours.get_layer("pool").output)(photos.scale(pixels))
+    largest = np.abs(expected).max()
+    assert largest > 0
+    assert np.abs(features - expected).max() < 1e-4 * largest
+
+
 def test_state_of_another_plan_is_not_gone_on_from(tmp_path: Path) -> None:
     identity = {"plan": {"seed": 1}, "photos_sha256": "ab"}
     train._save_state(tmp_path, identity, 4, [], {"epoch": 4, "accuracy": 0.5})

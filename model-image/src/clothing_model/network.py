@@ -14,7 +14,7 @@ from keras import layers
 from clothing_model.errors import ModelError
 
 COMPACT = "compact"
-# Applications whose own preprocessing is "tf" or can be left out (include_preprocessing=False leaves [-1, 1]).
+# Each takes photos in [-1, 1] once its own preprocessing is left out, but EfficientNetV2B0: see IMAGENET.
 APPLICATIONS = {
     "xception": lambda **kwargs: keras.applications.Xception(**kwargs),
     "efficientnetv2b0": lambda **kwargs: keras.applications.EfficientNetV2B0(include_preprocessing=False, **kwargs),
@@ -22,6 +22,8 @@ APPLICATIONS = {
     "mobilenetv3large": lambda **kwargs: keras.applications.MobileNetV3Large(include_preprocessing=False, **kwargs),
 }
 NAMES = (COMPACT, *APPLICATIONS)
+# What EfficientNetV2B0's weights were trained on: [0, 1], less ImageNet's mean, by its standard deviation.
+IMAGENET = {"efficientnetv2b0": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 
 
 class WeightsError(ModelError):
@@ -76,7 +78,7 @@ def transfer(name: str, classes: int, size: int, weights: Path | None, dropout: 
         weights: the application's ``…_notop.h5``; None starts from random weights, which only a test wants.
         dropout: share of the hidden units dropped in training.
 
-    The base is ``model.get_layer(name)``; train the head with it frozen, then unfreeze.
+    The base is ``base_of(model)``; train the head with it frozen, then unfreeze.
 
     Raises:
         WeightsError: ``weights`` is missing or isn't that application's file.
@@ -85,7 +87,7 @@ def transfer(name: str, classes: int, size: int, weights: Path | None, dropout: 
     if weights is not None and not weights.is_file():
         raise WeightsError(f"{weights}: no such file; give the application's weights without its top (…_notop.h5)")
     try:
-        base = APPLICATIONS[name](include_top=False, weights=None, input_shape=(size, size, 3), name=name)
+        base = APPLICATIONS[name](include_top=False, weights=None, input_shape=(size, size, 3))
         if weights is not None:
             base.load_weights(weights)
     except (ValueError, OSError) as error:
@@ -93,11 +95,21 @@ def transfer(name: str, classes: int, size: int, weights: Path | None, dropout: 
             f"{weights}: not the weights of {name} without its top ({error}); take the file that ends in _notop.h5"
         ) from error
     base.trainable = False
-    inputs = keras.Input((size, size, 3), name="photo")
-    x = layers.GlobalAveragePooling2D(name="pool")(base(inputs, training=False))
+    inputs = x = keras.Input((size, size, 3), name="photo")
+    if name in IMAGENET:  # the same for an x in [-1, 1], which is 2 * [0, 1] - 1
+        mean, deviation = IMAGENET[name]
+        x = layers.Normalization(
+            mean=[2 * each - 1 for each in mean], variance=[(2 * each) ** 2 for each in deviation], name="imagenet"
+        )(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(base(x, training=False))
     x = layers.Dense(100, activation="relu", name="hidden")(x)
     x = layers.Dropout(dropout, name="dropout")(x)
     return keras.Model(inputs, layers.Dense(classes, name="logits")(x), name=f"{name}_classifier")
+
+
+def base_of(model: keras.Model) -> keras.Model:
+    """The application inside a model that ``transfer`` has built."""
+    return next(layer for layer in model.layers if isinstance(layer, keras.Model))
 
 
 def with_input_size(model: keras.Model, size: int) -> keras.Model:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clothing_model import photos
+from clothing_model import photos, pictures
 from clothing_model.errors import ModelError
 from clothing_model.progress import Progress
 from clothing_model.quality import confusion
@@ -200,7 +200,7 @@ def train(
     weights: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train and save the best epoch's averaged weights as a ``.keras`` file, and a report beside it.
+    """Train and save the best epoch's averaged weights as a ``.keras`` file, a report and learning curves beside it.
 
     The state after each epoch lies in ``OUTPUT.state/`` until the training ends; a training with the same plan and
     photos that finds it goes on from there.
@@ -244,7 +244,7 @@ def train(
         phase = replace(plan, rate=plan.rate / 10) if fine_tuning else plan
         if fine_tuning:
             for one in (model, averaged):
-                one.get_layer(plan.network).trainable = True
+                network.base_of(one).trainable = True
         optimizer = keras.optimizers.AdamW(plan.rate, weight_decay=plan.weight_decay)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         step = _trainer(model, averaged, optimizer)
@@ -282,7 +282,8 @@ def train(
                 f" (best {best['accuracy']:.3f} at {best['epoch']:.0f})"
                 f"  {took:.0f} s, about {left:.0f} min left"
             )
-            if plan.patience and epoch - best["epoch"] >= plan.patience:
+            # The first epoch that was so good: an equal one afterwards is kept, but is no progress.
+            if plan.patience and epoch - max(history, key=lambda entry: entry["accuracy"])["epoch"] >= plan.patience:
                 say.say(f"no better for {plan.patience} epochs: stopping")
                 break
 
@@ -316,6 +317,8 @@ def train(
     chosen.save(half)
     half.replace(output)
     report_file(output).write_text(json.dumps(report, indent=1) + "\n")
+    title = f"{output.name}: validation accuracy {report['validation_accuracy']:.3f}"
+    pictures.learning_curves(curves_file(output), history, best["epoch"], title)
     shutil.rmtree(state)
     return report
 
@@ -323,6 +326,11 @@ def train(
 def report_file(model: Path) -> Path:
     """Where the report on ``model`` lies: ``pants.keras`` → ``pants.training.json``."""
     return model.with_suffix(".training.json")
+
+
+def curves_file(model: Path) -> Path:
+    """Where the learning curves of ``model`` lie: ``pants.keras`` → ``pants.training.png``."""
+    return model.with_suffix(".training.png")
 
 
 def _saved(state: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -350,7 +358,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "train",
         help="train a classifier on a folder of photos",
         description="Train a classifier on a folder of photos (a folder per class) and save it as a .keras file, with "
-        "a report beside it. A training that was stopped goes on where it was when the same command is given again.",
+        "a report and its learning curves beside it. A training that was stopped goes on where it was when the same "
+        "command is given again.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("photos", type=Path, help="training photos: a folder per class")
