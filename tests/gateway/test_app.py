@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import socket
+import struct
 import threading
 import time
 
@@ -336,6 +337,36 @@ def test_a_client_that_waits_less_gets_less(gateway, model, problem, header):
     problem(gateway.post("/predict", PHOTO, **limit), 504, "out-of-time")
     assert time.monotonic() - start < 0.9
     problem(gateway.post("/predict", PHOTO, **{header: "soon"}), 400, "bad-request")
+
+
+@pytest.mark.parametrize("is_abrupt", [False, True])
+def test_no_work_goes_on_for_a_client_that_has_left(start_gateway, model_server, photo_server, is_abrupt):
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(handler):
+        asked.set()
+        assert go_on.wait(10)
+        handler.reply(200, PHOTO, {})
+
+    photo_server.paths["/slow"] = slow
+    gateway = start_gateway(
+        model_server.address, fetch_allowed_networks="127.0.0.0/8", fetch_allowed_ports=photo_server.port
+    )
+    body = json.dumps({"url": photo_server.url + "/slow"}).encode()
+    head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    client = socket.create_connection(("127.0.0.1", gateway.port))
+    client.sendall(head.encode() + body)
+    assert asked.wait(10)
+    if is_abrupt:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    time.sleep(0.2)
+    go_on.set()
+    line = gateway.wait_for_line("POST /predict 499")
+    assert "decode" not in line["stages"]
+    assert not model_server.model.calls
+    assert 'gateway_errors_total{code="client-left"} 1.0' in gateway.admin("/metrics")[1]
+    assert gateway.post("/predict", PHOTO)[0] == 200
 
 
 def test_no_client_gets_more_than_the_setting(start_gateway, model_server, problem):

@@ -29,6 +29,8 @@ access = logging.getLogger("clothing_gateway.access")
 
 # Where the server notes when a request's first byte came (time.monotonic).
 RECEIVED = "clothing_gateway.received"
+# Where the server puts the function that says whether the client has closed its connection.
+HAS_LEFT = "clothing_gateway.has_left"
 # What a client's X-Request-Id may be made of, so that it can stand in a header, a log line and gRPC metadata.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -88,6 +90,7 @@ class _Routes:
         allowed = client_timeout_seconds(headers.get("X-Request-Timeout-Ms"), headers.get("grpc-timeout"))
         if allowed is not None and allowed < timeout:
             ticket.deadline = Deadline.after(allowed, start)
+        ticket.has_left = request.environ.get(HAS_LEFT, ticket.has_left)
         ticket.selected = headers.get("X-Model-Version")
 
     def end(self, response: Response) -> Response:

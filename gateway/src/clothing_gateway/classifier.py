@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from clothing_gateway import photo, preprocessing
 from clothing_gateway.admission import DecodeGate
 from clothing_gateway.deadline import Deadline
-from clothing_gateway.errors import GatewayError
+from clothing_gateway.errors import ClientLeft, GatewayError
 from clothing_gateway.fetch import Fetcher
 from clothing_gateway.metrics import Metrics
 from clothing_gateway.predictor import Predictor
@@ -41,6 +41,12 @@ class Ticket:
     cause: str | None = None
     selected: str | None = None  # the version that the client asks for
     key_name: str | None = None  # whose key came with it
+    has_left: Callable[[], bool] = lambda: False  # whether the client has closed its connection
+
+    def require_client(self) -> None:
+        """ClientLeft where nobody waits for the answer any more."""
+        if self.has_left():
+            raise ClientLeft
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +92,9 @@ class Classifier:
         # Before any work: without a model all of it would be in vain.
         model = self._predictor.model(ticket.request_id, ticket.selected)
         if len(sources) == 1:
-            prepared = [self._prepare(sources[0], model, ticket.deadline)]
+            prepared = [self._prepare(sources[0], model, ticket)]
         else:
-            prepared = list(
-                self._side_by_side.map(lambda source: self._prepare(source, model, ticket.deadline), sources)
-            )
+            prepared = list(self._side_by_side.map(lambda source: self._prepare(source, model, ticket), sources))
         for one in prepared:
             ticket.photos += 1
             ticket.bytes += one.bytes
@@ -101,6 +105,7 @@ class Classifier:
         version = model.version
         rows: list[Scores] = []
         if elements:
+            ticket.require_client()
             with self._metrics.stage("predict", ticket.stages):
                 prediction = self._predictor.predict(model, elements, ticket.deadline, ticket.request_id)
             version = prediction.version
@@ -109,32 +114,34 @@ class Classifier:
         outcomes: list[Scores | GatewayError] = [one.error or rows.pop(0) for one in prepared]
         return Answer(model, version, outcomes)
 
-    def _prepare(self, source: Source, model: Model, deadline: Deadline) -> _Prepared:
+    def _prepare(self, source: Source, model: Model, ticket: Ticket) -> _Prepared:
         one = _Prepared()
         try:
             if isinstance(source, bytes):
-                self._decode(source, model, deadline, one)
+                self._decode(source, model, ticket, one)
             else:
+                ticket.require_client()
                 with self._metrics.stage("fetch", one.stages):
-                    fetched = self._fetcher.fetch(source, deadline)
+                    fetched = self._fetcher.fetch(source, ticket.deadline)
                 try:
-                    self._decode(fetched.data, model, deadline, one)
+                    self._decode(fetched.data, model, ticket, one)
                 finally:
                     fetched.close()
         except GatewayError as error:
             one.element, one.error = None, error
         return one
 
-    def _decode(self, data: bytes, model: Model, deadline: Deadline, one: _Prepared) -> None:
+    def _decode(self, data: bytes, model: Model, ticket: Ticket, one: _Prepared) -> None:
         one.bytes = len(data)
         self._metrics.photo_bytes.observe(len(data))
         header = photo.read_header(data, self._settings.max_pixels, self._gate.memory_bytes)
         one.pixels = header.pixels
         self._metrics.photo_pixels.observe(header.pixels)
         start = perf_counter()
-        with self._gate.hold(header.cost, deadline):
+        with self._gate.hold(header.cost, ticket.deadline):
             one.stages["wait"] = perf_counter() - start
             self._metrics.observe_stage("wait", one.stages["wait"])
+            ticket.require_client()  # the wait may have been long
             with self._metrics.stage("decode", one.stages):
                 one.element = prepare(data, header, model, self._settings)
 

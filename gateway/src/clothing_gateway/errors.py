@@ -18,6 +18,7 @@ GatewayError                     500  internal-error
 ├── PhotoServerFailed            424  photo-server-failed
 ├── TooManyRequests              429  too-many-requests
 ├── HeadersTooLarge              431  headers-too-large
+├── ClientLeft                   499  client-left
 ├── NotImplementedByGateway      501  not-implemented
 ├── ModelRefused                 502  model-refused
 │   ├── ModelFailed              502  model-failed
@@ -233,6 +234,15 @@ class HeadersTooLarge(GatewayError):
     code = "headers-too-large"
     title = "Headers too large"
     detail = "The request's headers are larger than this gateway takes."
+
+
+class ClientLeft(GatewayError):
+    """The client closed its connection before the answer; nobody sees this but the log and the metrics."""
+
+    status = 499  # as nginx has it; HTTP has no status for an answer that nobody gets
+    code = "client-left"
+    title = "Client left"
+    detail = "The client closed the connection before the answer."
 
 
 class NotImplementedByGateway(GatewayError):
