@@ -11,6 +11,7 @@ Images are tagged by their content, so that an upgrade restarts just what change
 
 from __future__ import annotations
 
+import abc
 import argparse
 import json
 import os
@@ -59,18 +60,19 @@ def run(*command: str, **options: object) -> str:
 
 
 @dataclass
-class Cluster:
+class Cluster(abc.ABC):
     """What the tests and `make kind` need of a cluster; one subclass for each kind."""
 
     environment: dict[str, str] = field(default_factory=dict)
     registry: str = ""
 
+    @abc.abstractmethod
     def up(self) -> None:
         """Start it, or do nothing where it runs."""
 
+    @abc.abstractmethod
     def build(self, image: Image) -> str:
         """Build an image and make it known to the cluster; its tag."""
-        raise NotImplementedError
 
     def kubectl(self, *arguments: str, **options: object) -> str:
         """Run kubectl; its output."""

@@ -1,5 +1,6 @@
 """TensorFlow Serving's metrics, under its names and with its buckets, in Prometheus's text form."""
 
+import abc
 import threading
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-class Metric:
+class Metric(abc.ABC):
     """A family of numbers, one for each combination of label values."""
 
     kind = ""
@@ -27,8 +28,8 @@ class Metric:
     def _labelled(self, values: Sequence[str]) -> str:
         return ",".join(f'{label}="{_escaped(value)}"' for label, value in zip(self.labels, values, strict=True))
 
-    def lines(self) -> list[str]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def lines(self) -> list[str]: ...
 
 
 class Counter(Metric):
