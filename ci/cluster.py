@@ -111,21 +111,9 @@ class Node(Cluster):
 
     def build(self, image: Image) -> str:
         name = f"localhost/{image.name}"
-        run(
-            self.command,
-            "build",
-            "--quiet",
-            "--layers",
-            "-t",
-            f"{name}:build",
-            "-f",
-            str(ROOT / image.dockerfile),
-            str(ROOT / image.context),
-        )
-        tag = (
-            "dev-"
-            + run("buildah", "images", "--no-trunc", "--quiet", f"{name}:build").strip().removeprefix("sha256:")[:12]
-        )
+        dockerfile, context = str(ROOT / image.dockerfile), str(ROOT / image.context)
+        run(self.command, "build", "--quiet", "--layers", "-t", f"{name}:build", "-f", dockerfile, context)
+        tag = content_tag(run("buildah", "images", "--no-trunc", "--quiet", f"{name}:build"))
         run("buildah", "tag", f"{name}:build", f"{name}:{tag}")
         if f"{name}:{tag}" not in run(self.command, "images").split():
             run(self.command, "load", f"{name}:{tag}")
@@ -144,36 +132,12 @@ class Kind(Cluster):
                 raise ClusterError(f"{tool} is not on the PATH; install it ({where})")
         if KIND_NAME not in run("kind", "get", "clusters").split():
             say(f"creating the Kind cluster {KIND_NAME}")
-            run(
-                "kind",
-                "create",
-                "cluster",
-                "--name",
-                KIND_NAME,
-                "--config",
-                str(ROOT / "ci/kind.yaml"),
-                "--wait",
-                "120s",
-            )
+            config = str(ROOT / "ci/kind.yaml")
+            run("kind", "create", "cluster", "--name", KIND_NAME, "--config", config, "--wait", "120s")
         run("kubectl", "config", "use-context", f"kind-{KIND_NAME}")
 
     def build(self, image: Image) -> str:
-        run(
-            "docker",
-            "build",
-            "--tag",
-            f"{image.name}:build",
-            "--file",
-            str(ROOT / image.dockerfile),
-            str(ROOT / image.context),
-        )
-        tag = (
-            "dev-"
-            + run("docker", "images", "--no-trunc", "--quiet", f"{image.name}:build")
-            .strip()
-            .removeprefix("sha256:")[:12]
-        )
-        run("docker", "tag", f"{image.name}:build", f"{image.name}:{tag}")
+        tag = docker_build(image, image.name)
         run("kind", "load", "docker-image", f"{image.name}:{tag}", "--name", KIND_NAME)
         return tag
 
@@ -196,22 +160,23 @@ class Existing(Cluster):
 
     def build(self, image: Image) -> str:
         name = f"{self.registry}/{image.name}"
-        run(
-            "docker",
-            "build",
-            "--tag",
-            f"{name}:build",
-            "--file",
-            str(ROOT / image.dockerfile),
-            str(ROOT / image.context),
-        )
-        tag = (
-            "dev-"
-            + run("docker", "images", "--no-trunc", "--quiet", f"{name}:build").strip().removeprefix("sha256:")[:12]
-        )
-        run("docker", "tag", f"{name}:build", f"{name}:{tag}")
+        tag = docker_build(image, name)
         run("docker", "push", f"{name}:{tag}")
         return tag
+
+
+def content_tag(image_id: str) -> str:
+    """A tag for what an image holds, from its id."""
+    return f"dev-{image_id.strip().removeprefix('sha256:')[:12]}"
+
+
+def docker_build(image: Image, name: str) -> str:
+    """Build an image with Docker as ``name:TAG``; the tag."""
+    dockerfile, context = str(ROOT / image.dockerfile), str(ROOT / image.context)
+    run("docker", "build", "--tag", f"{name}:build", "--file", dockerfile, context)
+    tag = content_tag(run("docker", "images", "--no-trunc", "--quiet", f"{name}:build"))
+    run("docker", "tag", f"{name}:build", f"{name}:{tag}")
+    return tag
 
 
 def docker_runs() -> bool:
