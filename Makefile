@@ -17,7 +17,7 @@ export PATH := $(TOOLS):$(CURDIR)/$(GATEWAY):$(PATH)
 
 .PHONY: help
 help: ## List the commands
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
 
 # ---- environments: two, because tensorflow-protobuf and TensorFlow own the same package ----
 

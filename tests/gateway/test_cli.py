@@ -40,6 +40,23 @@ def test_version(arguments):
     assert (done.returncode, done.stdout) == (0, f"clothing-gateway {__version__}\n")
 
 
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_that_has_enough_gets_no_traceback(buffered):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "clothing_gateway", "serve", "--print-config"],
+        env=os.environ | {"PYTHONUNBUFFERED": buffered},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (cli.FAILED, "")
+
+
 def test_print_config_shows_every_setting_and_where_it_came_from():
     done = run("serve", "--print-config", "--labels", "a,b", GATEWAY_MODEL_NAME="mine", GATEWAY_MODLE="x")
     assert done.returncode == 0

@@ -62,13 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     try:
         if options.command == "serve":
-            return _serve(settings, sources, warnings, print_config=options.print_config)
-        return _classify(settings, options)
+            status = _serve(settings, sources, warnings, print_config=options.print_config)
+        else:
+            status = _classify(settings, options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, `| head` say, has what it wanted. Nothing is left to be written, and so to fail, at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except CommandError as error:
         _say(f"error: {error}")
         return FAILED
     except KeyboardInterrupt:
         return 130
+    return status
 
 
 def _say(line: str) -> None:
