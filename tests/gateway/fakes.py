@@ -68,6 +68,8 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
     delay: float = 0.0
     calls: list = field(default_factory=list)
     metadata: list = field(default_factory=list)
+    asked: threading.Event = field(default_factory=threading.Event)
+    cancelled: threading.Event = field(default_factory=threading.Event)  # a call ended before its answer
 
     def GetModelMetadata(self, request, context):  # noqa: N802
         if self.fail_metadata:
@@ -112,8 +114,13 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
         if self.fail:
             failure = self.fail.pop(0)
             context.abort(*(failure if isinstance(failure, tuple) else (failure, "told to fail")))
-        if self.delay:
-            time.sleep(self.delay)
+        self.asked.set()
+        end = time.monotonic() + self.delay
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.05))
+            if not context.is_active():
+                self.cancelled.set()
+                return None
         ((name, tensor),) = request.inputs.items()
         version = self._version(request.model_spec, context)
         if name not in self.inputs_of.get(version, self.inputs):

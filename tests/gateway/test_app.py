@@ -339,34 +339,80 @@ def test_a_client_that_waits_less_gets_less(gateway, model, problem, header):
     problem(gateway.post("/predict", PHOTO, **{header: "soon"}), 400, "bad-request")
 
 
-@pytest.mark.parametrize("is_abrupt", [False, True])
-def test_no_work_goes_on_for_a_client_that_has_left(start_gateway, model_server, photo_server, is_abrupt):
-    asked, go_on = threading.Event(), threading.Event()
+def send(gateway, body, kind):
+    """A client that has sent a photo and waits."""
+    client = socket.create_connection(("127.0.0.1", gateway.port))
+    head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    client.sendall(head.encode() + body)
+    return client
+
+
+def leave(client, *, abruptly):
+    if abruptly:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+@pytest.mark.parametrize("abruptly", [False, True])
+@pytest.mark.parametrize("sends", ["nothing", "a part", "drops"])
+def test_the_fetch_ends_when_the_client_leaves(start_gateway, model_server, photo_server, sends, abruptly):
+    asked, cut = threading.Event(), threading.Event()
 
     def slow(handler):
+        if sends != "nothing":
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(PHOTO)))
+            handler.end_headers()
+            handler.wfile.write(PHOTO[:100])
         asked.set()
-        assert go_on.wait(10)
-        handler.reply(200, PHOTO, {})
+        handler.connection.settimeout(0.05)
+        for place in range(100, 300):
+            try:
+                if not handler.connection.recv(1):
+                    cut.set()
+                    return
+            except TimeoutError:
+                pass
+            if sends == "drops":
+                handler.wfile.write(PHOTO[place : place + 1])
 
     photo_server.paths["/slow"] = slow
     gateway = start_gateway(
         model_server.address, fetch_allowed_networks="127.0.0.0/8", fetch_allowed_ports=photo_server.port
     )
-    body = json.dumps({"url": photo_server.url + "/slow"}).encode()
-    head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    client = socket.create_connection(("127.0.0.1", gateway.port))
-    client.sendall(head.encode() + body)
+    client = send(gateway, json.dumps({"url": photo_server.url + "/slow"}).encode(), "application/json")
     assert asked.wait(10)
-    if is_abrupt:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
-    time.sleep(0.2)
-    go_on.set()
+    start = time.monotonic()
+    leave(client, abruptly=abruptly)
     line = gateway.wait_for_line("POST /predict 499")
+    assert cut.wait(5)
+    assert time.monotonic() - start < 2
     assert "decode" not in line["stages"]
     assert not model_server.model.calls
-    assert 'gateway_errors_total{code="client-left"} 1.0' in gateway.admin("/metrics")[1]
+    metrics = gateway.admin("/metrics")[1]
+    assert 'gateway_errors_total{code="client-left"} 1.0' in metrics
+    assert 'gateway_fetches_total{result="client_left"} 1.0' in metrics
     assert gateway.post("/predict", PHOTO)[0] == 200
+
+
+@pytest.mark.parametrize("abruptly", [False, True])
+def test_the_call_to_the_model_is_cancelled_when_the_client_leaves(start_gateway, model_server, abruptly):
+    model = model_server.model
+    model.delay = 5
+    gateway = start_gateway(model_server.address)
+    client = send(gateway, PHOTO, "image/jpeg")
+    assert model.asked.wait(10)
+    start = time.monotonic()
+    leave(client, abruptly=abruptly)
+    gateway.wait_for_line("POST /predict 499")
+    assert model.cancelled.wait(5)
+    assert time.monotonic() - start < 2
+    model.delay = 0
+    metrics = gateway.admin("/metrics")[1]
+    assert 'gateway_rpcs_total{code="CANCELLED",method="Predict"} 1.0' in metrics
+    assert "gateway_in_flight_photos 0.0" in metrics
+    for _ in range(3):  # the calls that can be cancelled, and those of a fast model
+        assert gateway.post("/predict", PHOTO)[0] == 200
 
 
 def test_no_client_gets_more_than_the_setting(start_gateway, model_server, problem):

@@ -107,7 +107,9 @@ class Classifier:
         if elements:
             ticket.require_client()
             with self._metrics.stage("predict", ticket.stages):
-                prediction = self._predictor.predict(model, elements, ticket.deadline, ticket.request_id)
+                prediction = self._predictor.predict(
+                    model, elements, ticket.deadline, ticket.request_id, ticket.has_left
+                )
             version = prediction.version
             self._metrics.predictions.labels(model.track, str(version)).inc(len(elements))
             rows = list(prediction.scores)
@@ -122,7 +124,7 @@ class Classifier:
             else:
                 ticket.require_client()
                 with self._metrics.stage("fetch", one.stages):
-                    fetched = self._fetcher.fetch(source, ticket.deadline)
+                    fetched = self._fetcher.fetch(source, ticket.deadline, ticket.has_left)
                 try:
                     self._decode(fetched.data, model, ticket, one)
                 finally:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from http.client import HTTPException
 from urllib.parse import urljoin
 
@@ -27,6 +28,7 @@ from clothing_gateway.admission import ByteBudget
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import (
     AddressNotAllowed,
+    ClientLeft,
     GatewayError,
     OutOfTime,
     Overloaded,
@@ -53,6 +55,14 @@ _HEADERS = {
 }
 
 _Key = tuple[str, str, int, str]
+HasLeft = Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit(Deadline):
+    """How long a fetch goes on: until a moment, or until its client leaves."""
+
+    has_left: HasLeft
 
 
 class _Hold:
@@ -114,10 +124,10 @@ class Fetcher:
         self._lock = threading.Lock()
         self._idle: deque[tuple[_Key, float, HTTPConnection]] = deque()
 
-    def fetch(self, url: str, deadline: Deadline) -> Photo:
-        """The photo at ``url``, or the one error that a client may be told."""
+    def fetch(self, url: str, deadline: Deadline, has_left: HasLeft = lambda: False) -> Photo:
+        """The photo at ``url``, or the one error that a client may be told; ClientLeft when nobody waits for it."""
         hold = _Hold(self._budget)
-        limit = deadline.sooner(self._timeout)
+        limit = _Limit(deadline.sooner(self._timeout).at, has_left)
         result = "failed"
         try:
             photo = Photo(self._follow(url, limit, hold), hold)
@@ -127,6 +137,9 @@ class Fetcher:
             result = "not_allowed"
             raise AddressNotAllowed(cause=str(error)) from None
         except (HTTPError, HTTPException, OSError, ValueError) as error:  # ValueError: a header that is no number
+            if has_left():
+                result = "client_left"
+                raise ClientLeft from None
             if deadline.remaining() <= 0:
                 result = "timeout"
                 raise OutOfTime("The time allowed for this request ran out while the photo was fetched.") from None
@@ -145,7 +158,7 @@ class Fetcher:
                 hold.release()
             self._count(result)
 
-    def _follow(self, url: str, limit: Deadline, hold: _Hold) -> bytes:
+    def _follow(self, url: str, limit: _Limit, hold: _Hold) -> bytes:
         for _ in range(self._max_redirects + 1):
             target = self._policy.target(url)
             found = self._get(target, self._addresses(target, limit), limit, hold)
@@ -168,7 +181,7 @@ class Fetcher:
         self._policy.check(addresses)
         return addresses
 
-    def _get(self, target: Target, addresses: list[Address], limit: Deadline, hold: _Hold) -> bytes | str:
+    def _get(self, target: Target, addresses: list[Address], limit: _Limit, hold: _Hold) -> bytes | str:
         """The photo, or where it has moved."""
         reused = self._take_idle(target, addresses)
         if reused is not None:
@@ -227,7 +240,7 @@ class Fetcher:
         return connection
 
     def _exchange(
-        self, connection: HTTPConnection, key: _Key, target: Target, limit: Deadline, hold: _Hold
+        self, connection: HTTPConnection, key: _Key, target: Target, limit: _Limit, hold: _Hold
     ) -> bytes | str:
         done = False
         try:
@@ -236,7 +249,7 @@ class Fetcher:
             if sock is None or left <= 0:
                 raise TimeoutError("no time left to ask")
             sock.settimeout(left)
-            with self._watchdog.watch(sock, limit):
+            with self._watchdog.watch(sock, limit, limit.has_left) as watched:
                 try:
                     connection.request(
                         "GET",
@@ -251,7 +264,7 @@ class Fetcher:
                 if response.status in _REDIRECTS and response.headers.get("Location"):
                     return response.headers["Location"]
                 data = self._read(response, hold)
-            if limit.remaining() <= 0:
+            if watched.cut or limit.remaining() <= 0:
                 # Cut by the watchdog: in the headers, or in a body without a length, that looks like a proper end.
                 raise TimeoutError("the photo did not come in time")
             done = True

@@ -1,4 +1,4 @@
-"""Cuts connections at their deadline.
+"""Cuts connections at their deadline, and when their client has left.
 
 A socket's timeout starts anew with each byte, so a server that drips one byte a second holds a fetch for ever: with
 urllib3's ``Timeout(total=1.0)`` one was seen to last 3.6 s. One thread, for all fetches, shuts the socket down instead.
@@ -7,52 +7,70 @@ urllib3's ``Timeout(total=1.0)`` one was seen to last 3.6 s. One thread, for all
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
+import math
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from clothing_gateway.deadline import Deadline
 
+# How often clients are looked at: a fetch that is over by then costs the thread nothing.
+_LOOK_SECONDS = 0.1
+
+
+@dataclass(slots=True, eq=False)
+class Watched:
+    """A socket in use, and whether it was cut."""
+
+    sock: socket.socket
+    deadline: Deadline
+    has_left: Callable[[], bool]
+    cut: bool = False
+
 
 class Watchdog:
-    """Shuts a socket down when its time is over, whatever its owner waits for."""
+    """Shuts a socket down when its time is over or nobody waits for it, whatever its owner does meanwhile."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int]] = []
-        self._watched: dict[int, socket.socket] = {}
-        self._keys = itertools.count()
+        self._watched: set[Watched] = set()
         self._changed = threading.Condition()
+        self._wakes_at = math.inf
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
-    def watch(self, sock: socket.socket, deadline: Deadline) -> Iterator[None]:
-        """Cut ``sock`` if the block lasts longer than the deadline."""
+    def watch(
+        self, sock: socket.socket, deadline: Deadline, has_left: Callable[[], bool] = lambda: False
+    ) -> Iterator[Watched]:
+        """Cut ``sock`` if the block lasts longer than the deadline, or than the client stays."""
+        watched = Watched(sock, deadline, has_left)
         with self._changed:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="fetch-watchdog", daemon=True)
                 self._thread.start()
-            key = next(self._keys)
-            self._watched[key] = sock
-            heapq.heappush(self._heap, (deadline.at, key))
-            if self._heap[0][1] == key:  # sooner than all that the thread sleeps for
+            self._watched.add(watched)
+            if deadline.at < self._wakes_at:
                 self._changed.notify()
         try:
-            yield
+            yield watched
         finally:
             with self._changed:
-                self._watched.pop(key, None)
+                self._watched.discard(watched)
 
     def _run(self) -> None:
         with self._changed:
             while True:
-                while self._heap and (self._heap[0][1] not in self._watched or self._heap[0][0] <= time.monotonic()):
-                    _, key = heapq.heappop(self._heap)
-                    sock = self._watched.pop(key, None)
-                    if sock is not None:
-                        with contextlib.suppress(OSError):  # it may be closed already
-                            # Not sock.shutdown: SSLSocket's drops its TLS state under the thread that reads from it.
-                            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-                self._changed.wait(max(self._heap[0][0] - time.monotonic(), 0) if self._heap else None)
+                now = time.monotonic()
+                for watched in [one for one in self._watched if one.deadline.at <= now or one.has_left()]:
+                    self._watched.discard(watched)
+                    watched.cut = True
+                    with contextlib.suppress(OSError):  # it may be closed already
+                        # Not sock.shutdown: SSLSocket's drops its TLS state under the thread that reads from it.
+                        socket.socket.shutdown(watched.sock, socket.SHUT_RDWR)
+                if not self._watched:
+                    self._wakes_at = math.inf
+                    self._changed.wait()
+                    continue
+                self._wakes_at = min(now + _LOOK_SECONDS, *(one.deadline.at for one in self._watched))
+                self._changed.wait(self._wakes_at - now)
