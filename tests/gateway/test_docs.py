@@ -37,8 +37,11 @@ def test_every_setting_is_in_the_table_with_its_default_unit_and_reason():
     for entry in fields(Settings):
         about = entry.metadata
         default = f"`{about['default']}`" if about["default"] else "empty"
-        if about["variable"] == "GATEWAY_DECODE_SLOTS":
-            default = "the cores"
+        derived = {
+            "GATEWAY_DECODE_SLOTS": "the cores",
+            "GATEWAY_DECODE_MEMORY_BYTES": "by the container's limit",
+        }
+        default = derived.get(about["variable"], default)
         expected.append([f"`{about['variable']}`", default, about["unit"], about["reason"]])
     assert rows("Settings") == expected
 

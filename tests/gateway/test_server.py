@@ -406,17 +406,6 @@ def test_labels_that_do_not_fit_are_not_ready(start_gateway, model_server):
     assert gateway.post("/predict", PHOTO)[1]["code"] == "model-not-ready"
 
 
-def test_memory_stays_within_what_the_settings_say(start_gateway, model_server):
-    """Sixteen 24-megapixel photos at once, with room for one and a half of them."""
-    large = image_bytes((6000, 4000), quality=60)
-    gateway = start_gateway(model_server.address, decode_memory_bytes=200 << 20, request_timeout_seconds=50)
-    clients = [Client(gateway, large) for _ in range(16)]
-    assert [client.status for client in clients] == [200] * 16
-    with open(f"/proc/{gateway.pid}/status") as file:  # noqa: PTH123
-        peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
-    assert peak < (150 << 20) + 3 * 16 * len(large) + (200 << 20)
-
-
 def test_a_slow_photo_server_does_not_hold_up_others(start_gateway, model_server, photo_server):
     photo_server.paths["/slow"] = lambda handler: time.sleep(1.5)
     gateway = start_gateway(

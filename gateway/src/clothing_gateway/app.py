@@ -215,7 +215,8 @@ def _sources(request: Request, limit: int) -> tuple[list[Source], bool]:
     if kind == "application/json":
         sources, listed = _from_json(request.get_data(cache=False))
     elif kind == "multipart/form-data":
-        files = [file.stream.read() for file in request.files.getlist("image")]
+        # Not read(), which copies the file once more; PhotoRequest has made each stream a BytesIO.
+        files = [file.stream.getvalue() for file in request.files.getlist("image")]  # type: ignore[attr-defined]
         sources = [data for data in files if data]
         listed = len(sources) > 1
     elif kind.startswith("image/") or kind == "application/octet-stream":

@@ -150,12 +150,12 @@ def _serve(settings: Settings, sources: dict[str, str], warnings: list[str], *, 
     # The imports take a second, and PID 1 of a container never hears of a signal that it has no handler for.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Not at the top: `--help` and `--print-config` need neither gRPC nor Flask.
-    from clothing_gateway import logs, resources
+    from clothing_gateway import logs, memory, resources
     from clothing_gateway.server import Gateway, StartError
 
     logger = logs.set_up(settings.log_level)
     resources.bound_heap()
-    for warning in warnings:
+    for warning in filter(None, (*warnings, memory.too_small(settings))):
         logger.warning(warning)
     try:
         gateway = Gateway(settings)

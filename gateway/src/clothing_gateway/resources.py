@@ -11,6 +11,7 @@ from pathlib import Path
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_CGROUP_MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
 
 
 def available_cores(cpu_max: Path = _CGROUP_CPU_MAX) -> int:
@@ -26,6 +27,14 @@ def available_cores(cpu_max: Path = _CGROUP_CPU_MAX) -> int:
     except (OSError, ValueError):
         pass  # no cgroup v2 here: the CPU set is all there is to know
     return max(cores, 1)
+
+
+def memory_limit(memory_max: Path = _CGROUP_MEMORY_MAX) -> int | None:
+    """Bytes that the container may use before it is killed (cgroup v2); None where nothing is said of it."""
+    try:
+        return int(memory_max.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no cgroup v2 here, or "max"
+        return None
 
 
 def bound_heap() -> bool:

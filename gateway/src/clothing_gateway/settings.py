@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from clothing_gateway import resources
+from clothing_gateway import memory, resources
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -219,9 +219,9 @@ def _setting(
     unit: str,
     reason: str,
     *,
-    derive: Callable[[], Any] | None = None,
+    derive: Callable[[Mapping[str, Any]], Any] | None = None,
 ) -> Any:  # noqa: ANN401 - a field of any type
-    """A field of Settings. ``derive`` gives the value where neither flag nor environment nor default does."""
+    """A field of Settings. ``derive`` gives the value, from those above it, where nothing else does."""
     metadata = {
         "variable": variable,
         "default": default,
@@ -230,7 +230,7 @@ def _setting(
         "reason": reason,
         "derive": derive,
     }
-    return field(default_factory=derive or (lambda: parse(default)), metadata=metadata)
+    return field(default_factory=(lambda: derive({})) if derive else (lambda: parse(default)), metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -435,14 +435,18 @@ class Settings:
         _integer(1, 256),
         "photos",
         "Photos decoded at a time; empty is the number of cores that the process may use. More only slow each other.",
-        derive=resources.available_cores,
+        derive=lambda _: resources.available_cores(),
     )
     decode_memory_bytes: int = _setting(
         "GATEWAY_DECODE_MEMORY_BYTES",
-        str(512 * MIB),
+        "",
         _integer(MIB),
         "bytes",
-        "Memory of all decoders together; a photo waits until its part is free, and one that needs more gets 413.",
+        "Memory of all decoders together; a photo waits until its part is free, and one that needs more gets 413. "
+        "Empty is what the container's limit leaves, from 128 MiB to 512 MiB.",
+        derive=lambda values: memory.for_decoders(
+            values.get("max_buffered_bytes", 128 * MIB), values.get("max_in_flight", 32)
+        ),
     )
     predict_batch_size: int = _setting(
         "GATEWAY_PREDICT_BATCH_SIZE",
@@ -574,7 +578,7 @@ class Settings:
             sources[entry.name] = source
             try:
                 derive = entry.metadata["derive"]
-                values[entry.name] = derive() if derive and not text else entry.metadata["parse"](text)
+                values[entry.name] = derive(values) if derive and not text else entry.metadata["parse"](text)
             except ValueError as error:
                 problems.append(f"{shown}={text}: {error}")
         if not problems:
