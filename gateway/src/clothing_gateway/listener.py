@@ -26,10 +26,10 @@ from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 
 from clothing_gateway import errors
 from clothing_gateway.admission import ByteBudget
-from clothing_gateway.app import HAS_LEFT, RECEIVED, log_request, request_id_of
 from clothing_gateway.classifier import Ticket
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import GatewayError, Overloaded, RequestTooSlow, TooManyBytes
+from clothing_gateway.exchange import HAS_LEFT, RECEIVED, log_request, request_id_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

@@ -40,6 +40,8 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        # Looked up once: a label's lookup costs as much as the observation.
+        self._request_children: dict[tuple[str, int], Histogram] = {}
         self._stages = Histogram(
             "gateway_stage_duration_seconds",
             "Time of a photo in a stage: fetch, wait (for a decoder), decode (with preprocessing), predict (a call).",
@@ -47,7 +49,6 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        # Looked up once: a label's lookup costs as much as the observation.
         self._stage = {stage: self._stages.labels(stage) for stage in STAGES}
         self.errors = Counter(
             "gateway_errors_total",
@@ -100,6 +101,17 @@ class Metrics:
         self._in_flight.set_function(in_flight)
         self._waiting.set_function(waiting)
         self._buffered.set_function(buffered)
+
+    def observe_request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request, and the time that it took."""
+        child = self._request_children.get((route, status))
+        if child is None:
+            child = self._request_children[route, status] = self.requests.labels(route, status)
+        child.observe(seconds)
+
+    def count_error(self, code: str) -> None:
+        """Count an error, of a request or of one of its photos."""
+        self.errors.labels(code).inc()
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """Count one photo's time in a stage."""

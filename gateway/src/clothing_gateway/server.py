@@ -189,5 +189,5 @@ class Gateway:
         return not cut
 
     def _refused(self, error: GatewayError, seconds: float) -> None:
-        self.metrics.errors.labels(error.code).inc()
-        self.metrics.requests.labels("none", error.status).observe(seconds)
+        self.metrics.count_error(error.code)
+        self.metrics.observe_request("none", error.status, seconds)
