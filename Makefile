@@ -68,7 +68,7 @@ kind: tools ## Images built, a Kind cluster, the chart installed, the address pr
 
 PYTEST := $(GATEWAY)/python -m pytest -c gateway/pyproject.toml --rootdir .
 # The Python that the gateway's environment checks; the rest is the model's.
-GATEWAY_PYTHON := gateway/src ci tests/conftest.py tests/processes.py tests/gateway tests/chart tests/integration tests/e2e
+GATEWAY_PYTHON := gateway/src ci tests/conftest.py tests/processes.py tests/gateway tests/chart tests/integration tests/page tests/e2e
 MODEL_PYTHON := model-image/src tests/model tests/model_factory.py tests/reference_scores.py
 
 .PHONY: lint lint-python lint-charts
@@ -87,8 +87,8 @@ lint-charts: dev tools
 	@echo "==> charts"
 	@ct lint --config ci/ct.yaml
 
-.PHONY: test test-gateway test-model test-charts test-integration
-test: lint test-charts test-gateway test-model test-integration ## Everything that needs no cluster: lint, unit, charts, integration with TensorFlow
+.PHONY: test test-gateway test-model test-charts test-integration test-page
+test: lint test-charts test-gateway test-model test-integration test-page ## Everything that needs no cluster: lint, unit, charts, integration with TensorFlow
 
 test-gateway: dev ## The gateway's own tests
 	@echo "==> tests/gateway"
@@ -116,6 +116,10 @@ test-integration: dev ## Gateway and model server together, as processes
 	@echo "==> tests/integration"
 	@$(PYTEST) --timeout=300 tests/integration
 
+test-page: dev ## The page in Chromium (apt-get install chromium, or its like), as a person uses it
+	@echo "==> tests/page"
+	@$(PYTEST) --timeout=300 tests/page
+
 .PHONY: e2e
 e2e: dev tools ## The rest, on a cluster: Kind where Docker runs, else the one-node cluster
 	@$(GATEWAY)/python ci/cluster.py up images
@@ -127,4 +131,4 @@ docs: tools ## Regenerate the charts' READMEs from their values
 
 .PHONY: clean
 clean: ## Remove what the other commands installed
-	rm -rf gateway/.venv model-image/.venv .tools .cache e2e-report
+	rm -rf gateway/.venv model-image/.venv .tools .cache e2e-report page-report

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
+from clothing_gateway import page
 from clothing_gateway.admission import Places
 from clothing_gateway.classifier import Classifier, Ticket
 from clothing_gateway.clients import Clients
@@ -49,8 +50,8 @@ class ShortWay:
             reply = self._photos.answer(route, environ, ticket)
         except Exception as error:  # noqa: BLE001 - as Flask's handlers take them
             reply = exchange.refusal(ticket, error)
-        exchange.end(ticket, "POST", route, route, reply.status)
-        start_response(reply.status_line, [*reply.headers, ("X-Request-Id", ticket.request_id)])
+        headers = exchange.end(ticket, "POST", route, route, reply.status)
+        start_response(reply.status_line, [*reply.headers, *headers])
         return [reply.body]
 
 
@@ -70,9 +71,8 @@ class _Routes:
     def end(self, response: Response) -> Response:
         """Name the request, count it, log it."""
         ticket: Ticket = g.ticket
-        response.headers["X-Request-Id"] = ticket.request_id
         route = request.url_rule.rule if request.url_rule else "none"
-        self._exchange.end(ticket, request.method, request.path, route, response.status_code)
+        response.headers.extend(self._exchange.end(ticket, request.method, request.path, route, response.status_code))
         return response
 
     def refuse(self, error: Exception) -> Response:
@@ -117,5 +117,7 @@ def create_app(settings: Settings, classifier: Classifier, places: Places, metri
     app.post(CLASSIFY, endpoint="classify")(routes.photos)
     app.get("/ping")(routes.ping)
     app.get("/openapi.yaml")(routes.openapi)
+    if settings.page:
+        page.add_page(app)
     app.wsgi_app = ShortWay(app.wsgi_app, exchange, photos)  # type: ignore[method-assign]
     return app

@@ -114,10 +114,15 @@ class Exchange:
         body = refused.body(ticket.request_id)
         return Reply(refused.status, (*refused.headers().items(), ("Content-Length", str(len(body)))), body)
 
-    def end(self, ticket: Ticket, method: str, path: str, route: str, status: int) -> None:
-        """Count the request, and log it.
+    def end(self, ticket: Ticket, method: str, path: str, route: str, status: int) -> list[tuple[str, str]]:
+        """Count the request, and log it; the headers that its answer has, whatever it is.
 
         The route, never the path, is counted: paths are a client's to choose, and each would be a new time series.
         """
         self._metrics.observe_request(route, status, time.monotonic() - ticket.start)
         log_request(ticket, method, path, status)
+        headers = [("X-Request-Id", ticket.request_id)]
+        if ticket.stages:  # https://www.w3.org/TR/server-timing/: browsers show it beside the request
+            timing = [f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in ticket.stages.items()]
+            headers.append(("Server-Timing", ", ".join(timing)))
+        return headers

@@ -556,6 +556,13 @@ class Settings:
         "For finishing what was accepted; more than the request timeout. Both drain times must fit in the pod's grace "
         "period: 5 + 22 in Kubernetes's 30.",
     )
+    page: bool = _setting(
+        "GATEWAY_PAGE",
+        "on",
+        _switch,
+        "on, off",
+        "The page at /, on which people drop photos. It does nothing that a client of the same port can't do.",
+    )
     log_level: str = _setting(
         "GATEWAY_LOG_LEVEL", "info", _choice(*LOG_LEVELS), ", ".join(LOG_LEVELS), "info has one line for each request."
     )

@@ -69,6 +69,7 @@
   (list "GATEWAY_TRUSTED_PROXIES" (join "," .Values.gateway.trustedProxies))
   (list "GATEWAY_RESAMPLING" (ternary "" .Values.model.resampling (eq .Values.model.resampling "nearest")))
   (list "GATEWAY_JPEG_SCALING" (ternary "on" "" .Values.gateway.jpegScaling))
+  (list "GATEWAY_PAGE" (ternary "" "off" .Values.gateway.page))
   (list "GATEWAY_FETCH_ALLOWED_HOSTS" (join "," .Values.gateway.fetch.allowedHosts))
   (list "GATEWAY_FETCH_DENIED_HOSTS" (join "," .Values.gateway.fetch.deniedHosts))
   (list "GATEWAY_FETCH_PROXY" .Values.gateway.fetch.proxy)

@@ -1,0 +1,264 @@
+"""The page in Chromium: a real gateway, a real model, and what a person sees and can do.
+
+Chromium comes from the system (CHROMIUM names it where it has another name); .ci/run installs Debian's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import processes
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
+from processes import LABELS, SAMPLE, Running
+
+PICTURES = processes.ROOT / "page-report"
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None
+)
+# Playwright's greenlets meet an event loop that pytest's own warnings filter would complain of at the exit.
+pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning")]
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+DESKTOP = {"viewport": {"width": 1200, "height": 900}}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on the PATH; install it (apt-get install chromium), or name it in CHROMIUM")
+    playwright: Playwright
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with processes.model_server(tmp_path_factory.mktemp("model") / "log", processes.DEMO_MODEL) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, model: Running) -> Iterator[Running]:
+    with (
+        processes.photo_server(SAMPLE.parent) as photos,
+        processes.gateway(
+            tmp_path_factory.mktemp("gateway") / "log", model.ports["grpc"],
+            GATEWAY_FETCH_ALLOWED_NETWORKS="127.0.0.0/8", GATEWAY_FETCH_ALLOWED_PORTS=f"80,443,{photos}",
+        ) as server,
+    ):  # fmt: skip
+        processes.wait_until_ready(server)
+        server.ports["photos"] = photos
+        yield server
+
+
+class Visit:
+    """A person's visit: the page, and what the browser had to say about it."""
+
+    def __init__(self, context: BrowserContext, base: str) -> None:
+        self.complaints: list[str] = []
+        self.foreign: list[str] = []
+        self.page: Page = context.new_page()
+        self.page.on("console", lambda message: self.complaints.append(message.text) if self._bad(message) else None)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self._note(request.url, base))
+        self.page.goto(base)
+
+    def _bad(self, message) -> bool:
+        # An answer that is an error is shown by the browser, too; the page's own words for it are what is tested.
+        return message.type in ("error", "warning") and "Failed to load resource" not in message.text
+
+    def _note(self, url: str, base: str) -> None:
+        if not url.startswith((base, "blob:", "data:")):
+            self.foreign.append(url)
+
+    def choose(self, *photos: Path) -> None:
+        """One action: a file chooser answered."""
+        with self.page.expect_file_chooser() as chooser:
+            self.page.get_by_role("button", name="Choose photos").click()
+        chooser.value.set_files(photos)
+
+    def card(self, name: str):
+        return self.page.locator(".card").filter(has=self.page.get_by_role("heading", name=name, exact=True)).first
+
+
+@pytest.fixture(params=["phone", "desktop"])
+def size(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def visit(browser: Browser, gateway: Running, size: str) -> Iterator[Visit]:
+    context = browser.new_context(**(PHONE if size == "phone" else DESKTOP))
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    made = Visit(context, f"http://127.0.0.1:{gateway.ports['http']}/")
+    made.page.set_default_timeout(20_000)
+    yield made
+    context.close()
+    assert not made.complaints
+    assert not made.foreign, "the page asked another host"
+
+
+def picture(visit: Visit, name: str) -> None:
+    """A screenshot to look at."""
+    PICTURES.mkdir(exist_ok=True)
+    visit.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+
+
+def test_a_photo_in_two_actions_and_bars_that_are_the_gateways_answer(visit: Visit, gateway: Running, size: str):
+    visit.choose(SAMPLE)  # open the chooser, choose: no third action
+    card = visit.card(SAMPLE.name)
+    answer = gateway.post("/classify", body=SAMPLE.read_bytes(), headers=processes.PNG).json()
+    best = answer["predictions"][0]
+    expect(card.locator(".answer")).to_have_text(f"{best['label']}, {best['probability'] * 100:.1f} %")
+    rows = card.locator("tbody tr")
+    assert rows.count() == len(LABELS)
+    assert rows.locator("visible=true").count() == 5
+    card.get_by_role("button", name="All classes").click()
+    assert rows.locator("visible=true").count() == len(LABELS)
+    assert [row.locator("th").inner_text() for row in rows.all()] == [each["label"] for each in answer["predictions"]]
+    widths = [row.locator(".bar").bounding_box()["width"] for row in rows.all()]
+    assert widths == sorted(widths, reverse=True)
+    assert re.search(r"decode [\d.]+ ms · predict [\d.]+ ms · all \d+ ms", card.locator(".times").inner_text())
+    assert card.locator("img").evaluate("image => image.naturalWidth") > 0, "the thumbnail is the photo"
+    expect(visit.page.locator("#model")).to_have_text(
+        f"Model {answer['model']['name']}, version {answer['model']['version']}"
+    )
+    picture(visit, f"one-photo-{size}")
+
+
+def test_several_photos_and_one_that_is_none(visit: Visit, size: str, tmp_path: Path):
+    broken = tmp_path / "notes.jpg"
+    broken.write_text("not a photo")
+    photos = processes.dataset_photos(4) or [SAMPLE]
+    visit.choose(broken, *photos)
+    expect(visit.page.get_by_role("status")).to_have_text(f"{len(photos) + 1} of {len(photos) + 1} done, 1 failed.")
+    expect(visit.card("notes.jpg").locator(".answer")).to_contain_text("no JPEG, PNG, WebP, GIF or BMP file")
+    expect(visit.card("notes.jpg").locator(".times")).to_contain_text("(415), request ")
+    for photo in photos:
+        expect(visit.card(photo.name).locator(".answer")).to_have_text(re.compile(r"\w+, [\d.]+ %"))
+    picture(visit, f"several-{size}")
+
+
+@pytest.mark.parametrize("size", ["desktop"])
+def test_a_link(visit: Visit, gateway: Running):
+    visit.page.get_by_label("or give a link to one").fill(f"http://127.0.0.1:{gateway.ports['photos']}/{SAMPLE.name}")
+    visit.page.keyboard.press("Enter")
+    expect(visit.page.locator(".answer")).to_have_text(re.compile(r"\w+, [\d.]+ %"))
+    expect(visit.page.locator(".times")).to_contain_text("fetch ")
+
+
+@pytest.mark.parametrize("size", ["desktop"])
+def test_a_link_to_the_inside_is_refused_in_clear_words(visit: Visit):
+    visit.page.get_by_label("or give a link to one").fill("http://169.254.169.254/latest/meta-data/")
+    visit.page.keyboard.press("Enter")
+    expect(visit.page.locator(".answer")).to_contain_text("The photo's address can't be used.")
+    expect(visit.page.get_by_role("button", name="Try again")).to_be_visible()
+
+
+@pytest.mark.parametrize("size", ["desktop"])
+def test_pasting_a_photo_and_dropping_one(visit: Visit):
+    give = """([bytes, kind]) => {
+        const carrier = new DataTransfer();
+        carrier.items.add(new File([new Uint8Array(bytes)], `${kind}.png`, {type: "image/png"}));
+        const event = kind === "paste"
+            ? new ClipboardEvent("paste", {clipboardData: carrier, bubbles: true})
+            : new DragEvent("drop", {dataTransfer: carrier, bubbles: true, cancelable: true});
+        document.body.dispatchEvent(event);
+    }"""
+    for kind in ("paste", "drop"):
+        visit.page.evaluate(give, [list(SAMPLE.read_bytes()), kind])
+        expect(visit.card(f"{kind}.png").locator(".answer")).to_have_text(re.compile(r"\w+, [\d.]+ %"))
+
+
+@pytest.mark.parametrize("size", ["desktop"])
+def test_the_curl_that_it_shows_gives_the_same(visit: Visit, gateway: Running):
+    if shutil.which("curl") is None:
+        pytest.skip("no curl on the PATH")
+    visit.choose(SAMPLE)
+    card = visit.card(SAMPLE.name)
+    shown = card.locator(".answer")
+    expect(shown).to_have_text(re.compile(r"\w+, [\d.]+ %"))
+    card.get_by_text("The same with curl").click()
+    card.get_by_role("button", name="Copy").click()
+    expect(card.get_by_role("button", name="Copied")).to_be_visible()
+    copied = visit.page.evaluate("navigator.clipboard.readText()")
+    assert copied == card.locator("pre").inner_text()
+    done = processes.subprocess.run(
+        ["sh", "-c", copied.replace("curl ", "curl -s ", 1)], cwd=SAMPLE.parent, check=True, capture_output=True
+    )
+    best = json.loads(done.stdout)["predictions"][0]
+    assert shown.inner_text() == f"{best['label']}, {best['probability'] * 100:.1f} %"
+
+
+@pytest.mark.parametrize("size", ["desktop"])
+def test_by_keyboard_alone(visit: Visit):
+    """The order of the focus is the order of reading, and Enter on the button opens the chooser."""
+    keyboard = visit.page.keyboard
+    keyboard.press("Tab")
+    expect(visit.page.get_by_role("button", name="Choose photos")).to_be_focused()
+    with visit.page.expect_file_chooser() as chooser:
+        keyboard.press("Enter")
+    chooser.value.set_files(SAMPLE)
+    card = visit.card(SAMPLE.name)
+    expect(card.locator(".answer")).to_have_text(re.compile(r"\w+, [\d.]+ %"))
+    for _ in range(12):
+        keyboard.press("Tab")
+        if card.get_by_role("button", name="All classes").evaluate("it => it === document.activeElement"):
+            break
+    keyboard.press("Enter")
+    assert card.locator("tbody tr").locator("visible=true").count() == len(LABELS)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(visit: Visit, scheme: str, size: str, tmp_path: Path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff\xe0")
+    visit.page.emulate_media(color_scheme=scheme)
+    visit.choose(SAMPLE, broken)
+    expect(visit.page.get_by_role("status")).to_have_text("2 of 2 done, 1 failed.")
+    visit.card(SAMPLE.name).get_by_text("The same with curl").click()
+    # The policy forbids scripts that aren't the page's own; the checker is told in by the browser's own means.
+    results = Axe().run(visit.page)
+    assert results.violations_count == 0, results.generate_report()
+    picture(visit, f"axe-{scheme}-{size}")
+
+
+def test_the_model_is_away_and_comes_back(browser: Browser, tmp_path: Path):
+    """The page says so, tries again by itself, and nobody has to press anything."""
+    port = processes.free_port()
+    with processes.gateway(tmp_path / "gateway", port, GATEWAY_MODEL_CHECK_SECONDS="0.5") as gateway:
+        context = browser.new_context(**DESKTOP)
+        visit = Visit(context, f"http://127.0.0.1:{gateway.ports['http']}/")
+        visit.choose(SAMPLE)
+        answer = visit.card(SAMPLE.name).locator(".answer")
+        expect(answer).to_contain_text("Trying again in", timeout=20_000)
+        picture(visit, "model-away")
+        with processes.model_server(tmp_path / "model", processes.DEMO_MODEL, port=port):
+            expect(answer).to_have_text(re.compile(r"\w+, [\d.]+ %"), timeout=60_000)
+        context.close()
+
+
+def test_a_key_is_asked_for_and_kept(browser: Browser, model: Running, tmp_path: Path):
+    keys = tmp_path / "keys"
+    keys.write_text("shop a-very-long-and-secret-key-0123456789\n")
+    with processes.gateway(tmp_path / "gateway", model.ports["grpc"], GATEWAY_KEYS_FILE=str(keys)) as gateway:
+        processes.wait_until_ready(gateway)
+        context = browser.new_context(**DESKTOP)
+        visit = Visit(context, f"http://127.0.0.1:{gateway.ports['http']}/")
+        visit.choose(SAMPLE)
+        field = visit.page.get_by_label("This gateway asks for a key")
+        expect(field).to_be_focused(timeout=20_000)
+        field.fill("a-very-long-and-secret-key-0123456789")
+        visit.page.keyboard.press("Enter")
+        card = visit.card(SAMPLE.name)
+        expect(card.locator(".answer")).to_have_text(re.compile(r"\w+, [\d.]+ %"))
+        assert "secret" not in visit.page.locator("body").inner_text()
+        context.close()
