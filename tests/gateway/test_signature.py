@@ -10,6 +10,7 @@ from clothing_gateway.settings import Settings
 from clothing_gateway.signature import Misfit
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import predict_pb2
 
 FLOAT, UINT8, STRING, INT64, DOUBLE = (
     types_pb2.DT_FLOAT,
@@ -106,30 +107,58 @@ def test_an_output_of_open_width_is_taken(shape):
     assert describe(outputs={"d": (FLOAT, shape)}).width is None
 
 
-def test_numbers_are_written_as_they_are():
-    photos = [np.arange(12, dtype=np.float32).reshape(2, 2, 3) * factor for factor in (1, 2)]
-    proto = tensor_pb2.TensorProto()
-    tensor.fill(proto, photos)
-    assert [dim.size for dim in proto.tensor_shape.dim] == [2, 2, 2, 3]
-    assert np.array_equal(tensor.read(proto), np.stack(photos))
+def written(photos, name="input_8"):
+    """What the server reads from the bytes; and that protobuf itself would have written the same message."""
+    head = predict_pb2.PredictRequest(output_filter=["dense_7"])
+    head.model_spec.name = "clothes"
+    message = tensor.serialise(head.SerializeToString(), head.INPUTS_FIELD_NUMBER, name, photos)
+    request = predict_pb2.PredictRequest.FromString(message)
+    expected = predict_pb2.PredictRequest()
+    expected.CopyFrom(head)
+    proto = expected.inputs[name]
+    for size in (len(photos), *(() if isinstance(photos[0], bytes) else photos[0].shape)):
+        proto.tensor_shape.dim.add().size = size
+    if isinstance(photos[0], bytes):
+        proto.dtype = STRING
+        proto.string_val.extend(photos)
+    else:
+        proto.dtype = {np.float32: FLOAT, np.float64: DOUBLE, np.uint8: UINT8}[photos[0].dtype.type]
+        proto.tensor_content = np.stack(photos).tobytes()
+    assert request == expected
+    assert len(message) == expected.ByteSize()
+    return request.inputs[name]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 2, 3), (9, 16, 3), (73, 100, 3), (299, 299, 3)])
+@pytest.mark.parametrize("batch", [1, 2, 130])
+def test_numbers_are_written_as_they_are(dtype, shape, batch):
+    if batch == 130 and shape[0] > 9:
+        shape = (9, 9, 3)
+    rng = np.random.default_rng(1)
+    photos = [rng.uniform(0, 255, shape).astype(dtype) for _ in range(batch)]
+    proto = written(photos)
+    assert [dim.size for dim in proto.tensor_shape.dim] == [batch, *shape]
+    if dtype != np.uint8:
+        assert np.array_equal(tensor.read(proto), np.stack(photos))
     assert not proto.float_val
 
 
-@pytest.mark.parametrize("photos", [[b"one"], [b"one", b"two"]])
-def test_strings_are_written_as_they_are(photos):
-    proto = tensor_pb2.TensorProto()
-    tensor.fill(proto, photos)
+@pytest.mark.parametrize(
+    "photos", [[b"one"], [b"one", b"two"], [b""], [b"x" * 127, b"y" * 128, b"z" * 16384], [b"x" * (1 << 21)]]
+)
+@pytest.mark.parametrize("name", ["x", "serving_default_input_of_a_long_name" * 4, "ü"])
+def test_strings_are_written_as_they_are(photos, name):
+    proto = written(photos, name)
     assert proto.dtype == STRING
     assert list(proto.string_val) == photos
     assert [dim.size for dim in proto.tensor_shape.dim] == [len(photos)]
 
 
-def test_bytes_are_written_as_they_are():
-    proto = tensor_pb2.TensorProto()
-    photo = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    tensor.fill(proto, [photo])
-    assert proto.dtype == UINT8
-    assert proto.tensor_content == photo.tobytes()
+def test_an_array_that_lies_otherwise_in_memory_is_written_in_its_order():
+    turned = np.arange(24, dtype=np.uint8).reshape(2, 4, 3).transpose(1, 0, 2)
+    assert written([turned]).tensor_content == turned.tobytes()
+    assert written([turned[:, ::-1], turned]).tensor_content == turned[:, ::-1].tobytes() + turned.tobytes()
 
 
 def proto_of(dtype, shape, **values):

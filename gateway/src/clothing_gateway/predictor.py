@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 Code = grpc.StatusCode
 Batch = Sequence[tensor.Element]
+_INPUTS: int = predict_pb2.PredictRequest.INPUTS_FIELD_NUMBER
 
 # The smallest retry buffer: one photo of 512 x 512 in float32 is 3 MiB.
 _RETRY_BUFFER_BYTES = 4 << 20
@@ -121,7 +122,11 @@ class _Connection:
                 options.append(("grpc.ssl_target_name_override", settings.model_tls_server_name))
             self.channel = grpc.secure_channel(target, files.credentials(), options=options)
         stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
-        self.predict: Any = stub.Predict  # called, or started with .future
+        # Called, or started with .future; with bytes that are a PredictRequest already.
+        self.predict: Any = self.channel.unary_unary(
+            "/tensorflow.serving.PredictionService/Predict",
+            response_deserializer=predict_pb2.PredictResponse.FromString,
+        )
         self.metadata: Callable[..., get_model_metadata_pb2.GetModelMetadataResponse] = stub.GetModelMetadata
 
 
@@ -282,16 +287,16 @@ class Predictor:
         self._tracks[model.track].name_model(request.model_spec, self._settings.model_name)
         request.model_spec.signature_name = self._settings.signature_name
         request.output_filter.append(model.output_name)
-        tensor.fill(request.inputs[model.input_name], photos)
+        message = tensor.serialise(request.SerializeToString(), _INPUTS, model.input_name, photos)
         left = deadline.require("ask the model")
         metadata = (("x-request-id", request_id),) if request_id else None
         start = time.monotonic()
         try:
             if self._slow:
-                call = self._connect().predict.future(request, timeout=left, metadata=metadata)
+                call = self._connect().predict.future(message, timeout=left, metadata=metadata)
                 response = self._watched(call, has_left)
             else:
-                response = self._connect().predict(request, timeout=left, metadata=metadata)
+                response = self._connect().predict(message, timeout=left, metadata=metadata)
         except grpc.FutureCancelledError:
             self._count("Predict", "CANCELLED")
             raise ModelUnavailable(cause="CANCELLED") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ _NUMBERS: dict[int, tuple[np.dtype[Any], str]] = {
     DT_DOUBLE: (np.dtype("<f8"), "double_val"),
 }
 _DTYPES = {np.dtype("<f4"): DT_FLOAT, np.dtype("<f8"): DT_DOUBLE, np.dtype("u1"): DT_UINT8}
+_TENSOR_CONTENT: int = tensor_pb2.TensorProto.TENSOR_CONTENT_FIELD_NUMBER
+_STRING_VAL: int = tensor_pb2.TensorProto.STRING_VAL_FIELD_NUMBER
+_MAP_KEY, _MAP_VALUE = 1, 2
 
 
 class TensorError(ValueError):
@@ -37,22 +41,46 @@ def dtype_name(dtype: int) -> str:
     return name
 
 
-def fill(proto: tensor_pb2.TensorProto, batch: Sequence[Element]) -> None:
-    """Write a batch, one array or one string for each element, into a TensorProto.
+def serialise(head: bytes, field: int, name: str, batch: Sequence[Element]) -> bytes:
+    """A message that ends in an entry of a map<string, TensorProto>: a batch, one array or one string for each element.
 
-    Numbers go into ``tensor_content``: one copy, 0.09 ms for a photo of 299 x 299, against 17 ms for ``float_val``.
+    protobuf copies a tensor into the message and again out of it when it is serialised: 0.2 ms for a photo of
+    299 x 299, of which this takes 0.05, in one copy. Wire format: protobuf.dev/programming-guides/encoding.
+    Numbers go into ``tensor_content``: ``float_val`` would take 17 ms.
     """
-    dimensions: tuple[int, ...] = (len(batch),)
     first = batch[0]
+    proto = tensor_pb2.TensorProto()
+    proto.tensor_shape.dim.add().size = len(batch)
+    contents: list[bytes | memoryview]
     if isinstance(first, bytes):
         proto.dtype = DT_STRING
-        proto.string_val.extend(batch)
+        contents = []
+        for one in batch:
+            contents += [_prefix(_STRING_VAL, len(one)), one]  # type: ignore[list-item]  # bytes, as the first is
     else:
         proto.dtype = _DTYPES[first.dtype]
-        dimensions += first.shape
-        proto.tensor_content = first.tobytes() if len(batch) == 1 else np.stack(batch).tobytes()
-    for dimension in dimensions:
-        proto.tensor_shape.dim.add().size = dimension
+        for size in first.shape:
+            proto.tensor_shape.dim.add().size = size
+        contents = [np.ascontiguousarray(one).data for one in batch]
+        contents.insert(0, _prefix(_TENSOR_CONTENT, first.nbytes * len(batch)))
+    shape = proto.SerializeToString()
+    key = name.encode()
+    key = _prefix(_MAP_KEY, len(key)) + key
+    size = len(shape) + sum(memoryview(one).nbytes for one in contents)
+    value = _prefix(_MAP_VALUE, size)
+    length = len(key) + len(value) + size
+    return b"".join((head, _prefix(field, length), key, value, shape, *contents))
+
+
+def _prefix(field: int, length: int) -> bytes:
+    """A field's number with the wire type LEN, and the length of what follows, as varints."""
+    out = bytearray()
+    for number in (field << 3 | 2, length):
+        while number > 0x7F:
+            out.append(number & 0x7F | 0x80)
+            number >>= 7  # noqa: PLW2901
+        out.append(number)
+    return bytes(out)
 
 
 def read(proto: tensor_pb2.TensorProto) -> npt.NDArray[np.floating[Any]]:
@@ -70,9 +98,9 @@ def read(proto: tensor_pb2.TensorProto) -> npt.NDArray[np.floating[Any]]:
         flat = np.frombuffer(proto.tensor_content, dtype)
     else:
         flat = np.fromiter(getattr(proto, values_name), dtype)
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         if flat.size == 1 < size:  # TensorProto's short form: the last value stands for all that follow
             flat = np.full(size, flat[0], dtype)
-    if proto.tensor_shape.unknown_rank or flat.size != int(np.prod(shape)):
+    if proto.tensor_shape.unknown_rank or flat.size != math.prod(shape):
         raise TensorError(f"{flat.size} numbers in a shape of {shape}")
     return flat.reshape(shape)
