@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,27 +67,99 @@ def test_compact_learns_and_reports(dataset: Path, tmp_path: Path, capsys: pytes
     assert not np.isclose(logits.sum(), 1), "logits, not probabilities: as the course's model gives"
 
 
-def test_stopped_training_goes_on(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+class StopAfter(progress.Progress):
+    """Ctrl-C once a line begins so."""
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self.start = start
+
+    def say(self, line: str) -> None:
+        super().say(line)
+        if line.startswith(self.start):
+            raise KeyboardInterrupt
+
+
+def weights_of(file: Path) -> list[np.ndarray[Any, Any]]:
+    import keras
+
+    return list(keras.saving.load_model(file).get_weights())
+
+
+def test_stopped_training_goes_on_and_the_seed_decides(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit as if it had never been stopped; which says, too, that the same seed gives the same weights."""
+    from clothing_model import network
+
+    monkeypatch.setattr(network, "STAGES", ((8, 1),))  # all kinds of layers, and little to compile
     data = photos.find_photos(dataset / "train")
     validation = photos.find_photos(dataset / "validation")
-    output = tmp_path / "colours.keras"
-    plan = train.Plan(size=64, epochs=2, batch=16)
+    plan = train.Plan(size=64, epochs=3, batch=16, keep="last")
+    report = train.train(plan, data, validation, tmp_path / "whole.keras")
 
-    class StopAfterOne(progress.Progress):
-        def say(self, line: str) -> None:
-            super().say(line)
-            if line.startswith("epoch 1/"):
-                raise KeyboardInterrupt
-
+    stopped = tmp_path / "stopped.keras"
     with pytest.raises(KeyboardInterrupt):
-        train.train(plan, data, validation, output, progress=StopAfterOne())
-    assert not output.exists()
+        train.train(plan, data, validation, stopped, progress=StopAfter("epoch 2/"))
+    assert not stopped.exists()
+    capsys.readouterr()
+    again = train.train(plan, data, validation, stopped)
+    assert "going on after epoch 2" in (printed := capsys.readouterr().err)
+    assert "epoch 3/3" in printed
+    assert "epoch 2/3" not in printed
+    assert again["history"] == report["history"]
+    assert all(
+        np.array_equal(a, b) for a, b in zip(weights_of(tmp_path / "whole.keras"), weights_of(stopped), strict=True)
+    )
+
+    # Weights to go on from: at a rate of almost nothing, the same model comes out.
+    begin = dataclasses.replace(plan, seed=4, epochs=1, rate=1e-12)
+    further = train.train(begin, data, validation, tmp_path / "further.keras", tmp_path / "whole.keras")
+    assert further["weights"]["file"] == "whole.keras"
+    (first, *_, last), (first_before, *_, last_before) = weights_of(tmp_path / "further.keras"), weights_of(stopped)
+    assert np.allclose(first, first_before, atol=1e-6)
+    assert np.allclose(last, last_before, atol=1e-6)
+    monkeypatch.setattr(network, "STAGES", ((16, 1),))
+    with pytest.raises(network.WeightsError, match="not the weights of compact with 2 classes"):
+        train.train(begin, data, validation, tmp_path / "further.keras", tmp_path / "whole.keras")
+    (tmp_path / "broken.keras").write_bytes(b"PK")
+    with pytest.raises(network.WeightsError, match="Keras can't read it"):
+        train.train(begin, data, validation, tmp_path / "further.keras", tmp_path / "broken.keras")
+
+
+def test_each_phase_has_its_patience(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped early in the first phase and by Ctrl-C in the second, it goes on in the second for as long as it had."""
+    import keras
+
+    from clothing_model import network
+
+    def tiny(input_shape: tuple[int, int, int], **_: Any) -> keras.Model:
+        inputs = keras.Input(input_shape)
+        return keras.Model(inputs, keras.layers.Conv2D(4, 3, 4)(inputs))
+
+    monkeypatch.setitem(network.APPLICATIONS, "mobilenetv3small", tiny)
+    data = photos.find_photos(dataset / "train")
+    validation = photos.find_photos(dataset / "validation")
+    # At a rate of 0 nothing is learned: in each phase the first epoch is the best, and the next one the last.
+    plan = train.Plan("mobilenetv3small", size=64, epochs=5, fine_tune_epochs=5, batch=16, rate=0.0, patience=1)
+    output = tmp_path / "colours.keras"
+    with pytest.raises(KeyboardInterrupt):
+        train.train(plan, data, validation, output, progress=StopAfter("epoch 3/"))
+    assert "no better for 1 epochs: stopping" in capsys.readouterr().err
     report = train.train(plan, data, validation, output)
-    assert "going on after epoch 1" in capsys.readouterr().err
-    assert [entry["epoch"] for entry in report["history"]] == [1, 2]
+    assert "going on after epoch 3" in (printed := capsys.readouterr().err)
+    assert [entry["epoch"] for entry in report["history"]] == [1, 2, 3, 4]
+    assert "epoch 4/7" in printed
 
 
-def test_stops_early_and_draws_the_curves(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stops_early_and_draws_the_curves(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clothing_model import network
+
+    monkeypatch.setattr(network, "STAGES", ((8, 1),))
     output = tmp_path / "colours.keras"
     assert main(command(dataset, output, "--epochs", "20", "--rate", "1e-9", "--patience", "2")) == 0
     assert "no better for 2 epochs: stopping" in capsys.readouterr().err
@@ -134,10 +209,10 @@ def test_weights_as_keras_publishes_them(tmp_path: Path, network_name: str, appl
 
 def test_state_of_another_plan_is_not_gone_on_from(tmp_path: Path) -> None:
     identity = {"plan": {"seed": 1}, "photos_sha256": "ab"}
-    train._save_state(tmp_path, identity, 4, [], {"epoch": 4, "accuracy": 0.5})
+    train._save_state(tmp_path, identity, train.Run(epoch=4, best={"epoch": 4, "accuracy": 0.5}))
     saved = train._saved(tmp_path, identity)
     assert saved is not None
-    assert saved["epoch"] == 4
+    assert saved.epoch == 4
     assert train._saved(tmp_path, {"plan": {"seed": 2}, "photos_sha256": "ab"}) is None
     assert train._saved(tmp_path / "absent", identity) is None
 
@@ -153,7 +228,7 @@ def test_transfer_learning_from_a_file_of_weights(dataset: Path, tmp_path: Path)
     options = ("--network", "mobilenetv3small", "--weights", str(weights), "--epochs", "1", "--fine-tune-epochs", "1")
     assert main(command(dataset, output, *options)) == 0
     report = json.loads(train.report_file(output).read_text())
-    assert report["weights"] == weights.name
+    assert report["weights"] == {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
     assert [entry["epoch"] for entry in report["history"]] == [1, 2]
     assert keras.saving.load_model(output).output_shape == (None, 2)
 
@@ -174,7 +249,8 @@ def test_weights_of_another_network_are_refused(
         (("--size", "32"), "at least 64"),
         (("--epochs", "0"), "--epochs 0: must be above 0"),
         (("--network", "xception"), "wants --weights FILE"),
-        (("--weights", "x.h5"), "choose another --network"),
+        (("--fine-tune-epochs", "3"), "choose another --network"),
+        (("--weights", "absent.keras"), "absent.keras: no such file; give a .keras file that train has written"),
         (("--network", "xception", "--weights", "absent_notop.h5"), "absent_notop.h5: no such file"),
     ],
 )

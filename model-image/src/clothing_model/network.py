@@ -25,6 +25,9 @@ NAMES = (COMPACT, *APPLICATIONS)
 # What EfficientNetV2B0's weights were trained on: [0, 1], less ImageNet's mean, by its standard deviation.
 IMAGENET = {"efficientnetv2b0": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 
+# The compact network's channels and residual blocks; each stage halves height and width.
+STAGES = ((64, 2), (128, 2), (224, 3), (384, 2))
+
 
 class WeightsError(ModelError):
     """A file of weights that doesn't fit the network; the message names both."""
@@ -60,7 +63,7 @@ def compact(classes: int, dropout: float = 0.3) -> keras.Model:
     inputs = keras.Input((None, None, 3), name="photo")
     x = layers.Conv2D(32, 3, 2, padding="same", use_bias=False, name="stem")(inputs)
     x = layers.ReLU(name="stem_relu")(layers.BatchNormalization(name="stem_bn")(x))
-    for stage, (channels, blocks) in enumerate(((64, 2), (128, 2), (224, 3), (384, 2)), start=1):
+    for stage, (channels, blocks) in enumerate(STAGES, start=1):
         for block in range(blocks):
             x = _block(x, channels, 2 if block == 0 else 1, f"stage{stage}_block{block + 1}")
     x = layers.GlobalAveragePooling2D(name="pool")(x)
@@ -105,6 +108,31 @@ def transfer(name: str, classes: int, size: int, weights: Path | None, dropout: 
     x = layers.Dense(100, activation="relu", name="hidden")(x)
     x = layers.Dropout(dropout, name="dropout")(x)
     return keras.Model(inputs, layers.Dense(classes, name="logits")(x), name=f"{name}_classifier")
+
+
+def take_weights(model: keras.Model, file: Path) -> None:
+    """Give ``model`` the weights of the same network in a ``.keras`` file, to train it further.
+
+    Raises:
+        WeightsError: ``file`` is missing, no such file, or of another network.
+
+    """
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file; give a .keras file that train has written")
+    try:
+        weights = keras.saving.load_model(file, compile=False).get_weights()
+    except (ValueError, OSError, TypeError) as error:
+        raise WeightsError(
+            f"{file}: Keras can't read it ({error}); give a .keras file that train has written"
+        ) from error
+    wanted = [tuple(variable.shape) for variable in model.weights]
+    found = [weight.shape for weight in weights]
+    if wanted != found:
+        raise WeightsError(
+            f"{file}: not the weights of {model.name} with {model.output_shape[-1]} classes; "
+            "give a file that train has written with the same --network and classes"
+        )
+    model.set_weights(weights)
 
 
 def base_of(model: keras.Model) -> keras.Model:

@@ -8,13 +8,14 @@ saved. Each batch's randomness comes from seed, epoch and batch alone, and a tra
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,8 @@ class Plan:
         mixup: the alpha of mixup's Beta distribution (arXiv:1710.09412); 0 turns it off.
         average: momentum of the weights' exponential average, per step.
         patience: epochs without a better validation accuracy before it stops; 0 never stops early.
+        keep: ``best`` saves the epoch with the best validation accuracy, ``last`` the last, so that the validation
+            photos choose nothing.
         seed: of weights, order and augmentation.
 
     """
@@ -70,6 +73,7 @@ class Plan:
     mixup: float = 0.2
     average: float = 0.998
     patience: int = 0
+    keep: str = "best"
     seed: int = 1
 
     def training_size(self, epoch: int) -> int:
@@ -85,6 +89,33 @@ class Plan:
         if step < warm:
             return self.rate * (step + 1) / warm
         return self.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
+
+
+@dataclass
+class Run:
+    """How far a training has come; kept between epochs, so that it goes on as if it had never been stopped.
+
+    Attributes:
+        epoch: epochs done.
+        phase: 0 for the first, 1 for fine-tuning.
+        first: epochs that were done when the phase began.
+        history: loss and accuracy of each epoch.
+        best: epoch and accuracy of what is kept.
+
+    """
+
+    epoch: int = 0
+    phase: int = 0
+    first: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=lambda: {"epoch": 0, "accuracy": -1.0})
+
+    def stale(self, patience: int) -> bool:
+        """Whether the phase has brought nothing better for so many epochs; an equal accuracy is no progress."""
+        phase = self.history[self.first :]
+        if not patience or not phase:
+            return False
+        return self.epoch - max(phase, key=lambda entry: entry["accuracy"])["epoch"] >= patience
 
 
 def transforms(rng: np.random.Generator, count: int, source: int, size: int) -> NDArray[np.float32]:
@@ -176,8 +207,7 @@ def _trainer(
         variables = [variable.value for variable in model.trainable_variables]
         optimizer.apply(tape.gradient(loss, variables), model.trainable_variables)
         for mean, weight in zip(averaged.weights, model.weights, strict=True):
-            if mean.dtype == "float32":  # the others are the seeds of dropout
-                mean.assign(mean + (1 - momentum) * (weight - mean))
+            mean.assign(mean + (1 - momentum) * (weight - mean))
         return loss
 
     optimizer.build(model.trainable_variables)
@@ -188,7 +218,10 @@ def _build(plan: Plan, classes: int, weights: Path | None) -> keras.Model:
     from clothing_model import network
 
     if plan.network == network.COMPACT:
-        return network.compact(classes)
+        model = network.compact(classes)
+        if weights is not None:
+            network.take_weights(model, weights)
+        return model
     return network.transfer(plan.network, classes, plan.size, weights)
 
 
@@ -219,6 +252,9 @@ def train(
 
     say = progress or Progress()
     keras.utils.set_random_seed(plan.seed)
+    if not tf.config.list_physical_devices("GPU"):
+        # On a CPU the same seed then gives the same weights, bit for bit, and costs no time; GPUs can't always.
+        tf.config.experimental.enable_op_determinism()
     classes = len(data.labels)
     source = round(plan.size * SOURCE_SCALE)
     say.say(f"reading {len(data.paths)} photos of {classes} classes, {len(validation.paths)} for validation")
@@ -231,16 +267,25 @@ def train(
     say.say(f"{plan.network}: {model.count_params():,} parameters, {plan.size} px, {plan.epochs} epochs")
 
     digest = data.sha256()
-    identity = {"plan": asdict(plan), "photos_sha256": digest, "weights": weights.name if weights else None}
+    identity = {
+        "plan": asdict(plan),
+        "photos_sha256": digest,
+        "weights": {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+        if weights
+        else None,
+    }
     state = output.with_name(output.name + ".state")
     state.mkdir(parents=True, exist_ok=True)
-    history: list[dict[str, float]] = []
-    best = {"epoch": 0, "accuracy": -1.0}
     best_file = state / "best.keras"
-    phases = [(False, plan.epochs)] + ([(True, plan.fine_tune_epochs)] if plan.fine_tune_epochs else [])
+    saved = _saved(state, identity)
+    run = Run() if saved is None else saved
+    if saved is not None:
+        say.say(f"going on after epoch {saved.epoch}, from {state.name}/")
     began = time.monotonic()
-    epoch = 0
-    for fine_tuning, count in phases:
+    per_epoch = len(pixels) // plan.batch
+    phases = [plan.epochs] + ([plan.fine_tune_epochs] if plan.fine_tune_epochs else [])
+    for number in range(run.phase, len(phases)):
+        fine_tuning, count = number > 0, phases[number]
         phase = replace(plan, rate=plan.rate / 10) if fine_tuning else plan
         if fine_tuning:
             for one in (model, averaged):
@@ -248,44 +293,39 @@ def train(
         optimizer = keras.optimizers.AdamW(plan.rate, weight_decay=plan.weight_decay)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         step = _trainer(model, averaged, optimizer)
-        checkpoint = tf.train.Checkpoint(model=model, averaged=averaged, optimizer=optimizer)
-        first, end = epoch, epoch + count
-        saved = _saved(state, identity)
-        if saved is not None and first < saved["epoch"]:
-            if saved["epoch"] <= end:
-                checkpoint.read(str(state / f"epoch-{saved['epoch']}")).expect_partial()
-                history, best = saved["history"], saved["best"]
-                say.say(f"going on after epoch {saved['epoch']}, from {state.name}/")
-            epoch = min(end, saved["epoch"])
-        per_epoch = len(pixels) // plan.batch
-        while epoch < end:
+        # The state of dropout's chance, which a checkpoint of the model leaves out.
+        chance = [variable.value for variable in model.variables if variable.path.endswith("seed_generator_state")]
+        checkpoint = tf.train.Checkpoint(model=model, averaged=averaged, optimizer=optimizer, chance=chance)
+        if number > run.phase:
+            run.phase, run.first = number, run.epoch
+        elif saved is not None:
+            checkpoint.read(str(state / f"epoch-{run.epoch}")).assert_existing_objects_matched()
+        while run.epoch < run.first + count and not run.stale(plan.patience):
             started, losses = time.monotonic(), []
-            for number, (x, y) in enumerate(batches(phase, pixels, data.targets, classes, epoch)):
-                done = (epoch - first) * per_epoch + number
+            for at, (x, y) in enumerate(batches(phase, pixels, data.targets, classes, run.epoch)):
+                done = (run.epoch - run.first) * per_epoch + at
                 optimizer.learning_rate.assign(phase.learning_rate(done, count * per_epoch))
                 losses.append(step(x, y, min(plan.average, (1 + done) / (10 + done))))
-                say.count(f"epoch {epoch + 1} batch", number + 1, per_epoch)
+                say.count(f"epoch {run.epoch + 1} batch", at + 1, per_epoch)
             found = logits_of(averaged, unseen).argmax(axis=1)
             accuracy = float((found == validation.targets).mean())
-            epoch += 1
-            history.append({"epoch": epoch, "loss": float(np.mean(losses)), "accuracy": accuracy})
-            if accuracy >= best["accuracy"]:
-                best = {"epoch": epoch, "accuracy": accuracy}
-                averaged.save(best_file)
-            checkpoint.write(str(state / f"epoch-{epoch}"))
-            _save_state(state, identity, epoch, history, best)
+            run.epoch += 1
+            run.history.append({"epoch": run.epoch, "loss": float(np.mean(losses)), "accuracy": accuracy})
+            if accuracy >= run.best["accuracy"] or plan.keep == "last":
+                run.best = {"epoch": run.epoch, "accuracy": accuracy}
+                _save_keras(averaged, best_file)
+            checkpoint.write(str(state / f"epoch-{run.epoch}"))
+            _save_state(state, identity, run)
             took = time.monotonic() - started
-            left = (end - epoch) * took / 60
+            left = (run.first + sum(phases[number:]) - run.epoch) * took / 60
             say.say(
-                f"epoch {epoch}/{plan.epochs + plan.fine_tune_epochs}  {phase.training_size(epoch - 1)} px"
-                f"  loss {history[-1]['loss']:.3f}  validation {accuracy:.3f}"
-                f" (best {best['accuracy']:.3f} at {best['epoch']:.0f})"
+                f"epoch {run.epoch}/{run.first + sum(phases[number:])}  {phase.training_size(run.epoch - 1)} px"
+                f"  loss {run.history[-1]['loss']:.3f}  validation {accuracy:.3f}"
+                f" (kept {run.best['accuracy']:.3f} of {run.best['epoch']:.0f})"
                 f"  {took:.0f} s, about {left:.0f} min left"
             )
-            # The first epoch that was so good: an equal one afterwards is kept, but is no progress.
-            if plan.patience and epoch - max(history, key=lambda entry: entry["accuracy"])["epoch"] >= plan.patience:
-                say.say(f"no better for {plan.patience} epochs: stopping")
-                break
+        if run.stale(plan.patience):
+            say.say(f"no better for {plan.patience} epochs: stopping")
 
     chosen = network.with_input_size(keras.saving.load_model(best_file), plan.size)
     found = logits_of(chosen, unseen).argmax(axis=1)
@@ -294,15 +334,15 @@ def train(
         "labels": list(data.labels),
         "preprocessing": "tf",
         "plan": asdict(plan),
-        "weights": weights.name if weights else None,
+        "weights": identity["weights"],
         "photos": len(data.paths),
         "photos_sha256": digest,
         "validation_photos": len(validation.paths),
         "validation_photos_sha256": validation.sha256(),
         "parameters": model.count_params(),
-        "epoch_chosen": best["epoch"],
+        "epoch_chosen": run.best["epoch"],
         "validation_accuracy": float((found == validation.targets).mean()),
-        "validation_accuracy_last_epoch": history[-1]["accuracy"],
+        "validation_accuracy_last_epoch": run.history[-1]["accuracy"],
         "accuracy_per_class": {
             label: float(table[index, index] / table[index].sum()) for index, label in enumerate(data.labels)
         },
@@ -310,15 +350,13 @@ def train(
         "minutes": round((time.monotonic() - began) / 60, 1),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
-        "history": history,
+        "history": run.history,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    half = output.with_name(f".{output.name}.{os.getpid()}.keras")
-    chosen.save(half)
-    half.replace(output)
+    _save_keras(chosen, output)
     report_file(output).write_text(json.dumps(report, indent=1) + "\n")
     title = f"{output.name}: validation accuracy {report['validation_accuracy']:.3f}"
-    pictures.learning_curves(curves_file(output), history, best["epoch"], title)
+    pictures.learning_curves(curves_file(output), run.history, run.best["epoch"], title)
     shutil.rmtree(state)
     return report
 
@@ -333,21 +371,26 @@ def curves_file(model: Path) -> Path:
     return model.with_suffix(".training.png")
 
 
-def _saved(state: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def _save_keras(model: keras.Model, file: Path) -> None:
+    """Save it in one step, so that a training that is killed leaves the file as it was."""
+    half = file.with_name(f".{file.stem}.{os.getpid()}.keras")
+    model.save(half)
+    half.replace(file)
+
+
+def _saved(state: Path, identity: dict[str, Any]) -> Run | None:
     try:
         saved: dict[str, Any] = json.loads((state / "state.json").read_text())
     except (OSError, ValueError):
         return None
-    return saved if saved["identity"] == json.loads(json.dumps(identity)) else None
+    return Run(**saved["run"]) if saved["identity"] == json.loads(json.dumps(identity)) else None
 
 
-def _save_state(
-    state: Path, identity: dict[str, Any], epoch: int, history: list[dict[str, float]], best: dict[str, float]
-) -> None:
+def _save_state(state: Path, identity: dict[str, Any], run: Run) -> None:
     half = state / "state.json.half"
-    half.write_text(json.dumps({"identity": identity, "epoch": epoch, "history": history, "best": best}))
+    half.write_text(json.dumps({"identity": identity, "run": asdict(run)}))
     half.replace(state / "state.json")
-    for file in state.glob(f"epoch-{epoch - 1}.*"):
+    for file in state.glob(f"epoch-{run.epoch - 1}.*"):
         file.unlink()
 
 
@@ -368,7 +411,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--output", type=Path, required=True, help="the .keras file to write")
     parser.add_argument("--network", default=defaults.network, choices=_network_names(), help="what to train")
-    parser.add_argument("--weights", type=Path, help="the application's weights without its top (…_notop.h5)")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="what to start from: the application's weights without its top (…_notop.h5); for compact a .keras file "
+        "that this command has written",
+    )
     parser.add_argument("--size", type=int, default=defaults.size, help="height and width of the input, in pixels")
     parser.add_argument("--epochs", type=int, default=defaults.epochs, help="passes over the photos")
     parser.add_argument(
@@ -383,6 +431,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=int,
         default=defaults.patience,
         help="stop after so many epochs without a better; 0: never",
+    )
+    parser.add_argument(
+        "--keep",
+        choices=("best", "last"),
+        default=defaults.keep,
+        help="the epoch to save: of the best validation accuracy, or the last, so that the photos choose nothing",
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of weights, order and augmentation")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute")
@@ -403,10 +457,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("epochs", "batch", "rate"):
         if getattr(arguments, name) <= 0:
             raise ModelError(f"--{name} {getattr(arguments, name)}: must be above 0")
-    if arguments.network == "compact" and (arguments.weights or arguments.fine_tune_epochs):
-        raise ModelError(
-            "--weights and --fine-tune-epochs are for transfer learning: choose another --network than compact"
-        )
+    if arguments.network == "compact" and arguments.fine_tune_epochs:
+        raise ModelError("--fine-tune-epochs is for transfer learning: choose another --network than compact")
     if arguments.network != "compact" and not arguments.weights:
         raise ModelError(
             f"--network {arguments.network} wants --weights FILE: the application's ImageNet weights without its top "
