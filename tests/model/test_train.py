@@ -154,12 +154,7 @@ def test_each_phase_has_its_patience(
     assert "epoch 4/7" in printed
 
 
-def test_stops_early_and_draws_the_curves(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from clothing_model import network
-
-    monkeypatch.setattr(network, "STAGES", ((8, 1),))
+def test_stops_early_and_draws_the_curves(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "colours.keras"
     assert main(command(dataset, output, "--epochs", "20", "--rate", "1e-9", "--patience", "2")) == 0
     assert "no better for 2 epochs: stopping" in capsys.readouterr().err

@@ -313,7 +313,7 @@ def train(
             run.history.append({"epoch": run.epoch, "loss": float(np.mean(losses)), "accuracy": accuracy})
             if accuracy >= run.best["accuracy"] or plan.keep == "last":
                 run.best = {"epoch": run.epoch, "accuracy": accuracy}
-                _save_keras(averaged, best_file)
+                save_keras(averaged, best_file)
             checkpoint.write(str(state / f"epoch-{run.epoch}"))
             _save_state(state, identity, run)
             took = time.monotonic() - started
@@ -328,8 +328,6 @@ def train(
             say.say(f"no better for {plan.patience} epochs: stopping")
 
     chosen = network.with_input_size(keras.saving.load_model(best_file), plan.size)
-    found = logits_of(chosen, unseen).argmax(axis=1)
-    table = confusion(validation.targets, found, classes)
     report: dict[str, Any] = {
         "labels": list(data.labels),
         "preprocessing": "tf",
@@ -337,28 +335,37 @@ def train(
         "weights": identity["weights"],
         "photos": len(data.paths),
         "photos_sha256": digest,
-        "validation_photos": len(validation.paths),
-        "validation_photos_sha256": validation.sha256(),
         "parameters": model.count_params(),
         "epoch_chosen": run.best["epoch"],
-        "validation_accuracy": float((found == validation.targets).mean()),
+        **measured(chosen, unseen, validation),
         "validation_accuracy_last_epoch": run.history[-1]["accuracy"],
-        "accuracy_per_class": {
-            label: float(table[index, index] / table[index].sum()) for index, label in enumerate(data.labels)
-        },
-        "confusion": table.tolist(),
         "minutes": round((time.monotonic() - began) / 60, 1),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "history": run.history,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    _save_keras(chosen, output)
+    save_keras(chosen, output)
     report_file(output).write_text(json.dumps(report, indent=1) + "\n")
     title = f"{output.name}: validation accuracy {report['validation_accuracy']:.3f}"
     pictures.learning_curves(curves_file(output), run.history, run.best["epoch"], title)
     shutil.rmtree(state)
     return report
+
+
+def measured(model: keras.Model, pixels: NDArray[np.uint8], data: photos.Dataset) -> dict[str, Any]:
+    """What a report says of a model on labelled photos."""
+    found = logits_of(model, pixels).argmax(axis=1)
+    table = confusion(data.targets, found, len(data.labels))
+    return {
+        "validation_photos": len(data.paths),
+        "validation_photos_sha256": data.sha256(),
+        "validation_accuracy": float((found == data.targets).mean()),
+        "accuracy_per_class": {
+            label: float(table[index, index] / table[index].sum()) for index, label in enumerate(data.labels)
+        },
+        "confusion": table.tolist(),
+    }
 
 
 def report_file(model: Path) -> Path:
@@ -371,7 +378,7 @@ def curves_file(model: Path) -> Path:
     return model.with_suffix(".training.png")
 
 
-def _save_keras(model: keras.Model, file: Path) -> None:
+def save_keras(model: keras.Model, file: Path) -> None:
     """Save it in one step, so that a training that is killed leaves the file as it was."""
     half = file.with_name(f".{file.stem}.{os.getpid()}.keras")
     model.save(half)
