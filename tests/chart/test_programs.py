@@ -1,4 +1,4 @@
-"""The programs that the charts bring: the one that helm test runs, and ping."""
+"""The programs that the charts bring: helm test's, the one that writes the server's TLS configuration, and ping."""
 
 import json
 import sys
@@ -121,3 +121,36 @@ def test_ping_answers_pong_and_nothing_else(capfd):
             assert error.code == 404
             assert b"/ping" in error.read()
     assert "GET /ping" in capfd.readouterr().err
+
+
+def write_ssl_config(folder, mutual="false"):
+    file = folder / "memory" / "ssl.config"
+    file.parent.mkdir()
+    result = run(sys.executable, CLASSIFIER / "files" / "ssl_config.py", folder, file, mutual)
+    return result, file.read_text() if file.exists() else ""
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_the_certificates_become_a_configuration_of_tensorflow_serving(mutual, tmp_path):
+    for name in ("tls.crt", "tls.key", "ca.crt"):
+        (tmp_path / name).write_text(f"-----BEGIN {name}-----\n")
+    result, config = write_ssl_config(tmp_path, "true" if mutual else "false")
+    assert result.returncode == 0, result.stderr
+    expected = 'server_cert: "-----BEGIN tls.crt-----\\n"\nserver_key: "-----BEGIN tls.key-----\\n"\n'
+    expected += 'custom_ca: "-----BEGIN ca.crt-----\\n"\nclient_verify: true\n' if mutual else ""
+    assert config == expected
+
+
+def test_a_ready_configuration_is_taken_as_it_is(tmp_path):
+    (tmp_path / "ssl.config").write_text('server_key: "k"')
+    assert write_ssl_config(tmp_path)[1] == 'server_key: "k"'
+
+
+@pytest.mark.parametrize(("there", "missing"), [(["tls.crt"], "tls.key"), (["tls.crt", "tls.key"], "ca.crt")])
+def test_a_secret_that_lacks_a_part_is_told(there, missing, tmp_path):
+    for name in there:
+        (tmp_path / name).write_text("pem")
+    result, config = write_ssl_config(tmp_path, "true")
+    assert result.returncode == 1
+    assert f"the Secret has no {missing}" in result.stderr
+    assert not config

@@ -29,7 +29,11 @@ def values_in_use(chart: Path) -> Iterator[dict[str, Any]]:
 
 def resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     reference = node.get("$ref")
-    return schema["$defs"][reference.removeprefix("#/$defs/")] if reference else node
+    if not reference:
+        return node
+    for key in reference.removeprefix("#/").split("/"):
+        schema = schema[key]
+    return schema
 
 
 def schema_paths(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,8 @@ sys.path.insert(0, str(processes.ROOT / "ci"))
 
 import cluster as clusters
 
-NAMESPACE = "clothing-e2e"
+# Another one lets two runs share a cluster.
+NAMESPACE = os.environ.get("E2E_NAMESPACE", "clothing-e2e")
 RELEASE = "shop"
 REPORT = processes.ROOT / "e2e-report"
 PHOTO_SERVER = """
@@ -75,11 +77,12 @@ def objects(cluster: clusters.Cluster, namespace: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Release:
-    """A release of the chart in the tests' namespace, with the images built, that may fetch from the photo server."""
+    """A release of the chart, with the images built, that may fetch from its namespace's photo server."""
 
     name: str
     cluster: clusters.Cluster
     tags: dict[str, str]
+    namespace: str = NAMESPACE
 
     @property
     def gateway(self) -> str:
@@ -93,11 +96,11 @@ class Release:
 
     def kubectl(self, *arguments: str) -> str:
         """Run kubectl in the namespace; its output."""
-        return self.cluster.kubectl("--namespace", NAMESPACE, *arguments)
+        return self.cluster.kubectl("--namespace", self.namespace, *arguments)
 
     def helm(self, verb: str, *arguments: str, timeout: str = "5m") -> str:
         """``helm VERB NAME`` in the namespace; its output."""
-        return self.cluster.helm(verb, self.name, *arguments, "--namespace", NAMESPACE, "--timeout", timeout)
+        return self.cluster.helm(verb, self.name, *arguments, "--namespace", self.namespace, "--timeout", timeout)
 
     def apply(self, *values: str, timeout: str = "5m") -> str:
         """Install or upgrade, with the values given as for ``--set``, and wait."""
@@ -121,7 +124,7 @@ class Release:
 
     def predictions(self, pod: str) -> float:
         """Predict calls over gRPC that a model server has answered, by its own metrics."""
-        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8501/proxy/monitoring/prometheus/metrics"
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}:8501/proxy/monitoring/prometheus/metrics"
         wanted = (":tensorflow:serving:request_latency_count", 'API="Predict"', 'entrypoint="GRPC"')
         lines = self.cluster.kubectl("get", "--raw", path).splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if all(part in line for part in wanted))

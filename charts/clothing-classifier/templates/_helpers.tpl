@@ -146,6 +146,15 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
+{{- /* How many pods a number or a percentage is, rounded up as Kubernetes does. */ -}}
+{{- define "clothing-classifier.countOf" -}}
+{{- if hasSuffix "%" .value -}}
+{{- ceil (divf (mul (trimSuffix "%" .value | int) .of) 100) -}}
+{{- else -}}
+{{- int .value -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* What a PodDisruptionBudget says. A pod that isn't ready may always go: it serves nobody, and would block the drain. */ -}}
 {{- define "clothing-classifier.pdbRule" -}}
 {{- if kindIs "invalid" .minAvailable }}

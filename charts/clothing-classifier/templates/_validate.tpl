@@ -6,6 +6,17 @@
 {{- include "clothing-classifier.validatePdb" (dict "name" $name "pdb" $values.pdb "replicas" (include "clothing-classifier.minReplicas" $values | int)) -}}
 {{- end -}}
 {{- include "clothing-classifier.validateVersions" .Values.model -}}
+{{- with .Values.server.tls -}}
+{{- if and .certManager.enabled (or .secretName $.Values.gateway.serverTls.secretName) -}}
+{{- fail "server.tls.certManager makes the Secrets of both sides: remove server.tls.secretName and gateway.serverTls.secretName, or set certManager.enabled=false" -}}
+{{- end -}}
+{{- if and .certManager.enabled (not .certManager.issuerRef.name) -}}
+{{- fail "server.tls.certManager.enabled is true, and no issuer is named: set server.tls.certManager.issuerRef.name" -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.gateway.serverTls.mutual (not (include "clothing-classifier.gateway.tlsSecretName" .)) -}}
+{{- fail "gateway.serverTls.mutual means nothing without TLS: set server.tls and gateway.serverTls.secretName, or remove it" -}}
+{{- end -}}
 {{- if and .Values.server.tls.secretName (not .Values.gateway.serverTls.secretName) -}}
 {{- fail "server.tls.secretName lets the model server speak TLS alone, and the gateway doesn't: set gateway.serverTls.secretName too" -}}
 {{- end -}}
@@ -16,6 +27,8 @@
 {{- include "clothing-classifier.validateArgs" .Values.server.extraArgs -}}
 {{- include "clothing-classifier.validateEnv" . -}}
 {{- include "clothing-classifier.validateService" .Values.gateway.service -}}
+{{- include "clothing-classifier.validateExposure" .Values.gateway -}}
+{{- include "clothing-classifier.validateNetworkPolicy" . -}}
 {{- end -}}
 
 {{- define "clothing-classifier.validateVersions" -}}
@@ -49,11 +62,25 @@
 {{- $name := .name -}}
 {{- $resources := default dict .values.resources -}}
 {{- with .values.autoscaling -}}
+{{- if and (get (default dict (get . "keda")) "enabled") (not .enabled) -}}
+{{- fail (printf "%s.autoscaling.keda.enabled is true, but %s.autoscaling.enabled isn't: set it, or remove keda.enabled" $name $name) -}}
+{{- end -}}
 {{- if .enabled -}}
 {{- if gt (int .minReplicas) (int .maxReplicas) -}}
 {{- fail (printf "%s.autoscaling.minReplicas (%d) is above maxReplicas (%d): raise maxReplicas or lower minReplicas" $name (int .minReplicas) (int .maxReplicas)) -}}
 {{- end -}}
-{{- if not (or .targetCPUUtilizationPercentage .targetMemoryUtilizationPercentage .metrics) -}}
+{{- $keda := default dict (get . "keda") -}}
+{{- if $keda.enabled -}}
+{{- if and (or $keda.targetCallsPerSecond $keda.targetQueueMilliseconds) (not $keda.prometheusAddress) -}}
+{{- fail (printf "%s.autoscaling.keda has a target, and no Prometheus to ask: set %s.autoscaling.keda.prometheusAddress" $name $name) -}}
+{{- end -}}
+{{- if not (or $keda.targetCallsPerSecond $keda.targetQueueMilliseconds $keda.triggers) -}}
+{{- fail (printf "%s.autoscaling.keda has nothing to go by: set targetCallsPerSecond, targetQueueMilliseconds or triggers" $name) -}}
+{{- end -}}
+{{- if .metrics -}}
+{{- fail (printf "%s.autoscaling.metrics are a HorizontalPodAutoscaler's, and KEDA makes its own: write them as %s.autoscaling.keda.triggers" $name $name) -}}
+{{- end -}}
+{{- else if not (or .targetCPUUtilizationPercentage .targetMemoryUtilizationPercentage .metrics) -}}
 {{- fail (printf "%s.autoscaling has nothing to go by: set targetCPUUtilizationPercentage, targetMemoryUtilizationPercentage or metrics" $name) -}}
 {{- end -}}
 {{- range $resource, $target := dict "cpu" .targetCPUUtilizationPercentage "memory" .targetMemoryUtilizationPercentage -}}
@@ -72,7 +99,7 @@
 {{- if has (toString .pdb.maxUnavailable) (list "0" "0%") -}}
 {{- fail (printf "%s.pdb.maxUnavailable is %v, which blocks every drain of a node: set it to 1 or more, or set %s.pdb.enabled=false" .name .pdb.maxUnavailable .name) -}}
 {{- end -}}
-{{- else if or (eq $minimum "100%") (and (not (hasSuffix "%" $minimum)) (gt (int .pdb.minAvailable) 0) (ge (int .pdb.minAvailable) .replicas)) -}}
+{{- else if and (gt .replicas 1) (ge (include "clothing-classifier.countOf" (dict "value" $minimum "of" .replicas) | int) .replicas) -}}
 {{- fail (printf "%s.pdb.minAvailable is %v with as few as %d replicas, which blocks every drain of a node: lower it, or use maxUnavailable" .name .pdb.minAvailable .replicas) -}}
 {{- end -}}
 {{- end -}}
@@ -130,9 +157,26 @@
   "loadBalancerClass" (list "LoadBalancer")
   "loadBalancerSourceRanges" (list "LoadBalancer")
   "externalTrafficPolicy" (list "LoadBalancer" "NodePort")
+  "allocateLoadBalancerNodePorts" (list "LoadBalancer")
   "nodePort" (list "LoadBalancer" "NodePort") -}}
-{{- if and (index $ $key) (not (has $.type $types)) -}}
+{{- if and (not (has (toString (index $ $key)) (list "" "[]" "<nil>"))) (not (has $.type $types)) -}}
 {{- fail (printf "gateway.service.%s means nothing for a Service of type %s: remove it, or set gateway.service.type=%s" $key $.type (first $types)) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "clothing-classifier.validateExposure" -}}
+{{- if and .httpRoute.enabled (not .httpRoute.parentRefs) -}}
+{{- fail "gateway.httpRoute.enabled is true, and no Gateway would take the route: name one in gateway.httpRoute.parentRefs" -}}
+{{- end -}}
+{{- if and (has .service.allocateLoadBalancerNodePorts (list false)) .service.nodePort -}}
+{{- fail "gateway.service.nodePort is set, and allocateLoadBalancerNodePorts is false: remove one of them" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "clothing-classifier.validateNetworkPolicy" -}}
+{{- $proxy := .Values.gateway.fetch.proxy -}}
+{{- if and .Values.networkPolicy.enabled $proxy (not (regexMatch "^http://[0-9.]+:[0-9]+/?$" $proxy)) (not .Values.networkPolicy.gateway.egress) -}}
+{{- fail (printf "gateway.fetch.proxy is %s, and a NetworkPolicy knows pods and addresses, not names: let the gateways reach it by a rule in networkPolicy.gateway.egress" $proxy) -}}
 {{- end -}}
 {{- end -}}

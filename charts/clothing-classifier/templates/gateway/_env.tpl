@@ -24,8 +24,8 @@
 - name: GATEWAY_FETCH_ALLOWED_NETWORKS
   value: {{ join "," . | quote }}
 {{- end }}
+{{- if include "clothing-classifier.gateway.tlsSecretName" . }}
 {{- with .Values.gateway.serverTls }}
-{{- if .secretName }}
 - name: GATEWAY_MODEL_TLS
   value: "on"
 - name: GATEWAY_MODEL_TLS_CA_FILE

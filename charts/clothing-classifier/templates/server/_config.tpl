@@ -47,7 +47,7 @@ models.config: |
 {{- if .Values.server.monitoring.enabled }}
 - --monitoring_config_file=/etc/clothing-classifier/monitoring.config
 {{- end }}
-{{- if .Values.server.tls.secretName }}
+{{- if include "clothing-classifier.server.tlsSecretName" . }}
 - --ssl_config_file=/etc/clothing-classifier-tls/ssl.config
 {{- end }}
 {{- if .Values.server.grpcHealthCheck }}
@@ -119,7 +119,7 @@ recreate
 
 {{- /* The kubelet's gRPC probes know no TLS. */ -}}
 {{- define "clothing-classifier.server.alive" -}}
-{{- if and .Values.server.grpcHealthCheck (not .Values.server.tls.secretName) -}}
+{{- if and .Values.server.grpcHealthCheck (not (include "clothing-classifier.server.tlsSecretName" .)) -}}
 grpc:
   port: 8500
 {{- else -}}

@@ -1,0 +1,60 @@
+{{- /* Where photos come from, as egress rules: the internet less what the gateway refuses as well (clothing_gateway/fetch/policy.py, from which
+       a test compares the lists), and the operator's own networks. Through a proxy it is the proxy alone. */ -}}
+{{- define "clothing-classifier.networkPolicy.photos" -}}
+{{- $fetch := .Values.gateway.fetch -}}
+{{- if $fetch.proxy }}
+{{- $proxy := urlParse $fetch.proxy }}
+{{- if regexMatch "^[0-9.]+:[0-9]+$" $proxy.host }}
+- ports:
+    - port: {{ last (splitList ":" $proxy.host) }}
+  to:
+    - ipBlock:
+        cidr: {{ first (splitList ":" $proxy.host) }}/32
+{{- end }}
+{{- else }}
+- ports:
+    {{- range $fetch.allowedPorts }}
+    - port: {{ . }}
+    {{- end }}
+  to:
+    {{- if has "IPv4" .Values.networkPolicy.ipFamilies }}
+    - ipBlock:
+        cidr: 0.0.0.0/0
+        except:
+          - 0.0.0.0/8
+          - 10.0.0.0/8
+          - 100.64.0.0/10
+          - 127.0.0.0/8
+          - 169.254.0.0/16
+          - 172.16.0.0/12
+          - 192.0.0.0/24
+          - 192.0.2.0/24
+          - 192.31.196.0/24
+          - 192.52.193.0/24
+          - 192.88.99.0/24
+          - 192.168.0.0/16
+          - 192.175.48.0/24
+          - 198.18.0.0/15
+          - 198.51.100.0/24
+          - 203.0.113.0/24
+          - 224.0.0.0/4
+          - 240.0.0.0/4
+          - 168.63.129.16/32
+    {{- end }}
+    {{- if has "IPv6" .Values.networkPolicy.ipFamilies }}
+    - ipBlock:
+        cidr: 2000::/3
+        except:
+          - 2001::/32
+          - 2001::/23
+          - 2001:db8::/32
+          - 2002::/16
+          - 2620:4f:8000::/48
+          - 3fff::/20
+    {{- end }}
+    {{- range $fetch.allowedNetworks }}
+    - ipBlock:
+        cidr: {{ . }}
+    {{- end }}
+{{- end }}
+{{- end -}}
