@@ -126,8 +126,9 @@ e2e: dev tools ## The rest, on a cluster: Kind where Docker runs, else the one-n
 	@$(PYTEST) --timeout=600 tests/e2e
 
 .PHONY: docs
-docs: tools ## Regenerate the charts' READMEs from their values
+docs: dev tools ## Regenerate the charts' READMEs from their values, and the examples' golden renders
 	@helm-docs --chart-search-root charts --sort-values-order file
+	@$(GATEWAY)/python tests/chart/golden.py
 
 .PHONY: clean
 clean: ## Remove what the other commands installed

@@ -1,8 +1,13 @@
 """Renders the charts as an operator would, with the helm of ci/tools."""
 
+import functools
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -40,18 +45,39 @@ def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=50, **options)
 
 
-def helm_template(chart: Path, *options: str | Path, release: str = "demo") -> subprocess.CompletedProcess[str]:
-    return run(tool("helm"), "template", release, chart, "--namespace", "photos", *options)
+def helm_template(
+    chart: Path, *options: str | Path, release: str = "demo", helm: str = "helm"
+) -> subprocess.CompletedProcess[str]:
+    return run(tool(helm), "template", release, chart, "--namespace", "photos", *options)
 
 
-def render(chart: Path, *options: str | Path, release: str = "demo") -> str:
-    result = helm_template(chart, *options, release=release)
+def render_anew(chart: Path, *options: str | Path, release: str = "demo", helm: str = "helm") -> str:
+    result = helm_template(chart, *options, release=release, helm=helm)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
+# Many tests look at the same render.
+render = functools.cache(render_anew)
+
+
+@contextmanager
+def of_version(chart: Path, version: str, app_version: str | None = None) -> Iterator[Path]:
+    """A copy of the chart with another version, for as long as it lasts."""
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / chart.name
+        shutil.copytree(chart, copy)
+        text = re.sub("^version: .*$", f"version: {version}", (copy / "Chart.yaml").read_text(), flags=re.MULTILINE)
+        if app_version:
+            text = re.sub("^appVersion: .*$", f'appVersion: "{app_version}"', text, flags=re.MULTILINE)
+        (copy / "Chart.yaml").write_text(text)
+        yield copy
+
+
 def manifests(chart: Path, *options: str | Path, release: str = "demo") -> list[Manifest]:
-    return [manifest for manifest in yaml.safe_load_all(render(chart, *options, release=release)) if manifest]
+    return [
+        manifest for manifest in yaml.load_all(render(chart, *options, release=release), yaml.CSafeLoader) if manifest
+    ]
 
 
 def pods(objects: list[Manifest]) -> dict[str, Manifest]:
@@ -61,7 +87,7 @@ def pods(objects: list[Manifest]) -> dict[str, Manifest]:
         if manifest["kind"] == "Pod"
         else manifest["spec"]["template"]
         for manifest in objects
-        if manifest["kind"] in {"Pod", "Deployment"}
+        if manifest["kind"] in {"Pod", "Deployment", "Job"}
     }
 
 

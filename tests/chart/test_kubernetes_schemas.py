@@ -1,62 +1,44 @@
-"""Every render against the strict schemas of each Kubernetes version, which the wheel kubernetes-validate carries."""
+"""Every render against the strict schemas of each Kubernetes version, and of the custom resources of the chart."""
 
 import json
-from importlib.util import find_spec
-from pathlib import Path
+import os
 from typing import Any
 
 import pytest
 import yaml
-from charts import KUBERNETES, name, render, run, tool, values_files
+from charts import CLASSIFIER, KUBERNETES, name, render, run, tool, values_files
+from schemas import LOCATION, custom_kinds, strict, write_schemas
 
-
-def definitions(version: str) -> dict[str, Any]:
-    package = find_spec("kubernetes_validate")
-    assert package, "kubernetes-validate, which carries the schemas, is not installed"
-    assert package.origin
-    folder = Path(package.origin).parent / "kubernetes-json-schema" / f"v{version}-local-strict"
-    found: dict[str, Any] = json.loads((folder / "_definitions.json").read_text())["$defs"]
-    return found
-
-
-def references(node: Any) -> set[str]:
-    if isinstance(node, dict):
-        own = {node["$ref"].rsplit("/", 1)[1]} if isinstance(node.get("$ref"), str) else set()
-        return own.union(*(references(child) for child in node.values()))
-    if isinstance(node, list):
-        return set().union(*(references(child) for child in node))
-    return set()
-
-
-def local(node: Any) -> Any:
-    """The same, with references into this file, as kubeconform would ask the network for another."""
-    if isinstance(node, dict):
-        return {
-            key: f"#/$defs/{value.rsplit('/', 1)[1]}" if key == "$ref" and isinstance(value, str) else local(value)
-            for key, value in node.items()
-        }
-    return [local(child) for child in node] if isinstance(node, list) else node
-
-
-def write_schemas(version: str, folder: Path) -> None:
-    """One file for each kind, with all that it refers to, named as kubeconform looks for it."""
-    defs = definitions(version)
-    for definition, schema in defs.items():
-        for kind in schema.get("x-kubernetes-group-version-kind", []):
-            if (
-                kind["group"] not in {"", "apps", "autoscaling", "policy", "networking.k8s.io"}
-                or kind["kind"] == "DeleteOptions"
-            ):
-                continue
-            needed: set[str] = set()
-            new = {definition}
-            while new:
-                needed |= new
-                new = set().union(*(references(defs[one]) for one in new)) - needed
-            group = kind["group"].split(".")[0]
-            file = "-".join(filter(None, [kind["kind"].lower(), group, kind["version"]]))
-            content = {"$ref": f"#/$defs/{definition}", "$defs": {one: local(defs[one]) for one in sorted(needed)}}
-            (folder / f"{file}.json").write_text(json.dumps(content))
+HTTP_ROUTE = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: photos}
+spec:
+  parentRefs: [{name: public}]
+  rules: [{backendRefs: [{name: photos, port: 80}]}]
+"""
+SCALED_OBJECT = """
+apiVersion: keda.sh/v1alpha1
+kind: ScaledObject
+metadata: {name: photos}
+spec:
+  scaleTargetRef: {name: photos}
+  triggers: [{type: prometheus, metadata: {query: up, threshold: "1", serverAddress: "http://prometheus"}}]
+"""
+POD_MONITOR = """
+apiVersion: monitoring.coreos.com/v1
+kind: PodMonitor
+metadata: {name: photos}
+spec:
+  selector: {matchLabels: {app: photos}}
+  podMetricsEndpoints: [{port: admin}]
+"""
+CERTIFICATE = """
+apiVersion: cert-manager.io/v1
+kind: Certificate
+metadata: {name: photos}
+spec: {secretName: photos, dnsNames: [photos], issuerRef: {name: own}}
+"""
 
 
 @pytest.fixture(params=KUBERNETES)
@@ -66,7 +48,7 @@ def version(request):
 
 @pytest.fixture
 def conform(version, tmp_path):
-    """What kubeconform finds in the manifests: the invalid ones, and how many there are."""
+    """What kubeconform finds in the manifests: the invalid ones, and how many are valid."""
     schemas, rendered = tmp_path / "schemas", tmp_path / "rendered"
     schemas.mkdir()
     rendered.mkdir()
@@ -75,9 +57,8 @@ def conform(version, tmp_path):
     def conform(texts: dict[str, str]) -> tuple[list[dict[str, str]], int]:
         for what, text in texts.items():
             (rendered / f"{what}.yaml").write_text(text)
-        location = f"{schemas}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
-        options = ["-strict", "-summary", "-output=json", "-n=2", f"-kubernetes-version={version}"]
-        result = run(tool("kubeconform"), *options, f"-schema-location={location}", rendered)
+        options = ["-strict", "-summary", "-output=json", f"-n={os.cpu_count()}", f"-kubernetes-version={version}"]
+        result = run(tool("kubeconform"), *options, f"-schema-location={schemas}/{LOCATION}", rendered)
         report = json.loads(result.stdout)
         return report["resources"], report["summary"]["valid"]
 
@@ -89,7 +70,7 @@ def test_a_cluster_would_take_every_render(version, conform):
         name((chart, file)): render(chart, "--values", file, "--kube-version", version)
         for chart, file in values_files()
     }
-    expected = sum(len([one for one in yaml.safe_load_all(text) if one]) for text in texts.values())
+    expected = sum(len([one for one in yaml.load_all(text, yaml.CSafeLoader) if one]) for text in texts.values())
     assert conform(texts) == ([], expected)
 
 
@@ -103,8 +84,57 @@ def test_a_cluster_would_take_every_render(version, conform):
     ],
 )
 def test_a_mistake_is_noticed(before, after, conform):
-    chart, file = values_files()[0]
-    rendered = render(chart, "--values", file)
+    rendered = render(CLASSIFIER)
     assert before in rendered
     problems, _ = conform({"mistake": rendered.replace(before, after)})
     assert problems
+
+
+@pytest.mark.parametrize("version", [KUBERNETES[-1]])
+@pytest.mark.parametrize(
+    ("manifest", "before", "after"),
+    [
+        (HTTP_ROUTE, "parentRefs:", "parentRef:"),
+        (HTTP_ROUTE, "port: 80", "port: http"),
+        (SCALED_OBJECT, "triggers:", "trigger:"),
+        (SCALED_OBJECT, 'threshold: "1"', "threshold: 1"),
+        (POD_MONITOR, "podMetricsEndpoints:", "endpoints:"),
+        (POD_MONITOR, "monitoring.coreos.com/v1", "monitoring.coreos.com/v2"),
+        (CERTIFICATE, "dnsNames: [photos]", "dnsNames: photos"),
+    ],
+)
+def test_a_mistake_in_a_custom_resource_is_noticed(manifest, before, after, conform):
+    assert conform({"right": manifest}) == ([], 1)
+    assert before in manifest
+    problems, _ = conform({"wrong": manifest.replace(before, after)})
+    assert [problem["filename"].rsplit("/", 1)[1] for problem in problems] == ["wrong.yaml"]
+
+
+def test_what_a_definition_leaves_open_stays_open():
+    node: dict[str, Any] = {
+        "type": "object",
+        "properties": {
+            "closed": {"type": "object", "properties": {"port": {"x-kubernetes-int-or-string": True}}},
+            "open": {"type": "object", "properties": {}, "x-kubernetes-preserve-unknown-fields": True},
+            "map": {"type": "object", "additionalProperties": {"type": "string"}},
+            "maybe": {"type": "string", "nullable": True},
+        },
+    }
+    properties = strict(node)["properties"]
+    assert properties["closed"] == {
+        "type": "object",
+        "properties": {"port": {"type": ["integer", "string"]}},
+        "additionalProperties": False,
+    }
+    assert "additionalProperties" not in properties["open"]
+    assert properties["map"]["additionalProperties"] == {"type": "string"}
+    assert properties["maybe"]["type"] == ["string", "null"]
+
+
+def test_the_custom_resources_are_those_that_the_chart_can_make():
+    groups = {group for group, *_ in custom_kinds()}
+    templates = "\n".join(file.read_text() for file in (CLASSIFIER / "templates").rglob("*.yaml"))
+    assert {"gateway.networking.k8s.io", "keda.sh", "monitoring.coreos.com", "cert-manager.io"} == groups
+    for line in templates.splitlines():
+        if line.startswith("apiVersion:") and "." in line.partition("/")[0] and "k8s.io/v" not in line:
+            assert line.split()[1].partition("/")[0] in groups, line
