@@ -18,6 +18,7 @@ import threading
 import time
 from concurrent import futures
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -295,6 +296,7 @@ class GatewayProcess:
             "GATEWAY_MODEL_CHECK_SECONDS": "0.2",
         }
         environment |= {f"GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
+        self.pid: int | None = None
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "clothing_gateway", "serve"],
             env=environment,
@@ -308,6 +310,9 @@ class GatewayProcess:
         try:
             listening = self.wait_for_line("listening")
             self.port, self.admin_port, self.pid = listening["port"], listening["admin_port"], self.process.pid
+            if prefix:  # the gateway is the child of unshare
+                children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+                self.pid = int(children.read_text().split()[0])
             if wait_ready:
                 self.wait_ready()
         except AssertionError:
@@ -359,11 +364,11 @@ class GatewayProcess:
         return status, data.decode()
 
     def terminate(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
+        os.kill(self.pid, number)
 
     def stop(self, timeout=20):
         if self.process.poll() is None:
-            self.process.terminate()
+            os.kill(self.pid or self.process.pid, signal.SIGTERM)
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
