@@ -66,7 +66,8 @@ class _Routes:
     def begin(self) -> None:
         """Give each request its ticket."""
         g.ticket = self._exchange.ticket(request.environ)
-        self._exchange.read(g.ticket, request.environ)
+        if request.routing_exception is None:  # what is wrong about the path or the method is said first
+            self._exchange.read(g.ticket, request.environ)
 
     def end(self, response: Response) -> Response:
         """Name the request, count it, log it."""
