@@ -29,6 +29,9 @@
 {{- include "clothing-classifier.validateService" .Values.gateway.service -}}
 {{- include "clothing-classifier.validateExposure" .Values.gateway -}}
 {{- include "clothing-classifier.validateNetworkPolicy" . -}}
+{{- if and .Values.monitoring.rules.enabled (ge (float64 .Values.monitoring.rules.latencySeconds) (float64 .Values.gateway.requestTimeoutSeconds)) -}}
+{{- fail (printf "monitoring.rules.latencySeconds (%v) is no less than gateway.requestTimeoutSeconds (%v), so no answer could be too slow: lower it" .Values.monitoring.rules.latencySeconds .Values.gateway.requestTimeoutSeconds) -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "clothing-classifier.validateVersions" -}}

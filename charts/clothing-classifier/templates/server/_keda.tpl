@@ -1,10 +1,5 @@
-{{- /* The series of this release's servers, of whatever Prometheus gives the labels namespace and pod. */ -}}
-{{- define "clothing-classifier.server.series" -}}
-namespace="{{ .Release.Namespace }}",pod=~"{{ include "clothing-classifier.fullname" . }}-server-.+"
-{{- end -}}
-
 {{- define "clothing-classifier.server.kedaTriggers" -}}
-{{- $series := include "clothing-classifier.server.series" . -}}
+{{- $series := include "clothing-classifier.series" (dict "context" . "component" "server") -}}
 {{- $keda := .Values.server.autoscaling.keda -}}
 {{- with $keda.targetCallsPerSecond }}
 # Calls are shared out: so many servers that each gets the target.
