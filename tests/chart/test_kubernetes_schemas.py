@@ -40,6 +40,22 @@ metadata: {name: photos}
 spec: {secretName: photos, dnsNames: [photos], issuerRef: {name: own}}
 """
 
+EVERYTHING = """
+gateway:
+  service: {trafficDistribution: PreferClose, internalTrafficPolicy: Local, ipFamilyPolicy: PreferDualStack}
+  ingress: {enabled: true, controller: nginx}
+  httpRoute: {enabled: true, path: /photos, parentRefs: [{name: public, sectionName: https}], hostnames: [example.com]}
+  serverTls: {mutual: true}
+server:
+  tls: {certManager: {enabled: true, issuerRef: {name: own}}}
+  autoscaling:
+    enabled: true
+    behavior: {scaleDown: {stabilizationWindowSeconds: 600}}
+    keda: {enabled: true, prometheusAddress: "http://p", targetCallsPerSecond: 20, targetQueueMilliseconds: 12.5}
+networkPolicy: {enabled: true, ipFamilies: [IPv4, IPv6]}
+monitoring: {podMonitor: {enabled: true}, rules: {enabled: true}, dashboard: {enabled: true}}
+"""
+
 
 @pytest.fixture(params=KUBERNETES)
 def version(request):
@@ -72,6 +88,17 @@ def test_a_cluster_would_take_every_render(version, conform):
     }
     expected = sum(len([one for one in yaml.load_all(text, yaml.CSafeLoader) if one]) for text in texts.values())
     assert conform(texts) == ([], expected)
+
+
+@pytest.mark.parametrize("version", [KUBERNETES[-1]])
+def test_a_cluster_would_take_all_that_is_off_by_default(conform, tmp_path):
+    values = tmp_path / "values.yaml"
+    values.write_text(EVERYTHING)
+    rendered = render(CLASSIFIER, "--values", values)
+    objects = [one for one in yaml.load_all(rendered, yaml.CSafeLoader) if one]
+    kinds = {one["kind"] for one in objects}
+    assert kinds >= {"HTTPRoute", "Certificate", "ScaledObject", "PodMonitor", "PrometheusRule", "NetworkPolicy"}
+    assert conform({"everything": rendered}) == ([], len(objects))
 
 
 @pytest.mark.parametrize("version", [KUBERNETES[-1]])
