@@ -138,7 +138,7 @@ class Gateway:
         else:
             self._delay = delay
             self._stop.set()
-        self.listener.pull_trigger()
+        self.listener.wake()
 
     def handle_signals(self) -> None:
         """Let SIGTERM and SIGINT begin the end."""
@@ -178,7 +178,7 @@ class Gateway:
         else:
             logger.info("ended with all work done")
         self._ended.set()
-        self.admin.pull_trigger()
+        self.admin.wake()
         admin.join(2)
         self.admin.stop_accepting()
         self.admin.drain(self._ended, until=time.monotonic())
