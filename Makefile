@@ -68,7 +68,7 @@ kind: tools ## Images built, a Kind cluster, the chart installed, the address pr
 
 PYTEST := $(GATEWAY)/python -m pytest -c gateway/pyproject.toml --rootdir .
 # The Python that the gateway's environment checks; the rest is the model's.
-GATEWAY_PYTHON := gateway/src ci tests/conftest.py tests/processes.py tests/gateway tests/chart tests/integration tests/page tests/e2e
+GATEWAY_PYTHON := gateway/src ci tests/conftest.py tests/processes.py tests/gateway tests/chart tests/integration tests/load tests/page tests/e2e
 MODEL_PYTHON := model-image/src tests/model tests/model_factory.py tests/reference_scores.py
 
 .PHONY: lint lint-python lint-charts
@@ -87,8 +87,8 @@ lint-charts: dev tools
 	@echo "==> charts"
 	@ct lint --config ci/ct.yaml
 
-.PHONY: test test-gateway test-model test-charts test-integration test-page
-test: lint test-charts test-gateway test-model test-integration test-page ## Everything that needs no cluster: lint, unit, charts, integration with TensorFlow
+.PHONY: test test-gateway test-model test-charts test-integration test-load test-page
+test: lint test-charts test-gateway test-model test-integration test-load test-page ## Everything that needs no cluster: lint, unit, charts, integration with TensorFlow
 
 test-gateway: dev ## The gateway's own tests
 	@echo "==> tests/gateway"
@@ -116,9 +116,20 @@ test-integration: dev ## Gateway and model server together, as processes
 	@echo "==> tests/integration"
 	@$(PYTEST) --timeout=300 tests/integration
 
+test-load: dev ## The benchmark's parts, and a small load on the gateway
+	@echo "==> tests/load"
+	@$(PYTEST) tests/load
+
 test-page: dev ## The page in Chromium (apt-get install chromium, or its like), as a person uses it
 	@echo "==> tests/page"
 	@$(PYTEST) --timeout=300 tests/page
+
+BENCH ?= full
+
+.PHONY: bench
+bench: gateway/.venv/runtime.stamp ## What a photo costs, beside other servers and the bare steps: 15 minutes; BENCH=quick: 3, without the others
+	@case $(BENCH) in full|quick) ;; *) echo "make bench BENCH=$(BENCH): is none of full, quick"; exit 2;; esac
+	@$(GATEWAY)/python tests/load/bench.py $(if $(filter quick,$(BENCH)),--quick)
 
 .PHONY: e2e
 e2e: dev tools ## The rest, on a cluster: Kind where Docker runs, else the one-node cluster

@@ -1,0 +1,138 @@
+"""The floor: the steps that no gateway can leave out, in a bare loop, on one thread.
+
+It takes one client's connection and keeps it: the request is read from the socket and split by its Content-Length, a
+URL's photo comes over one connection that is kept alive, the photo is decoded, resized and normalised, the tensor is
+put behind a frame made once, gRPC carries the bytes as they are, and the scores go back as JSON. No framework, no
+limits, no log. It knows its benchmark: it is a yardstick and serves nobody.
+
+    floor.py PORT
+
+with the model server in TF_SERVING_HOST. A line on stdout says what decodes JPEGs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+import numpy as np
+from PIL import Image, JpegImagePlugin  # noqa: F401 - the plugin is registered by its import
+
+LABELS = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
+SIZE = 299
+
+
+def varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def field(number: int, content: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def frame() -> bytes:
+    """A PredictRequest up to the tensor's first byte; the tensor ends the message."""
+    content = SIZE * SIZE * 3 * 4
+    shape = b"".join(field(2, b"\x08" + varint(size)) for size in (1, SIZE, SIZE, 3))
+    head = b"\x08\x01" + field(2, shape) + b"\x22" + varint(content)  # DT_FLOAT, the shape, tensor_content
+    tensor = b"\x12" + varint(len(head) + content)
+    name = field(1, b"input_8")
+    spec = field(1, field(1, b"clothing-model") + field(3, b"serving_default"))
+    return spec + b"\x12" + varint(len(name) + len(tensor) + len(head) + content) + name + tensor + head
+
+
+def read(sock: socket.socket) -> tuple[bytes, bytes]:
+    """The head and the body of a message with a Content-Length."""
+    data = sock.recv(1 << 16)
+    if not data:
+        return b"", b""
+    end = data.find(b"\r\n\r\n")
+    while end < 0:
+        data += sock.recv(1 << 16)
+        end = data.find(b"\r\n\r\n")
+    head = data[:end]
+    start = head.lower().index(b"content-length:") + 15
+    length = int(head[start:].split(b"\r\n", 1)[0])
+    have = len(data) - end - 4
+    if have == length:
+        return head, data[end + 4 :]
+    body = bytearray(length)
+    body[:have] = data[end + 4 :]
+    view = memoryview(body)
+    while have < length:
+        have += sock.recv_into(view[have:])
+    return head, bytes(body)
+
+
+class PhotoHost:
+    """The connection to the one host that photos come from."""
+
+    def __init__(self) -> None:
+        self._sock: socket.socket | None = None
+
+    def get(self, url: str) -> bytes:
+        parts = urlsplit(url)
+        if self._sock is None:
+            self._sock = socket.create_connection((parts.hostname, parts.port))
+        self._sock.sendall(f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode())
+        return read(self._sock)[1]
+
+
+def decoder() -> tuple[str, Callable[[bytes], bytes]]:
+    """How a JPEG's bytes become the tensor's: by what the gateway itself has, and by nothing else of it."""
+
+    def pillow(data: bytes) -> bytes:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        numbers = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.NEAREST), np.float32)
+        numbers /= 127.5
+        numbers -= 1.0
+        return numbers.tobytes()
+
+    return "Pillow", pillow
+
+
+def main() -> None:
+    name, decode = decoder()
+    head = frame()
+    channel = grpc.insecure_channel(os.environ["TF_SERVING_HOST"])
+    # With no functions to write and read messages, bytes go out and come in as they are.
+    predict: Any = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+    host = PhotoHost()
+    listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+    print(name, flush=True)
+    while True:
+        client, _ = listener.accept()
+        with client:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while True:
+                request, body = read(client)
+                if not request:
+                    break
+                if b"application/json" in request:
+                    body = host.get(json.loads(body)["url"])
+                answer = predict(b"".join((head, decode(body))))
+                packed = answer.index(b"\x2a\x28") + 2  # float_val, ten of four bytes
+                scores = struct.unpack_from("<10f", answer, packed)
+                text = json.dumps(dict(zip(LABELS, scores, strict=True))).encode()
+                client.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(text)
+                    + text
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,385 @@
+"""The benchmark's own parts: statistics, what is read from /proc, the Go programs, and a small load on the gateway.
+
+What make bench measures is no test: figures depend on the machine.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import bench
+import grpc
+import numpy as np
+import photos
+import procs
+import programs
+import pytest
+import report
+import stats
+import systems
+import targets
+from processes import ROOT
+from tensorflow.core.framework import types_pb2
+from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
+
+pytestmark = pytest.mark.timeout(300)  # building the Go programs for the first time
+
+
+# ---- statistics ----
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "expected"),
+    [
+        ([7], 0.5, 7),
+        ([7], 0.99, 7),
+        ([1, 2], 0.5, 1),
+        ([2, 1, 3], 0.5, 2),
+        (list(range(1, 101)), 0.5, 50),
+        (list(range(1, 101)), 0.99, 99),
+        (list(range(100, 0, -1)), 1, 100),
+        (list(range(1, 1001)), 0.99, 990),
+        ([5, 5, 5, 900], 0.99, 900),
+    ],
+)
+def test_quantile_is_the_nearest_rank(values, share, expected):
+    assert stats.quantile(values, share) == expected
+
+
+@pytest.mark.parametrize(("values", "share"), [([], 0.5), ([1], 0), ([1], 1.01)])
+def test_quantile_refuses_what_has_none(values, share):
+    with pytest.raises(ValueError, match="quantile needs"):
+        stats.quantile(values, share)
+
+
+def test_spread_of_rounds():
+    assert stats.spread([3, 1, 2, 10]) == stats.Spread(2.5, 1, 10, 4)
+    assert stats.spread([3.456]).text(1) == "3.5 (3.5–3.5)"
+    with pytest.raises(ValueError, match="no rounds"):
+        stats.spread([])
+
+
+def test_ratios_are_taken_round_by_round():
+    # The second minute was twice as slow for both: no round says anything but 2.
+    assert stats.ratio([4, 8], [2, 4]) == stats.Spread(2, 2, 2, 2)
+
+
+# ---- /proc ----
+
+
+def test_usage_counts_all_that_a_process_started_in_sessions_of_their_own_too():
+    burn = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ntime.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}], start_new_session=True)"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True)
+    family = {}
+    try:
+        process.stdout.readline()
+        family = procs.family(process.pid)
+        used = procs.usage(process.pid)
+        assert len(family) == 2
+        assert 0.5 <= used.cpu_seconds < 5
+        assert used.minor_faults > 100
+        assert 3e6 < procs.pss_bytes(process.pid) < 200e6
+        process.kill()
+        process.wait()
+        child = (family.keys() - {process.pid}).pop()
+        assert procs.survivors(family) == [child]
+    finally:
+        process.kill()
+        for pid in procs.survivors(family):
+            os.kill(pid, 9)
+        process.stdout.close()
+
+
+def test_the_highest_memory_is_seen_after_it_was_given_back():
+    code = "x = bytearray(80 << 20); import time; time.sleep(0.5); del x; print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        with procs.PeakMemory(process.pid) as peak:
+            process.stdout.readline()
+        assert procs.pss_bytes(process.pid) < 60e6
+        assert peak.bytes > 80e6
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+# ---- the programs in Go ----
+
+
+@pytest.fixture(scope="session")
+def built():
+    programs.build()
+
+
+@pytest.fixture(scope="session")
+def small(built, tmp_path_factory):
+    """A few photos: the dataset's, drawn ones where it is missing."""
+    return photos.prepare(tmp_path_factory.mktemp("photos"), print, small=6, large=0)[0]
+
+
+@pytest.fixture
+def stub(built):
+    with programs.model_server("-size", "8") as (_, address), grpc.insecure_channel(address) as channel:
+        yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+
+def predict_request(batch, name="clothing-model", input_name="input_8", version=None):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = name
+    if version:
+        request.model_spec.version.value = version
+    tensor = request.inputs[input_name]
+    tensor.dtype = types_pb2.DT_FLOAT
+    tensor.tensor_content = batch.tobytes()
+    for size in batch.shape:
+        tensor.tensor_shape.dim.add().size = size
+    return request
+
+
+def test_the_model_server_answers_with_ten_values_of_each_photo(stub):
+    batch = np.random.default_rng(1).random((3, 8, 8, 3), np.float32)
+    answer = stub.Predict(predict_request(batch, version=4), timeout=10)
+    assert answer.model_spec.version.value == 4
+    output = answer.outputs["dense_7"]
+    assert [dim.size for dim in output.tensor_shape.dim] == [3, 10]
+    expected = [photo.ravel()[[(2 * i + 1) * 192 // 20 for i in range(10)]] for photo in batch]
+    assert np.array_equal(np.float32(output.float_val).reshape(3, 10), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"name": "other"}, grpc.StatusCode.NOT_FOUND),
+        ({"input_name": "input_9"}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"batch": np.zeros((1, 8, 9, 3), np.float32)}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"batch": np.zeros((1, 8, 8, 3), np.uint8)}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"batch": np.zeros(192, np.float32)}, grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+def test_the_model_server_refuses_what_tensorflow_serving_would(stub, change, code):
+    with pytest.raises(grpc.RpcError) as raised:
+        stub.Predict(predict_request(**{"batch": np.zeros((1, 8, 8, 3), np.float32)} | change), timeout=10)
+    assert raised.value.code() == code
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "shape"),
+    [
+        ("float32", types_pb2.DT_FLOAT, [-1, 299, 299, 3]),
+        ("uint8", types_pb2.DT_UINT8, [-1, 299, 299, 3]),
+        ("string", types_pb2.DT_STRING, [-1]),
+    ],
+)
+def test_the_model_server_describes_its_signature(built, kind, dtype, shape):
+    with programs.model_server("-input", kind) as (_, address), grpc.insecure_channel(address) as channel:
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = "clothing-model"
+        answer = prediction_service_pb2_grpc.PredictionServiceStub(channel).GetModelMetadata(request, timeout=10)
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    assert answer.metadata["signature_def"].Unpack(signatures)
+    signature = signatures.signature_def["serving_default"]
+    info = signature.inputs["input_8"]
+    assert (info.dtype, [dim.size for dim in info.tensor_shape.dim]) == (dtype, shape)
+    assert [dim.size for dim in signature.outputs["dense_7"].tensor_shape.dim] == [-1, 10]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-target", "ftp://x/", "-photos", "none", "-requests", "1"], "no http://host:port/path"),
+        (["-target", "http://127.0.0.1:1/", "-photos", "none"], "-requests or -seconds"),
+        (["-target", "http://127.0.0.1:1/", "-photos", "none", "-requests", "1"], "no such file"),
+    ],
+)
+def test_the_load_generator_says_what_is_wrong_with_its_arguments(built, arguments, words):
+    done = subprocess.run([programs.BIN / "loadgen", *arguments], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+def test_the_load_generator_counts_connections_that_fail(small, tmp_path):
+    listing = small.listing(tmp_path / "photos.json", "http://127.0.0.1:1")
+    measured = programs.load("http://127.0.0.1:1/predict", listing, "-clients", "2", "-requests", "6")
+    assert measured["requests"] == 6
+    assert sum(measured["errors"].values()) == 6
+    assert not measured["statuses"]
+    assert "127.0.0.1" not in str(measured["errors"])
+
+
+def test_without_go_the_error_names_the_way_out(tmp_path, monkeypatch):
+    (tmp_path / "ci").mkdir()
+    shutil.copy(ROOT / "ci/find-go", tmp_path / "ci")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "env", "false", "sort", "head"):
+        (tools / name).symlink_to(shutil.which(name))
+    monkeypatch.setattr(programs, "ROOT", tmp_path)
+    monkeypatch.setattr(programs, "BIN", tmp_path / "built")
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setenv("PYTHON", "false")
+    with pytest.raises(programs.BenchError, match=r"Install Go 1\.\d+"):
+        programs.build()
+
+
+def test_a_lock_that_can_not_be_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "CACHE", tmp_path)
+    monkeypatch.setattr(programs, "ROOT", tmp_path)
+    lock = tmp_path / "requirements.lock"
+    lock.write_text("pillow==0.0.0 --hash=sha256:" + "0" * 64 + "\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    said = []
+    with pytest.raises(programs.BenchError, match=r"requirements\.lock could not be installed:\n.*pillow"):
+        programs.environment("test", lock, said.append)
+    assert said
+
+
+# ---- a small load ----
+
+
+def our_gateway(**variables):
+    ours = systems.OURS
+    return dataclasses.replace(ours, variables=lambda address: ours.variables(address) | variables)
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint8", "string"])
+def test_a_load_on_the_gateway_and_every_answer_is_right(small, tmp_path, kind):
+    with (
+        programs.model_server("-input", kind) as (_, model),
+        programs.photo_server(small.folder) as (_, hosted),
+        our_gateway().running(model, hosted) as (running, address),
+    ):
+        listing = small.listing(tmp_path / "photos.json", f"http://{hosted}", kind)
+        for form in systems.OURS.forms.values():
+            measured = programs.load(
+                address.url + form.path, listing, *form.flags(), "-clients", "4", "-requests", "30"
+            )
+            assert measured["statuses"] == {"200": 30}, measured
+            assert measured["wrong"] == 0, measured["first_wrong"]
+            assert measured["errors"] == {}
+            assert measured["connections"] == 4
+            assert len(measured["latencies_us"]["200"]) == 30
+            assert 0 < measured["seconds"] < 60
+        assert running.usage().cpu_seconds > 0.1
+
+        # A wrong score, and the load generator says so.
+        listed = json.loads(listing.read_text())
+        listed[0]["scores"][9] += 0.001
+        listing.write_text(json.dumps(listed))
+        form = systems.OURS.forms["upload"]
+        measured = programs.load(address.url + form.path, listing, *form.flags(), "-requests", str(len(listed)))
+        assert measured["wrong"] == 1
+        assert "t-shirt is" in measured["first_wrong"]
+
+
+def test_a_whole_run_in_small(small, tmp_path, monkeypatch):
+    """Floor and gateway, one short round: the shape of what is written, and what is said when one of them fails."""
+    monkeypatch.setattr(bench, "FRESH_PHOTOS", 12)
+    monkeypatch.setattr(bench, "FRESH_ROUNDS", 1)
+    monkeypatch.setattr(bench, "SMALL_SECONDS", 0.3)
+    monkeypatch.setattr(bench, "LARGE_SECONDS", 0.3)
+    monkeypatch.setattr(bench, "CACHE", tmp_path)
+    monkeypatch.setattr(photos, "prepare", lambda *_: (small, dataclasses.replace(small, name="large")))
+    broken = dataclasses.replace(systems.FLOOR, name="broken", title="broken", command=lambda address: ["false"])
+    monkeypatch.setattr(bench, "SYSTEMS", [systems.OURS, systems.FLOOR, broken])
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--rounds", "1", "--output", str(tmp_path / "out")])
+    monkeypatch.setattr(report, "draw", lambda *_: "no plot here: matplotlib has an environment of its own")
+    assert bench.main() == 1  # as one failed
+    results = json.loads((tmp_path / "out/gateway.json").read_text())
+    assert results["failures"].keys() == {"broken"}
+    assert "ended with 1" in results["failures"]["broken"]
+    assert results["systems"].keys() == {"clothing-gateway", "floor"}
+    expected = {f"clothing-gateway {kind} 8" for kind in (*report.WORKLOADS, "small-multipart")}
+    expected |= {f"clothing-gateway small-{kind} {clients}" for kind in ("url", "upload") for clients in (1, 32, 200)}
+    expected |= {f"floor {kind} 1" for kind in report.WORKLOADS}
+    assert results["cells"].keys() == expected
+    for name, (cell,) in results["cells"].items():
+        assert cell["photos"] > 0, name
+        assert cell["wrong"] == cell["other_answers"] == 0, name
+        assert 0 < cell["p50_ms"] <= cell["p99_ms"] <= cell["max_ms"], name
+        assert cell["photos_per_second"] == pytest.approx(cell["photos"] / cell["seconds"])
+        assert set(cell["statuses"]) <= {"200", "503"}
+    reached = {check["what"]: check["reached"] for check in results["checks"]}
+    assert reached["photos whose scores are not Pillow's"] is True
+    assert reached["12 MP by URL: photos per second over the course's"] is None
+    text = (tmp_path / "out/gateway.md").read_text()
+    assert "broken FAILED: broken ended with 1" in text
+    assert "## Dataset photos by URL" in text
+
+
+# ---- goals ----
+
+
+def results_of(**cpu):
+    """Two rounds for each system, with so much CPU per photo by URL."""
+    roles = {"clothing-gateway": "ours", "floor": "floor", "course-1": "course"}
+    base = {"photos_per_second": 100, "p50_ms": 10, "p99_ms": 20, "other_answers": 0, "wrong": 0}
+    named = {name.replace("_", "-"): value for name, value in cpu.items()}
+    return {
+        "systems": {name: {"role": roles.get(name, "peer")} for name in named},
+        "cells": {
+            f"{name} small-url {1 if name == 'floor' else 8}": [base | {"cpu_ms": value}, base | {"cpu_ms": 2 * value}]
+            for name, value in named.items()
+        },
+        "memory": {},
+        "fresh": {"clothing-gateway": [{"faults": 3}, {"faults": 12}, {"faults": 30}]},
+    }
+
+
+def test_goals_are_reached_missed_or_not_measured():
+    found = targets.checks(results_of(clothing_gateway=3, floor=2, course_1=4, kserve_1=8, litserve_2=6))
+    said = {check.what: (check.value and check.value.median, check.reached) for check in found}
+    assert said["dataset photos by URL: CPU over the floor's"] == (1.5, True)
+    assert said["dataset photos by URL: CPU of the best peer (litserve-2) over ours"] == (2.0, True)
+    assert said["dataset photos by URL: CPU of the course's gateway, warm, over ours"] == (pytest.approx(4 / 3), False)
+    assert said["dataset photos by URL: photos per second over the course's, warm"] == (1, False)
+    assert said["dataset photos by URL: p99 over p50 at 8 clients"] == (2, True)
+    assert said["12 MP by upload: CPU over the floor's"] == (None, None)
+    assert said["12 MP, 8 uploads at once: PSS"] == (None, None)
+    assert said["page faults per photo, from the first request of a new process on"] == (12, False)
+    assert said["photos whose scores are not Pillow's"] == (0, True)
+
+
+def test_a_lost_request_is_neither_200_nor_503():
+    results = results_of(clothing_gateway=3)
+    (cell, _) = results["cells"]["clothing-gateway small-url 8"]
+    results["cells"]["clothing-gateway small-url 200"] = [cell | {"other_answers": 1}]
+    check = next(one for one in targets.checks(results) if "by URL: answers at 200 clients" in one.what)
+    assert check.reached is False
+
+
+# ---- what is measured is what is shipped ----
+
+
+def test_the_gateway_runs_with_what_its_image_sets():
+    variables = systems.image_variables()
+    assert variables["PYTHONUNBUFFERED"] == "1"
+    assert not variables.keys() & {"PATH", "HOME", "GATEWAY_LISTEN_HOST"}
+
+
+def test_the_large_photos_are_the_same_each_time_and_of_12_megapixels(small):
+    data = small.files[0].read_bytes()
+    large = photos._enlarged(data, 1)
+    assert large == photos._enlarged(data, 1)
+    assert large != photos._enlarged(data, 2)
+    with photos.Image.open(photos.io.BytesIO(large)) as image:
+        assert image.size == (4000, 3000)
+    assert len(large) > 0.5e6
+
+
+def test_photos_are_drawn_where_the_dataset_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "dataset_photos", lambda count: [])
+    said = []
+    small, large = photos.prepare(tmp_path, said.append, small=3, large=1)
+    assert "CLOTHING_DATASET" in said[0]
+    assert (len(small.files), len(large.files)) == (3, 1)
+    assert len({tuple(photos.scores(file.read_bytes())) for file in small.files}) == 3
+    assert small.describe()["source"] == "drawn"
+    started = time.monotonic()
+    photos.prepare(tmp_path, said.append, small=3, large=1)
+    assert time.monotonic() - started < 0.5  # they were in the cache
