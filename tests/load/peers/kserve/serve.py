@@ -7,6 +7,7 @@ not a coroutine on its event loop, where nothing else would go on meanwhile.
 import argparse
 import asyncio
 import base64
+from functools import cached_property
 
 from kserve import Model, ModelServer, model_server
 from steps import Steps
@@ -15,13 +16,13 @@ from steps import Steps
 class Classifier(Model):
     """One photo after the other of a request."""
 
-    def __init__(self, name):
-        super().__init__(name)
-        self._steps = None
+    @cached_property
+    def _steps(self):
+        """Made in each process by its first photo: KServe pickles the model for its worker processes."""
+        return Steps()
 
     def load(self):
-        """Called in each process."""
-        self._steps = Steps()
+        """Nothing: the model is on the model server."""
         self.ready = True
         return True
 
