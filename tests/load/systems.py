@@ -179,7 +179,7 @@ def _peer(name: str, title: str, workers: int, package: str, **more: object) -> 
     lock = HERE / f"peers/{name}/requirements.lock"
     return System(
         name=f"{name}-{workers}",
-        title=f"{title}, {workers} process{'es' * (workers > 1)}",
+        title=f"{title}, {workers} worker{'s' * (workers > 1)}",
         role="peer",
         workers=workers,
         folder=lock.parent,
