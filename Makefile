@@ -60,6 +60,13 @@ inspect: model-image/.venv/runtime.stamp ## What a SavedModel wants and gives: m
 	@test -n "$(MODEL)" || { echo "make inspect MODEL=path: names a SavedModel's folder"; exit 2; }
 	@$(MODEL_BIN)/clothing-model inspect "$(MODEL)"
 
+.PHONY: model-image
+# A Keras file is read by what is in the larger environment.
+model-image: model-image/.venv/$(if $(wildcard $(MODEL)/.),runtime,dev).stamp ## An image of your own model: make model-image MODEL=path TAG=name:1 [LABELS=a,b PORTABLE=1 …]
+	@test -n "$(MODEL)" && test -n "$(TAG)" || { echo "make model-image MODEL=path TAG=kitchen-model:1: names a Keras file or a SavedModel's folder, and the image"; exit 2; }
+	@$(MODEL_BIN)/python ci/model_image.py "$(MODEL)" --tag "$(TAG)" $(if $(PORTABLE),--portable) \
+	  $(foreach option,NAME VERSION LABELS PREPROCESSING IMAGE-SIZE INPUT WEIGHTS WARMUP BASE BUILDER,$(if $($(subst -,_,$(option))),--$(shell echo $(option) | tr A-Z a-z)="$($(subst -,_,$(option)))"))
+
 .PHONY: kind
 kind: tools ## Images built, a Kind cluster, the chart installed, the address printed
 	@$(PYTHON) ci/cluster.py --on kind up images install

@@ -16,6 +16,7 @@ from clothing_model.errors import ModelError
 
 COMMANDS = {
     "train": "train a compact network on a folder of photos, or transfer-learn from a Keras application",
+    "average": "make one model of several, or of a photo and its mirror image, by the mean of their scores",
     "convert": "turn a Keras file or a SavedModel into NAME/VERSION/, ready for TensorFlow Serving",
     "inspect": "show what a SavedModel wants and gives, and the chart's values for it (needs no TensorFlow)",
     "values": "print the chart's values for a model (needs no TensorFlow)",

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -25,14 +24,18 @@ from clothing_model.savedmodel import photo_signature, usability_problems
 from clothing_model.values import PREPROCESSINGS, size_text
 
 INPUTS = ("float32", "uint8", "encoded")
+WEIGHTS = ("float32", "float16")
 TEMPORARY = ".converting-"
-TOLERANCE = 1e-4
+TOLERANCE = {"float32": 1e-4, "float16": 1e-3}  # of the largest score, by how the weights are stored
+WHY_DIFFERENT = {
+    "float32": "the model may be random at inference, or depend on the batch",
+    "float16": "its weights are beyond what float16 tells apart; leave --weights out",
+}
 # Of a training's report, what says how good the model is and on how much that rests.
 METRICS = (
     "validation_accuracy", "accuracy_per_class", "photos", "validation_photos", "photos_sha256",
     "validation_photos_sha256", "parameters", "epoch_chosen",
 )  # fmt: skip
-SAVED_MODEL_PARTS = ("saved_model.pb", "variables", "assets", "assets.extra", "fingerprint.pb", "keras_metadata.pb")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -65,6 +68,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="what a request brings: preprocessed photos as float32 (default); their pixels as uint8, a quarter of the "
         "bytes; or the photos' files. The two latter need --preprocessing, which then happens in the model",
     )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default=WEIGHTS[0],
+        help="how weights are stored: float16 halves the size of the model; it computes in float32 all the same",
+    )
     parser.add_argument("--input-name", metavar="NAME", help="the signature's input (default: the input layer's name)")
     parser.add_argument("--output-name", metavar="NAME", help="the signature's output (default: the last layer's name)")
     parser.add_argument(
@@ -95,12 +104,12 @@ def run(args: argparse.Namespace) -> int:
     if args.version is not None and not args.force and (model_folder / str(args.version)).exists():
         raise ModelError(_exists(model_folder / str(args.version)))
     with _temporary_folder(model_folder) as folder:
-        as_it_is = args.input == INPUTS[0] and not args.input_name and not args.output_name
+        as_it_is = (args.input, args.weights, args.input_name, args.output_name) == (INPUTS[0], WEIGHTS[0], None, None)
         if source.kind == keras_files.SAVED_MODEL and as_it_is:
             facts = _copy_saved_model(source, folder)
         else:
             given = Interface(args.input, preprocessing, args.input_name, args.output_name, size)
-            facts = _write_saved_model(source, folder, given)
+            facts = _write_saved_model(source, folder, given, args.weights)
         _finish(folder, args.name, source, facts, labels, preprocessing, size, batch_sizes)
         target = _publish(folder, model_folder, args.version, args.force)
     _say(f"wrote {target} ({sum(f.stat().st_size for f in target.rglob('*') if f.is_file()) / 1e6:.1f} MB) "
@@ -178,7 +187,7 @@ def _copy_saved_model(source: Source, folder: Path) -> dict[str, Any]:
     if found and (not found[0].shape or found[0].shape[0] != -1):
         _say(f"note: its input has the shape {found[0].shape}: the batch is fixed, so requests can't be batched")
     _say("copying")
-    for name in SAVED_MODEL_PARTS:
+    for name in keras_files.SAVED_MODEL_PARTS:
         part = source.path / name
         if part.is_dir():
             shutil.copytree(part, folder / name, copy_function=shutil.copyfile)
@@ -198,14 +207,14 @@ class Interface:
     size: tuple[int, int] | None  # height, width
 
 
-def _write_saved_model(source: Source, folder: Path, given: Interface) -> dict[str, Any]:
+def _write_saved_model(source: Source, folder: Path, given: Interface, weights: str) -> dict[str, Any]:
     from clothing_model.quiet import quiet_tensorflow
 
     quiet_tensorflow()
     _say("loading TensorFlow")
     import tensorflow as tf
 
-    from clothing_model import baked
+    from clothing_model import baked, halved
 
     facts: dict[str, Any] = {}
     if source.kind == keras_files.SAVED_MODEL:
@@ -219,13 +228,18 @@ def _write_saved_model(source: Source, folder: Path, given: Interface) -> dict[s
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
             raise ModelError(f"{option}={name}: a name is made of letters, digits and '_'")
     preprocessing = given.preprocessing or "none"
+    module = tf.Module()
+    if weights == WEIGHTS[0]:
+        module.variables_to_save, call = model.variables, model.call
+    else:
+        module.variables_to_save, call = halved.halved(model.call, tf.TensorSpec((None, *shape), tf.float32))
 
     def serve(photos: Any) -> dict[str, Any]:
         if given.input == baked.ENCODED:
             photos = baked.pixels_of_files(photos, *_fixed(shape))
         if given.input != baked.FLOAT32:
             photos = baked.numbers(photos, preprocessing)
-        return {output_name: tf.cast(model.call(photos), tf.float32)}
+        return {output_name: tf.cast(call(photos), tf.float32)}
 
     if given.input == baked.ENCODED:
         _fixed(shape)
@@ -234,20 +248,19 @@ def _write_saved_model(source: Source, folder: Path, given: Interface) -> dict[s
         signature = tf.TensorSpec((None, *shape), tf.uint8, name=input_name)
     else:
         signature = tf.TensorSpec((None, *shape), tf.float32, name=input_name)
-    module = tf.Module()
-    module.variables_to_save = model.variables
     module.serve = tf.function(serve, input_signature=[signature])
     _say(f"writing: {input_name} {given.input} {tuple(s or -1 for s in signature.shape)} -> {output_name} "
          f"{tuple(s or -1 for s in model.output_shape)}")  # fmt: skip
     tf.saved_model.save(module, str(folder), signatures={savedmodel.DEFAULT_SIGNATURE: module.serve})
     difference = _largest_difference(folder, model, shape, given.input, preprocessing)
-    if not difference <= TOLERANCE:
+    if not difference <= TOLERANCE[weights]:
         raise ModelError(
             f"what was written differs from {source.path} by {difference:.3g} of the largest score "
-            f"(allowed: {TOLERANCE}): the model may be random at inference, or depend on the batch"
+            f"(allowed: {TOLERANCE[weights]}): {WHY_DIFFERENT[weights]}"
         )
     _say(f"checked: the saved scores differ from {library}'s by at most {difference:.1g} of the largest")
-    facts = {**facts, "tensorflow": tf.__version__, "library": model.library, "input": given.input}
+    facts = {**facts, "tensorflow": tf.__version__, "library": model.library, "input": given.input,
+             "weights": weights}  # fmt: skip
     if source.keras_version:
         facts["keras"] = source.keras_version
     return facts
@@ -323,8 +336,14 @@ def _finish(
         raise ModelError(f"{source.path}: " + "; ".join(usability_problems(model)))
     photo, scores = found
     signature = model.signatures[savedmodel.DEFAULT_SIGNATURE]
-    description: dict[str, Any] = {"name": name, **facts}
-    description["source"] = {"file": source.path.name, "kind": source.kind, "sha256": _sha256(source.path)}
+    description: dict[str, Any] = {**facts, "name": name}
+    description["source"] = {
+        "file": f"{source.path.resolve().parent.name}/{source.path.name}" if source.path.is_dir() else source.path.name,
+        "kind": source.kind,
+        "sha256": keras_files.sha256(source.path),
+    }
+    if before := facts.get("source"):  # a SavedModel that an earlier convert has written
+        description["source"]["made_from"] = before.get("made_from", before)
     metrics = {key: value for key, value in _training_report(source.path).items() if key in METRICS}
     if metrics:
         description["metrics"] = metrics
@@ -366,20 +385,6 @@ def _known(source: Source) -> dict[str, Any]:
     if source.kind == keras_files.SAVED_MODEL:
         return savedmodel.read(source.path).description
     return _training_report(source.path)
-
-
-def _sha256(path: Path) -> str:
-    """Of a file; of a SavedModel's folder, of the list of its files' digests, as `sha256sum` prints them."""
-    if path.is_dir():
-        files = sorted(file for part in SAVED_MODEL_PARTS for file in _files(path / part))
-        lines = "".join(f"{_sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
-        return hashlib.sha256(lines.encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
 
 
 def _training_report(source: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 TensorFlow is imported only to load.
 """
 
+import hashlib
 import json
 import re
 import zipfile
@@ -15,6 +16,7 @@ from clothing_model import savedmodel
 from clothing_model.errors import ModelError
 
 SAVED_MODEL, HDF5, KERAS_ZIP = "SavedModel", "HDF5", "Keras zip"
+SAVED_MODEL_PARTS = ("saved_model.pb", "variables", "assets", "assets.extra", "fingerprint.pb", "keras_metadata.pb")
 _HDF5_START = b"\x89HDF\r\n\x1a\n"
 
 
@@ -67,6 +69,20 @@ def identify(path: Path) -> Source:
         ".pth": "Export the PyTorch model to ONNX and that to a SavedModel, then give that folder",
     }.get(path.suffix.lower(), "Save the model with model.save('model.keras') and give that file")
     raise ModelError(f"{path} is none of .h5, .keras and SavedModel. {hint}")
+
+
+def sha256(path: Path) -> str:
+    """Of a file; of a SavedModel's folder, of the list of its files' digests, as `sha256sum` prints them."""
+    if path.is_dir():
+        files = sorted(file for part in SAVED_MODEL_PARTS for file in _files(path / part))
+        lines = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
 
 
 def _size(path: Path) -> int:
@@ -143,13 +159,20 @@ def _load_keras_2(source: Source) -> KerasModel:
 def _load_keras_3(source: Source) -> KerasModel:
     import keras
 
-    if keras.backend.backend() != "tensorflow":
-        raise ModelError(f"Keras runs on {keras.backend.backend()} here: set KERAS_BACKEND=tensorflow and run again")
-    model = _guarded(source, lambda: keras.models.load_model(source.path, compile=False))
+    model = load_keras_3(source)
     inputs = [tensor.name for tensor in model.inputs]
     outputs = list(getattr(model, "output_names", ())) or [model.layers[-1].name]  # a Sequential has no output_names
     variables = [variable.value for variable in model.variables]
     return _described(source, model, f"Keras {keras.__version__}", variables, inputs, outputs)
+
+
+def load_keras_3(source: Source) -> Any:
+    """The Keras model itself, of a file of Keras 3."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise ModelError(f"Keras runs on {keras.backend.backend()} here: set KERAS_BACKEND=tensorflow and run again")
+    return _guarded(source, lambda: keras.models.load_model(source.path, compile=False))
 
 
 def _load_saved_model(source: Source) -> KerasModel:

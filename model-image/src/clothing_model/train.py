@@ -8,7 +8,6 @@ saved. Each batch's randomness comes from seed, epoch and batch alone, and a tra
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clothing_model import photos, pictures
+from clothing_model import keras_files, photos, pictures
 from clothing_model.errors import ModelError
 from clothing_model.progress import Progress
 from clothing_model.quality import confusion
@@ -270,9 +269,7 @@ def train(
     identity = {
         "plan": asdict(plan),
         "photos_sha256": digest,
-        "weights": {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
-        if weights
-        else None,
+        "weights": {"file": weights.name, "sha256": keras_files.sha256(weights)} if weights else None,
     }
     state = output.with_name(output.name + ".state")
     state.mkdir(parents=True, exist_ok=True)
