@@ -52,6 +52,8 @@ class CommandError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command, and give its exit status."""
     options = _parser().parse_args(arguments)
+    if options.command == "download":
+        return _download(options)
     try:
         flags = {entry.name: getattr(options, entry.name, None) for entry in fields(Settings)}
         settings, sources, warnings = Settings.load(os.environ, flags)
@@ -123,6 +125,25 @@ def _parser() -> argparse.ArgumentParser:
     for entry in fields(Settings):
         if entry.name in _MODEL_SETTINGS:
             _add_flag(classify, entry)
+
+    download = commands.add_parser(
+        "download",
+        help="fetch a model for the model server",
+        description="Fetch archives (.tar.gz, .tar, .zip) with versions of a model, from https://, http://, s3:// or "
+        "gs://, and make TO/NAME/VERSION of each. Each is pinned by its SHA-256, and kept in the cache by it.",
+    )
+    download.add_argument(
+        "archives",
+        metavar="URL#sha256=HEX[&version=N]",
+        nargs="+",
+        help="an archive; version names what it doesn't: the model's files lie in it without a folder with a number",
+    )
+    download.add_argument("--name", required=True, help="the model's name")
+    download.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the folder of models, /models say")
+    download.add_argument("--cache", type=Path, metavar="FOLDER", help="where archives stay unpacked (TO/.cache)")
+    download.add_argument(
+        "--max-bytes", type=_positive, metavar="N", help="largest archive, and largest content of one (20 GiB)"
+    )
     return parser
 
 
@@ -163,6 +184,29 @@ def _serve(settings: Settings, sources: dict[str, str], warnings: list[str], *, 
         raise CommandError(str(error)) from None
     gateway.handle_signals()
     return DONE if gateway.run() else FAILED
+
+
+def _download(options: argparse.Namespace) -> int:
+    # PID 1 of a container never hears of a signal that it has no handler for.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    from clothing_gateway.download import MAX_BYTES, Archive, DownloadError, download
+
+    try:
+        archives = [Archive.parse(text) for text in options.archives]
+        download(
+            archives,
+            name=options.name,
+            to=options.to,
+            cache=options.cache or options.to / ".cache",
+            max_bytes=options.max_bytes or MAX_BYTES,
+        )
+    except DownloadError as error:
+        _say(f"error: {error}")
+        return FAILED
+    except OSError as error:
+        _say(f"error: {error}")
+        return FAILED
+    return DONE
 
 
 class _Times:
