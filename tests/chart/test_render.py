@@ -104,8 +104,13 @@ def test_every_port_a_service_names_is_there():
 def test_no_blank_line_is_left_by_a_template():
     for chart, file in values_files():
         lines = render(chart, "--values", file).splitlines()
-        program = [line for line in (CLASSIFIER / "files" / "predict.py").read_text().splitlines() if not line]
-        assert len([line for line in lines if not line.strip()]) <= len(program), file
+        assert not [number for number, line in enumerate(lines, 1) if not line.strip()], file
+
+
+def test_the_defaults_render_to_few_lines_and_no_comments_of_their_own():
+    lines = render(CLASSIFIER).splitlines()
+    assert len(lines) < 400
+    assert not [line for line in lines if line.lstrip().startswith("#") and not line.startswith("# Source:")]
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
@@ -127,3 +132,29 @@ def test_a_chart_package_holds_no_tests_and_all_templates(tmp_path: Path):
 
 def test_ping_has_one_pod_and_one_test():
     assert set(pods(manifests(PING))) == {"Deployment demo-ping", "Pod demo-ping-test"}
+
+
+RELOADING = (
+    "--set=model.source.type=pvc,server.rollout.mode=hotReload,model.versionLabel=stable,model.versionLabels.stable=1",
+)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "model.versions={1,2},model.versionLabels.canary=2",
+        "model.versions={1,2},model.versionLabels.canary=2,model.canary.versionLabel=canary,model.canary.weight=10",
+        "model.versions={1,2},model.versionLabels.stable=2",
+        "model.versionLabels.stable=2",
+    ],
+)
+def test_a_promotion_by_hot_reload_restarts_no_server(step):
+    def server(*values: str) -> tuple[Manifest, Manifest]:
+        objects = manifests(CLASSIFIER, *RELOADING, *values)
+        found = {m["kind"]: m for m in objects if m["metadata"]["name"] == "demo-clothing-classifier-server"}
+        return found["Deployment"], found["ConfigMap"]
+
+    before, config_before = server()
+    after, config_after = server(f"--set={step}")
+    assert before == after
+    assert config_before["data"] != config_after["data"]

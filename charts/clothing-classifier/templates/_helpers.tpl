@@ -53,16 +53,18 @@ app.kubernetes.io/version: {{ .context.Chart.AppVersion | quote }}
 {{- .Values.model.version | toJson | trimAll "\"" -}}
 {{- end -}}
 
-{{- /* Every version that a value names, as a JSON list; where there is none, the server takes the newest in the image. */ -}}
+{{- /* Versions to load, as a JSON list: model.versions, or every version that another value names; where there is none, the newest. */ -}}
 {{- define "clothing-classifier.loadedVersions" -}}
+{{- with .Values.model -}}
 {{- $versions := list -}}
-{{- range concat (list .Values.model.version .Values.model.canary.version) (values .Values.model.versionLabels) .Values.model.selectableVersions -}}
+{{- range default (concat (list .version .canary.version) (values .versionLabels) .selectableVersions) .versions -}}
 {{- $version := . | toJson | trimAll "\"" -}}
 {{- if regexMatch "^[0-9]+$" $version -}}
 {{- $versions = append $versions $version -}}
 {{- end -}}
 {{- end -}}
 {{- $versions | uniq | sortAlpha | toJson -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "clothing-classifier.serviceAccountName" -}}
@@ -79,16 +81,13 @@ runAsNonRoot: true
 runAsUser: 65532
 runAsGroup: 65532
 fsGroup: 65532
-seccompProfile:
-  type: RuntimeDefault
+seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
 {{- define "clothing-classifier.containerSecurityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
-capabilities:
-  drop:
-    - ALL
+capabilities: {drop: [ALL]}
 {{- end -}}
 
 {{- /* Where and how the pods of a component are scheduled.

@@ -23,8 +23,12 @@
 {{- if and .Values.gateway.serverTls.secretName (not .Values.server.tls.secretName) -}}
 {{- fail "gateway.serverTls.secretName lets the gateway speak TLS alone, and the model server doesn't: set server.tls.secretName too" -}}
 {{- end -}}
+{{- include "clothing-classifier.validateSource" . -}}
 {{- include "clothing-classifier.validateGpu" .Values.server -}}
-{{- include "clothing-classifier.validateArgs" .Values.server.extraArgs -}}
+{{- include "clothing-classifier.validateRollout" . -}}
+{{- include "clothing-classifier.validateFlags" . -}}
+{{- include "clothing-classifier.validateBatching" (dict "keda" .Values.server.autoscaling.keda "batching" .Values.server.batching "sent" .Values.gateway.predictBatchSize) -}}
+{{- include "clothing-classifier.validateArgs" .Values.server -}}
 {{- include "clothing-classifier.validateEnv" . -}}
 {{- include "clothing-classifier.validateService" .Values.gateway.service -}}
 {{- include "clothing-classifier.validateExposure" .Values.gateway -}}
@@ -45,14 +49,33 @@
 {{- fail (printf "%s.versionLabel is %q, and model.versionLabels has no such label: add it there with its version" $name $values.versionLabel) -}}
 {{- end -}}
 {{- end -}}
-{{- if and .canary.percent (not $canary) -}}
-{{- fail "model.canary.percent is set, and no canary: set model.canary.version or model.canary.versionLabel" -}}
+{{- if and .canary.weight (not $canary) -}}
+{{- fail "model.canary.weight is set, and no second version: set model.canary.version or model.canary.versionLabel" -}}
 {{- end -}}
-{{- if and (or $canary .versionLabels .selectableVersions) (not $stable) -}}
+{{- if and (or $canary .versionLabels .selectableVersions (gt (len .versions) 1)) (not $stable) -}}
 {{- fail "there are several versions of the model, and nothing says which one requests go to: set model.version or model.versionLabel" -}}
 {{- end -}}
 {{- if and $canary (eq $stable $canary) -}}
 {{- fail "model.canary is the same version as the model's: set another one" -}}
+{{- end -}}
+{{- if .versions -}}
+{{- $loaded := list -}}
+{{- range .versions -}}
+{{- $loaded = append $loaded (. | toJson | trimAll "\"") -}}
+{{- end -}}
+{{- $named := dict "model.version" .version "model.canary.version" .canary.version -}}
+{{- range $label, $version := .versionLabels -}}
+{{- $_ := set $named (printf "model.versionLabels.%s" $label) $version -}}
+{{- end -}}
+{{- range $index, $version := .selectableVersions -}}
+{{- $_ := set $named (printf "model.selectableVersions[%d]" $index) $version -}}
+{{- end -}}
+{{- range $name, $value := $named -}}
+{{- $version := $value | toJson | trimAll "\"" -}}
+{{- if and (regexMatch "^[0-9]+$" $version) (not (has $version $loaded)) -}}
+{{- fail (printf "%s is %s, and model.versions doesn't load it: add %s to model.versions, or leave that empty" $name $version $version) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- range .selectableVersions -}}
 {{- if not (or (regexMatch "^[0-9]+$" (. | toJson | trimAll "\"")) (hasKey $.versionLabels (toString .))) -}}
@@ -123,20 +146,128 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "clothing-classifier.validateSource" -}}
+{{- with .Values.model.source -}}
+{{- $names := dict
+  "imageVolume" (list "image.repository" .imageVolume.image.repository)
+  "pvc" (list "existingClaim" .pvc.existingClaim)
+  "download" (list "archives" .download.archives) -}}
+{{- range $type, $name := $names -}}
+{{- if and (last $name) (ne $.Values.model.source.type $type) -}}
+{{- fail (printf "model.source.type is %s, but model.source.%s.%s names a second source: set model.source.type=%s, or remove it" $.Values.model.source.type $type (first $name) $type) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq .type "imageVolume") (not (and .imageVolume.image.repository (or .imageVolume.image.tag .imageVolume.image.digest))) -}}
+{{- fail "model.source.type is imageVolume, and no image is named: set model.source.imageVolume.image.repository, and its tag or digest" -}}
+{{- end -}}
+{{- if and (eq .type "imageVolume") (semverCompare "<1.33-0" $.Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "model.source.type is imageVolume, which Kubernetes has since 1.33 (behind the feature gate ImageVolume until 1.35), and this is %s: use image, pvc or download" $.Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- if and (eq .type "download") (not .download.archives) -}}
+{{- fail "model.source.type is download, and there is nothing to fetch: set model.source.download.archives to a list of {url, sha256}" -}}
+{{- end -}}
+{{- if and .download.cache.existingClaim .download.cache.sizeLimit -}}
+{{- fail "model.source.download.cache has an existingClaim, and a sizeLimit, which is for a pod's own volume: keep one" -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq .Values.model.source.type "download") .Values.networkPolicy.enabled (not .Values.networkPolicy.server.egress) -}}
+{{- fail "model.source.type is download, and networkPolicy.enabled lets the model servers' pods reach nothing: set networkPolicy.server.egress to rules for DNS and for the store" -}}
+{{- end -}}
+{{- $servers := int (ternary .Values.server.autoscaling.maxReplicas .Values.server.replicas .Values.server.autoscaling.enabled) -}}
+{{- if and (gt $servers 1) (include "clothing-classifier.model.oneNode" .) -}}
+{{- fail (printf "the model's volume is for one node (model.source.pvc.accessModes is %s), and there may be %d model servers: set accessModes to [ReadOnlyMany] or [ReadWriteMany], if the storage has it, or run one server" (join ", " .Values.model.source.pvc.accessModes) $servers) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "clothing-classifier.validateRollout" -}}
+{{- with .Values.server.rollout -}}
+{{- if and (eq .mode "surge") $.Values.server.gpu.enabled (not $.Values.server.gpu.spare) -}}
+{{- fail "server.rollout.mode is surge on a GPU: the new server would wait for a GPU that the old one holds. Set the mode to auto, recreate or inPlace, or server.gpu.spare=true where there is one more" -}}
+{{- end -}}
+{{- if and (eq .mode "surge") (include "clothing-classifier.model.oneNode" $) -}}
+{{- fail "server.rollout.mode is surge, and the model's volume is for one node: a new server on another node would wait for it. Set the mode to auto or recreate, or model.source.pvc.accessModes to [ReadOnlyMany] or [ReadWriteMany]" -}}
+{{- end -}}
+{{- if eq .mode "hotReload" -}}
+{{- if ne $.Values.model.source.type "pvc" -}}
+{{- fail (printf "server.rollout.mode is hotReload, and model.source.type is %s, where no new version can appear: set model.source.type=pvc, or the mode to auto" $.Values.model.source.type) -}}
+{{- end -}}
+{{- if eq (toString $.Values.server.flags.file_system_poll_wait_seconds) "0" -}}
+{{- fail "server.rollout.mode is hotReload, and server.flags.file_system_poll_wait_seconds=0 looks for versions once: remove it, and set server.rollout.pollSeconds" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Since which version of TensorFlow Serving a flag is known; the others are older than any in use. */ -}}
+{{- define "clothing-classifier.validateFlags" -}}
+{{- $since := dict
+  "enable_profiler" "2.5"
+  "grpc_max_threads" "2.5"
+  "num_load_threads" "2.5"
+  "num_unload_threads" "2.5"
+  "num_request_iterations_for_warmup" "2.8"
+  "enable_per_model_batching_parameters" "2.11"
+  "mixed_precision" "2.15"
+  "xla_gpu_compilation_enabled" "2.18"
+  "enable_serialization_as_tensor_content" "2.19" -}}
+{{- $version := .Values.server.version -}}
+{{- range $flag, $value := .Values.server.flags -}}
+{{- $first := get $since $flag -}}
+{{- if and $first (not (kindIs "invalid" $value)) (not (semverCompare (printf ">=%s-0" (default "0" $first)) $version)) -}}
+{{- fail (printf "server.flags.%s is known since TensorFlow Serving %s, and server.version is %s: set the flag to null, or use a newer image and say so in server.version" $flag $first $version) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.server.batching.enabled .Values.server.batching.perModel (not (semverCompare ">=2.11-0" $version)) -}}
+{{- fail (printf "server.batching.perModel is known since TensorFlow Serving 2.11, and server.version is %s: set it to false, or use a newer image and say so in server.version" $version) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "clothing-classifier.validateBatching" -}}
+{{- if and .keda.enabled .keda.targetQueueMilliseconds (not .batching.enabled) -}}
+{{- fail "server.autoscaling.keda.targetQueueMilliseconds is of the batching queue, and the server doesn't batch: set server.batching.enabled=true, or use targetCallsPerSecond" -}}
+{{- end -}}
+{{- $sent := default 8 .sent | int -}}
+{{- with .batching -}}
+{{- if and .enabled (not .perModel) (gt $sent (int .maxBatchSize)) -}}
+{{- fail (printf "server.batching.maxBatchSize is %d, and a gateway sends up to %d photos in a call, which the server would refuse: raise it, or set gateway.predictBatchSize=%d" (int .maxBatchSize) $sent (int .maxBatchSize)) -}}
+{{- end -}}
+{{- if and .enabled .allowedBatchSizes -}}
+{{- $before := 0 -}}
+{{- range .allowedBatchSizes -}}
+{{- if le (int .) $before -}}
+{{- fail (printf "server.batching.allowedBatchSizes has %d after %d: sort it, ascending" (int .) $before) -}}
+{{- end -}}
+{{- $before = int . -}}
+{{- end -}}
+{{- if ne $before (int .maxBatchSize) -}}
+{{- fail (printf "server.batching.allowedBatchSizes ends with %d, and maxBatchSize is %d: TensorFlow Serving wants them equal" $before (int .maxBatchSize)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "clothing-classifier.validateArgs" -}}
 {{- $values := dict
   "port" "the chart sets it"
   "rest_api_port" "the chart sets it"
   "model_name" "set model.name"
   "model_base_path" "it follows from model.name"
-  "model_config_file" "set model.version"
+  "model_config_file" "set model.versions and model.versionLabels"
+  "model_config_file_poll_wait_seconds" "set server.rollout.mode=hotReload and server.rollout.pollSeconds"
+  "allow_version_labels_for_unavailable_models" "it follows from model.versionLabels"
   "monitoring_config_file" "set server.monitoring"
+  "enable_batching" "set server.batching"
+  "batching_parameters_file" "set server.batching"
+  "enable_per_model_batching_parameters" "set server.batching.perModel"
   "ssl_config_file" "set server.tls.secretName"
   "grpc_channel_arguments" "set server.maxConnectionAgeSeconds"
-  "enable_grpc_healthcheck_service" "set server.grpcHealthCheck"
+  "enable_grpc_healthcheck_service" "it follows from server.version"
   "per_process_gpu_memory_fraction" "set server.gpu.memoryFraction" -}}
-{{- range $arg := . -}}
-{{- with get $values ($arg | trimPrefix "--" | splitList "=" | first) -}}
+{{- range $flag, $_ := .flags -}}
+{{- $_ := set $values $flag (printf "set server.flags.%s" $flag) -}}
+{{- end -}}
+{{- range $arg := .extraArgs -}}
+{{- with get $values ($arg | trimPrefix "-" | trimPrefix "-" | splitList "=" | first) -}}
 {{- fail (printf "server.extraArgs has %s: remove it, %s" $arg .) -}}
 {{- end -}}
 {{- end -}}

@@ -49,7 +49,7 @@
   (list "GATEWAY_MODEL_LABEL" .Values.model.versionLabel)
   (list "GATEWAY_CANARY_VERSION" (.Values.model.canary.version | toJson | trimAll "\""))
   (list "GATEWAY_CANARY_LABEL" .Values.model.canary.versionLabel)
-  (list "GATEWAY_CANARY_PERCENT" (ternary "" .Values.model.canary.percent (eq (toString .Values.model.canary.percent) "0")))
+  (list "GATEWAY_CANARY_PERCENT" (ternary "" .Values.model.canary.weight (eq (toString .Values.model.canary.weight) "0")))
   (list "GATEWAY_SELECTABLE_VERSIONS" (include "clothing-classifier.gateway.selectableVersions" .))
   (list "GATEWAY_INPUT_NAME" .Values.model.inputName)
   (list "GATEWAY_OUTPUT_NAME" .Values.model.outputName)

@@ -1,5 +1,16 @@
 {{- /* The files that the server's flags point at. The pod's checksum is of these alone: a chart's version isn't in them. */ -}}
 {{- define "clothing-classifier.server.config" -}}
+{{- with include "clothing-classifier.server.startConfig" . | trim }}
+{{ . }}
+{{- end }}
+{{- with include "clothing-classifier.server.modelsConfig" . | trim }}
+models.config: |
+  {{- . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- /* What is read at the start only. */ -}}
+{{- define "clothing-classifier.server.startConfig" -}}
 {{- if .Values.server.monitoring.enabled }}
 monitoring.config: |
   prometheus_config {
@@ -7,37 +18,60 @@ monitoring.config: |
     path: {{ .Values.server.monitoring.path | toJson }}
   }
 {{- end }}
-{{- with include "clothing-classifier.loadedVersions" . | fromJsonArray }}
-models.config: |
-  model_config_list {
-    config {
-      name: {{ $.Values.model.name | toJson }}
-      base_path: "/models/{{ $.Values.model.name }}"
-      model_platform: "tensorflow"
-      model_version_policy {
-        specific {
-          {{- range . }}
-          versions: {{ . }}
-          {{- end }}
-        }
-      }
-      {{- range $label, $version := $.Values.model.versionLabels }}
-      version_labels {
-        key: {{ $label | toJson }}
-        value: {{ $version | toJson | trimAll "\"" }}
-      }
-      {{- end }}
-    }
-  }
+{{- with .Values.server.batching }}
+{{- if and .enabled (not .perModel) }}
+batching.config: |
+  max_batch_size { value: {{ .maxBatchSize }} }
+  batch_timeout_micros { value: {{ .timeoutMicros }} }
+  max_enqueued_batches { value: {{ .maxEnqueuedBatches }} }
+  {{- with default (include "clothing-classifier.server.cpus" $) .threads }}
+  num_batch_threads { value: {{ . }} }
+  {{- end }}
+  {{- range .allowedBatchSizes }}
+  allowed_batch_sizes: {{ . }}
+  {{- end }}
+  {{- if .padVariableLengthInputs }}
+  pad_variable_length_inputs: true
+  {{- end }}
 {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* Which versions are loaded, and their labels. A server that reloads always has it, so that its flags don't change with it. */ -}}
+{{- define "clothing-classifier.server.modelsConfig" -}}
+{{- $versions := include "clothing-classifier.loadedVersions" . | fromJsonArray -}}
+{{- if or $versions (include "clothing-classifier.server.hotReload" .) -}}
+model_config_list {
+  config {
+    name: {{ .Values.model.name | toJson }}
+    base_path: "/models/{{ .Values.model.name }}"
+    model_platform: "tensorflow"
+    {{- if $versions }}
+    model_version_policy {
+      specific {
+        {{- range $versions }}
+        versions: {{ . }}
+        {{- end }}
+      }
+    }
+    {{- end }}
+    {{- range $label, $version := .Values.model.versionLabels }}
+    version_labels {
+      key: {{ $label | toJson }}
+      value: {{ $version | toJson | trimAll "\"" }}
+    }
+    {{- end }}
+  }
+}
+{{- end -}}
 {{- end -}}
 
 {{- define "clothing-classifier.server.args" -}}
 - --port=8500
 - --rest_api_port=8501
-{{- if include "clothing-classifier.loadedVersions" . | fromJsonArray }}
+{{- if include "clothing-classifier.server.modelsConfig" . }}
 - --model_config_file=/etc/clothing-classifier/models.config
-{{- if .Values.model.versionLabels }}
+{{- if or .Values.model.versionLabels (include "clothing-classifier.server.hotReload" .) }}
 - --allow_version_labels_for_unavailable_models=true
 {{- end }}
 {{- else }}
@@ -47,10 +81,16 @@ models.config: |
 {{- if .Values.server.monitoring.enabled }}
 - --monitoring_config_file=/etc/clothing-classifier/monitoring.config
 {{- end }}
+{{- with .Values.server.batching }}
+{{- if .enabled }}
+- --enable_batching=true
+- {{ ternary "--enable_per_model_batching_parameters=true" "--batching_parameters_file=/etc/clothing-classifier/batching.config" .perModel }}
+{{- end }}
+{{- end }}
 {{- if include "clothing-classifier.server.tlsSecretName" . }}
 - --ssl_config_file=/etc/clothing-classifier-tls/ssl.config
 {{- end }}
-{{- if .Values.server.grpcHealthCheck }}
+{{- if include "clothing-classifier.server.knowsGrpcHealth" . }}
 - --enable_grpc_healthcheck_service=true
 {{- end }}
 {{- with .Values.server.maxConnectionAgeSeconds }}
@@ -59,14 +99,55 @@ models.config: |
 {{- if and .Values.server.gpu.enabled (not (kindIs "invalid" .Values.server.gpu.memoryFraction)) }}
 - --per_process_gpu_memory_fraction={{ .Values.server.gpu.memoryFraction }}
 {{- end }}
-{{- range $flag, $value := .Values.server.flags }}
-{{- if not (kindIs "invalid" $value) }}
-- --{{ $flag }}={{ toJson $value }}
-{{- end }}
+{{- range $flag, $value := include "clothing-classifier.server.flags" . | fromJson }}
+- --{{ $flag }}={{ kindIs "string" $value | ternary $value (toJson $value) }}
 {{- end }}
 {{- with .Values.server.extraArgs }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{- /* The flags that have a value, and those that follow from others: how often to look for changes, and threads by the CPU limit, which
+       TensorFlow Serving doesn't see: it counts the node's CPUs. */ -}}
+{{- define "clothing-classifier.server.flags" -}}
+{{- $derived := dict "file_system_poll_wait_seconds" 0 -}}
+{{- with include "clothing-classifier.server.cpus" . | int -}}
+{{- $derived = merge $derived (dict "tensorflow_intra_op_parallelism" . "tensorflow_inter_op_parallelism" .
+  "grpc_max_threads" (mul 4 .) "rest_api_num_threads" (mul 4 .)) -}}
+{{- end -}}
+{{- if include "clothing-classifier.server.hotReload" . -}}
+{{- $poll := .Values.server.rollout.pollSeconds -}}
+{{- $derived = merge (dict "file_system_poll_wait_seconds" $poll "model_config_file_poll_wait_seconds" $poll
+  "num_load_threads" 1 "num_unload_threads" 1) $derived -}}
+{{- end -}}
+{{- $flags := dict -}}
+{{- range $flag, $value := .Values.server.flags -}}
+{{- if not (kindIs "invalid" $value) -}}
+{{- $_ := set $flags $flag $value -}}
+{{- end -}}
+{{- end -}}
+{{- merge $flags $derived | toJson -}}
+{{- end -}}
+
+{{- /* The CPU limit in whole CPUs, one at least; empty where there is no limit. */ -}}
+{{- define "clothing-classifier.server.cpus" -}}
+{{- with dig "limits" "cpu" "" .Values.server.resources | toString -}}
+{{- $cpus := hasSuffix "m" . | ternary (divf (trimSuffix "m" . | float64) 1000) (float64 .) -}}
+{{- max 1 (floor $cpus) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Whether new versions and labels come to running servers. */ -}}
+{{- define "clothing-classifier.server.hotReload" -}}
+{{- if eq .Values.server.rollout.mode "hotReload" -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{- define "clothing-classifier.server.knowsGrpcHealth" -}}
+{{- if semverCompare ">=2.15-0" .Values.server.version -}}
+true
+{{- end -}}
 {{- end -}}
 
 {{- define "clothing-classifier.server.resources" -}}
@@ -89,11 +170,13 @@ models.config: |
 {{- include "clothing-classifier.scheduling" (dict "context" . "component" "server" "values" $values) -}}
 {{- end -}}
 
+{{- /* How pods are replaced. A server that reloads is replaced, too, when its image or flags change. */ -}}
 {{- define "clothing-classifier.server.rolloutMode" -}}
 {{- $replicas := include "clothing-classifier.minReplicas" .Values.server | int -}}
-{{- if ne .Values.server.rollout.mode "auto" -}}
-{{- .Values.server.rollout.mode -}}
-{{- else if not .Values.server.gpu.enabled -}}
+{{- $mode := .Values.server.rollout.mode -}}
+{{- if not (has $mode (list "auto" "hotReload")) -}}
+{{- $mode -}}
+{{- else if and (or (not .Values.server.gpu.enabled) .Values.server.gpu.spare) (not (include "clothing-classifier.model.oneNode" .)) -}}
 surge
 {{- else if gt $replicas 1 -}}
 inPlace
@@ -119,11 +202,23 @@ recreate
 
 {{- /* The kubelet's gRPC probes know no TLS. */ -}}
 {{- define "clothing-classifier.server.alive" -}}
-{{- if and .Values.server.grpcHealthCheck (not (include "clothing-classifier.server.tlsSecretName" .)) -}}
-grpc:
-  port: 8500
+{{- if and (include "clothing-classifier.server.knowsGrpcHealth" .) (not (include "clothing-classifier.server.tlsSecretName" .)) -}}
+grpc: {port: 8500}
 {{- else -}}
-tcpSocket:
-  port: grpc
+tcpSocket: {port: grpc}
 {{- end -}}
+{{- end -}}
+
+{{- /* The model's status is 200 whatever its state; its metadata is 404 unless the version can be called. A server that reloads is asked by
+       label, or for any version, so that its pod doesn't change with the version. */ -}}
+{{- define "clothing-classifier.server.metadataPath" -}}
+/v1/models/{{ .Values.model.name }}
+{{- if .Values.model.versionLabel -}}
+/labels/{{ .Values.model.versionLabel }}
+{{- else if not (include "clothing-classifier.server.hotReload" .) -}}
+{{- with include "clothing-classifier.modelVersion" . -}}
+/versions/{{ . }}
+{{- end -}}
+{{- end -}}
+/metadata
 {{- end -}}
