@@ -12,6 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 from charts import CLASSIFIER, ROOT, run
+from clothing_gateway.predictor import is_chosen
 from PIL import Image
 
 PHOTO = CLASSIFIER / "files" / "photo.png"
@@ -29,13 +30,15 @@ def serving(handler):
             thread.join()
 
 
-def gateway(status, answer, seen, keys):
+def gateway(status, answer, seen, versions=("1", "1")):
+    """A gateway whose canary has a half: it answers with the first version where the request id is the canary's."""
+
     class Gateway(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            seen.append((self.path, self.headers["Content-Type"], body))
-            keys.append(self.headers["Authorization"])
+            seen.append((self.path, self.headers, body))
             self.send_response(status)
+            self.send_header("X-Model-Version", versions[not is_chosen(self.headers.get("X-Request-Id", ""), 50)])
             self.end_headers()
             self.wfile.write(answer)
 
@@ -49,23 +52,28 @@ def in_base64(file):
     return b64encode(file.read_bytes()).decode()
 
 
-def predict(status, answer, keys=()):
+WANTED = {"labels": ["a", "b"], "label": "", "photoUrl": "", "maxSeconds": 20, "canary": None}
+SCORES = '{"a": 1.5, "b": -2.25}'
+
+
+def predict(status=200, answer=SCORES, versions=("1", "1"), url="", **wanted):
     seen = []
-    with serving(gateway(status, answer.encode(), seen, keys if isinstance(keys, list) else [])) as url:
-        result = run(sys.executable, CLASSIFIER / "files" / "predict.py", url, in_base64(PHOTO), json.dumps(["a", "b"]))
+    program, options = CLASSIFIER / "files" / "predict.py", json.dumps(WANTED | wanted)
+    with serving(gateway(status, answer.encode(), seen, versions)) as served:
+        result = run(sys.executable, program, url or served, in_base64(PHOTO), options)
     return result, seen
 
 
 def test_the_test_sends_the_photo_as_a_form_and_as_a_body():
-    result, seen = predict(200, '{"a": 1.5, "b": -2.25}')
+    result, seen = predict()
     assert result.returncode == 0, result.stderr
     assert "PASSED" in result.stdout
-    (form_path, form_type, form), (body_path, body_type, body) = seen
+    (form_path, form_headers, form), (body_path, body_headers, body) = seen
     assert form_path == body_path == "/predict"
-    assert form_type.startswith("multipart/form-data; boundary=")
+    assert form_headers["Content-Type"].startswith("multipart/form-data; boundary=")
     assert b'name="image"' in form
     assert PHOTO.read_bytes() in form
-    assert body_type == "image/png"
+    assert body_headers["Content-Type"] == "image/png"
     assert body == PHOTO.read_bytes()
 
 
@@ -73,33 +81,52 @@ def test_the_test_sends_the_photo_as_a_form_and_as_a_body():
 def test_the_test_sends_the_key_where_there_is_one(monkeypatch, key, sent):
     if key:
         monkeypatch.setenv("GATEWAY_KEY", key)
-    keys = []
-    predict(200, '{"a": 1.5, "b": -2.25}', keys)
-    assert keys == [sent, sent]
+    assert [headers["Authorization"] for _, headers, _ in predict()[1]] == [sent, sent]
+
+
+def test_the_test_sends_an_address_too_and_wants_its_class():
+    result, seen = predict(label="a", photoUrl="https://example.com/a.jpg")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(seen[2][2]) == {"url": "https://example.com/a.jpg"}
+
+
+def test_the_test_asks_both_versions():
+    canary = {"percent": 50, "version": "2", "stable": "1"}
+    result, seen = predict(versions=("2", "1"), canary=canary)
+    assert result.returncode == 0, result.stderr
+    assert [is_chosen(headers["X-Request-Id"], 50) for _, headers, _ in seen[2:]] == [True, False]
 
 
 @pytest.mark.parametrize(
-    ("status", "answer", "message"),
+    ("given", "message"),
     [
-        (503, '{"title": "the model is away"}', 'the gateway answered 503: {"title": "the model is away"}'),
-        (200, '{"a": 1.5}', "expected a score for each of ['a', 'b'], got {'a': 1.5}"),
-        (200, '{"a": 1.5, "b": 1.0, "c": 1.0}', "expected a score for each"),
-        (200, '{"a": 1.5, "b": NaN}', "expected a score for each"),
-        (200, '{"a": 1.5, "b": "1"}', "expected a score for each"),
-        (200, "<html>", "gave no answer"),
+        (
+            {"status": 503, "answer": '{"title": "the model is away"}'},
+            'the gateway answered 503: {"title": "the model is away"}',
+        ),
+        ({"answer": '{"a": 1.5}'}, "expected a score for each of ['a', 'b'], got {'a': 1.5}"),
+        ({"answer": '{"a": 1.5, "b": 1.0, "c": 1.0}'}, "expected a score for each"),
+        ({"answer": '{"a": 1.5, "b": NaN}'}, "expected a score for each"),
+        ({"answer": '{"a": 1.5, "b": "1"}'}, "expected a score for each"),
+        ({"answer": "<html>"}, "gave no answer"),
+        ({"url": "http://127.0.0.1:9"}, "http://127.0.0.1:9 gave no answer"),
+        ({"label": "b"}, "the photo is a, and test.label says b"),
+        ({"maxSeconds": 0.000001}, "test.maxSeconds is 1e-06"),
+        (
+            {"versions": ("1", "1"), "canary": {"percent": 50, "version": "2", "stable": "1"}},
+            "is for version 2, and 1 answered",
+        ),
+        (
+            {"versions": ("2", "2"), "canary": {"percent": 50, "version": "2", "stable": "1"}},
+            "is for version 1, and 2 answered",
+        ),
     ],
 )
-def test_the_test_fails_and_says_why(status, answer, message):
-    result, _ = predict(status, answer)
+def test_the_test_fails_and_says_why(given, message):
+    result, _ = predict(**given)
     assert result.returncode == 1
     assert "FAILED" in result.stderr
     assert message in result.stderr
-
-
-def test_the_test_says_that_nobody_is_there():
-    result = run(sys.executable, CLASSIFIER / "files" / "predict.py", "http://127.0.0.1:9", in_base64(PHOTO), '["a"]')
-    assert result.returncode == 1
-    assert "http://127.0.0.1:9 gave no answer" in result.stderr
 
 
 def test_the_photo_is_the_one_that_is_drawn_and_small(tmp_path):

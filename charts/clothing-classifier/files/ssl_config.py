@@ -1,6 +1,6 @@
-"""Writes TensorFlow Serving's SSLConfig, which holds certificates as text, from a Secret's files: tls.crt, tls.key, ca.crt.
+"""Writes TensorFlow Serving's SSLConfig, which holds certificates as text, from a Secret's tls.crt, tls.key and ca.crt.
 
-Usage: ssl_config.py SECRET_FOLDER FILE MUTUAL      (MUTUAL true: clients must show a certificate that ca.crt vouches for)
+Usage: ssl_config.py SECRET_FOLDER FILE MUTUAL      (MUTUAL true: clients must show a certificate by ca.crt's authority)
 
 A Secret that has a ready ssl.config is taken as it is.
 """
@@ -15,6 +15,7 @@ folder, file, mutual = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 
 
 def text(name: str) -> str:
+    """A file of the Secret, as a string of the text form."""
     try:
         return json.dumps((folder / name).read_text("ascii"))
     except FileNotFoundError:

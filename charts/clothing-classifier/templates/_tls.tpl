@@ -39,8 +39,7 @@ imagePullPolicy: {{ .Values.gateway.image.pullPolicy }}
 command:
   - python
   - -c
-  - |
-    {{- .Files.Get "files/ssl_config.py" | trim | nindent 4 }}
+  - {{ .Files.Get "files/ssl_config.py" | toJson }}
 args:
   - /etc/clothing-classifier-tls-secret
   - /etc/clothing-classifier-tls/ssl.config

@@ -33,6 +33,9 @@
 {{- include "clothing-classifier.validateService" .Values.gateway.service -}}
 {{- include "clothing-classifier.validateExposure" .Values.gateway -}}
 {{- include "clothing-classifier.validateNetworkPolicy" . -}}
+{{- if and .Values.test.label (not (has .Values.test.label .Values.model.labels)) -}}
+{{- fail (printf "test.label is %q, which model.labels doesn't have: name one of them" .Values.test.label) -}}
+{{- end -}}
 {{- if and .Values.monitoring.rules.enabled (ge (float64 .Values.monitoring.rules.latencySeconds) (float64 .Values.gateway.requestTimeoutSeconds)) -}}
 {{- fail (printf "monitoring.rules.latencySeconds (%v) is no less than gateway.requestTimeoutSeconds (%v), so no answer could be too slow: lower it" .Values.monitoring.rules.latencySeconds .Values.gateway.requestTimeoutSeconds) -}}
 {{- end -}}
