@@ -82,7 +82,7 @@ def test_the_schema_has_every_value_and_no_other(chart):
     for parents_own in ("enabled",):  # a parent chart's condition
         known.pop(parents_own)
     values = yaml.safe_load((chart / "values.yaml").read_text())
-    pass_through = ("resources.", "behavior.", "affinity.")
+    pass_through = ("resources.", "behavior.", "affinity.", "ecurityContext.")
     for path in known:
         node: Any = values
         for key in path.split("."):
@@ -105,8 +105,18 @@ def test_the_schema_takes_no_unknown_key_anywhere(chart):
 def test_every_value_is_used_by_a_template(chart):
     text = "\n".join(file.read_text() for file in (chart / "templates").rglob("*") if file.is_file())
     for key in defaults(chart):
-        # TensorFlow Serving's flags are passed by one loop, and resources and labels as they are.
-        used = [part for part in ("server.flags", "resources", "dashboard.labels") if f"{part}." in key] or [key]
+        # TensorFlow Serving's flags are passed by one loop, and resources, labels and security contexts as they are.
+        used = [
+            part
+            for part in (
+                "server.flags",
+                "resources",
+                "dashboard.labels",
+                "podSecurityContext",
+                "containerSecurityContext",
+            )
+            if f"{part}." in key
+        ] or [key]
         last = used[0].rsplit(".", 1)[-1]
         assert re.search(rf"\.{last}\b", text), f"{key} is used by no template"
 

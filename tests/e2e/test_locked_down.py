@@ -108,6 +108,7 @@ def walled(
         f"gateway.fetch.allowedNetworks={{{photos}/32}}", "gateway.fetch.allowedPorts={80,8000}",
         "server.tls.secretName=server-tls", "gateway.serverTls.secretName=gateway-tls", "gateway.serverTls.mutual=true",
         "gateway.keys.secretName=keys", "gateway.service.type=ClusterIP",
+        f"test.photoUrl=http://{photos}:8000/{SAMPLE.name}", "test.maxSeconds=10",
         "server.resources.requests.cpu=100m", "gateway.resources.requests.cpu=50m",
     )  # fmt: skip
     yield Walled(second)

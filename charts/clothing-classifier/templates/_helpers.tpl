@@ -75,19 +75,12 @@ app.kubernetes.io/version: {{ .context.Chart.AppVersion | quote }}
 {{- end -}}
 {{- end -}}
 
-{{- /* Both security contexts are what Pod Security "restricted" asks for, and a root file system that can't be written. */ -}}
 {{- define "clothing-classifier.podSecurityContext" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-seccompProfile: {type: RuntimeDefault}
+{{- toYaml .Values.podSecurityContext -}}
 {{- end -}}
 
 {{- define "clothing-classifier.containerSecurityContext" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities: {drop: [ALL]}
+{{- toYaml .Values.containerSecurityContext -}}
 {{- end -}}
 
 {{- /* Where and how the pods of a component are scheduled.
