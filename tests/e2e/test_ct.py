@@ -1,0 +1,69 @@
+"""The ci files of the charts, and the examples that need no cloud, installed by chart-testing under Pod Security."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import ct
+import pytest
+from kube import NAMESPACE, clusters, image, make_namespace
+from processes import ROOT
+from test_locked_down import certificates
+
+CT = f"{NAMESPACE}-ct"
+EXAMPLES = ROOT / "Chart-values-examples"
+# The others want a cloud's load balancer, a GPU, KEDA, a Gateway or a registry.
+FILES = [
+    *sorted((ROOT / "charts").glob("*/ci/*-values.yaml")),
+    *(EXAMPLES / f"{name}.yaml" for name in ("high-availability", "ingress-tls", "kind", "locked-down")),
+]
+# An upgrade is two more installations and four more tests, so it is of the defaults.
+UPGRADED = "default-values.yaml"
+# An example is for a cluster with room, and for clients who mustn't notice: a test has neither.
+SMALL_AND_FAST = [
+    "server.resources.requests.cpu=100m",
+    "gateway.resources.requests.cpu=50m",
+    "server.maxConnectionAgeSeconds=5",
+    "server.drainSeconds=1",
+    "gateway.drain.delaySeconds=1",
+]
+
+
+@pytest.fixture(scope="module")
+def restricted(cluster: clusters.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A namespace that enforces Pod Security "restricted", with the Secrets that locked-down.yaml names."""
+    make_namespace(cluster, CT)
+    pairs = certificates(tmp_path_factory.mktemp("certificates"), "model-server")
+    for name, files in zip(("model-server-tls", "gateway-tls"), pairs.values(), strict=True):
+        of_files = [f"--from-file={key}={file}" for key, file in files.items()]
+        cluster.kubectl("--namespace", CT, "create", "secret", "generic", name, *of_files)
+    keys = ["--from-literal=keys=shop correct-horse-battery", "--from-literal=test-key=correct-horse-battery"]
+    cluster.kubectl("--namespace", CT, "create", "secret", "generic", "gateway-keys", *keys)
+    yield CT
+    cluster.kubectl("delete", "namespace", CT, "--wait=false")
+
+
+def settings_for(cluster: clusters.Cluster, tags: dict[str, str], file: Path) -> list[str]:
+    if "ping" in file.parts:
+        repository = image(cluster, tags, "clothing-ping").rpartition(":")[0]
+        return [f"image.repository={repository}", f"image.tag={tags['clothing-ping']}"]
+    images = [setting for setting in cluster.image_values(tags) if setting != "--set"]
+    return images + (SMALL_AND_FAST if file.parent == EXAMPLES else [])
+
+
+@pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(ROOT).with_suffix("")) for file in FILES])
+def test_ct_installs_and_upgrades(
+    cluster: clusters.Cluster, tags: dict[str, str], restricted: str, file: Path, tmp_path: Path
+) -> None:
+    chart = "clothing-classifier" if file.parent == EXAMPLES else file.parts[-3]
+    ct.repository(tmp_path, chart, file)
+    started = time.monotonic()
+    upgrade = ["--upgrade"] if file.name == UPGRADED else []
+    said = ct.install(cluster, tmp_path, restricted, settings_for(cluster, tags, file), *upgrade)
+    print(f"\nct install {' '.join(upgrade)} {chart} with {file.name}: {time.monotonic() - started:.0f} s")
+    assert "All charts installed successfully" in said
+    assert said.count("Phase:          Succeeded") == said.count("TEST SUITE:") > 0
+    if upgrade:
+        assert said.count("has been upgraded") == 2, "an upgrade was skipped"
