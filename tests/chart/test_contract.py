@@ -191,6 +191,53 @@ def test_helpers_are_named_after_their_chart():
             assert helper.startswith(f"{chart.name}."), f"{file.name}: {helper} would meet another chart's"
 
 
+def description(chart: Path) -> Manifest:
+    found: Manifest = yaml.safe_load((chart / "Chart.yaml").read_text())
+    return found
+
+
+def test_artifact_hub_is_told_of_the_images_that_the_defaults_run():
+    app_version, annotations = description(CLASSIFIER)["appVersion"], description(CLASSIFIER)["annotations"]
+    told = {image["name"]: image["image"] for image in yaml.safe_load(annotations["artifacthub.io/images"])}
+    used = {c["image"] for pod in pods(manifests(CLASSIFIER)).values() for c in containers(pod)}
+    assert set(told.values()) == used
+    assert all(image.endswith(f":{app_version}") for image in used)
+    assert annotations["artifacthub.io/license"] in (ROOT / "LICENSE").read_text().splitlines()[0]
+    for link in yaml.safe_load(annotations["artifacthub.io/links"]):
+        assert link["name"]
+        assert link["url"].startswith("https://")
+
+
+def test_artifact_hub_is_told_what_the_changelog_says(tmp_path):
+    package(tmp_path, ROOT)
+    version = description(CLASSIFIER)["version"]
+    with tarfile.open(tmp_path / f"{CLASSIFIER.name}-{version}.tgz") as archive:
+        chart_yaml = archive.extractfile(f"{CLASSIFIER.name}/Chart.yaml")
+        assert chart_yaml
+        changes = yaml.safe_load(yaml.safe_load(chart_yaml)["annotations"]["artifacthub.io/changes"])
+    changelog = " ".join((ROOT / "CHANGELOG.md").read_text().split())
+    section = changelog[changelog.index(f"## {version}") :].partition(" ## ")[0]
+    assert {change["kind"] for change in changes} <= {"added", "changed", "deprecated", "removed", "fixed", "security"}
+    assert all(change["description"] in section for change in changes)
+    assert len(changes) == len(re.findall("(?<= )- ", section)) > 0
+
+
+def test_a_version_without_a_section_in_the_changelog_is_not_packaged(tmp_path):
+    shutil.copytree(ROOT / "charts", tmp_path / "charts")
+    (tmp_path / "ci").mkdir()
+    program = Path(shutil.copy(ROOT / "ci" / "package-charts", tmp_path / "ci"))
+    (tmp_path / "CHANGELOG.md").write_text("## 0.0.9\n")
+    environment = {"PATH": f"{ROOT / '.tools/bin'}:/usr/bin:/bin", "SOURCE_DATE_EPOCH": "0"}
+    assert "CHANGELOG.md has no section for" in run(program, tmp_path, env=environment).stderr
+
+
+def test_upgrading_has_a_section_for_each_version():
+    versions = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    sections = re.findall(r"^## To (\d+\.\d+\.\d+)$", (ROOT / "UPGRADING.md").read_text(), re.MULTILINE)
+    assert versions
+    assert sections == versions
+
+
 def package(folder: Path, sources: Path) -> dict[str, bytes]:
     command = [sources / "ci" / "package-charts", folder]
     environment = {"PATH": f"{ROOT / '.tools/bin'}:/usr/bin:/bin:/usr/local/bin", "SOURCE_DATE_EPOCH": "1700000000"}
@@ -202,12 +249,13 @@ def package(folder: Path, sources: Path) -> dict[str, bytes]:
 def test_a_package_of_the_same_sources_has_the_same_bytes(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(ROOT / "charts", elsewhere / "charts", copy_function=shutil.copy)  # copied now: other dates
+    shutil.copy(ROOT / "CHANGELOG.md", elsewhere)
     (elsewhere / "ci").mkdir()
     shutil.copy(ROOT / "ci" / "package-charts", elsewhere / "ci")
     for file in (elsewhere / "charts").rglob("*.yaml"):
         file.chmod(0o600)
     one, two = package(tmp_path / "one", ROOT), package(tmp_path / "two", elsewhere)
-    assert list(one) == [f"{chart.name}-0.1.0.tgz" for chart in CHARTS]
+    assert list(one) == [f"{chart.name}-{description(chart)['version']}.tgz" for chart in CHARTS]
     assert one == two
 
 
