@@ -76,11 +76,20 @@ app.kubernetes.io/version: {{ .context.Chart.AppVersion | quote }}
 {{- end -}}
 
 {{- define "clothing-classifier.podSecurityContext" -}}
-{{- toYaml .Values.podSecurityContext -}}
+{{- include "clothing-classifier.linePerEntry" .Values.podSecurityContext -}}
 {{- end -}}
 
 {{- define "clothing-classifier.containerSecurityContext" -}}
-{{- toYaml .Values.containerSecurityContext -}}
+{{- include "clothing-classifier.linePerEntry" .Values.containerSecurityContext -}}
+{{- end -}}
+
+{{- /* A map with one line for each of its entries, whatever that holds. */ -}}
+{{- define "clothing-classifier.linePerEntry" -}}
+{{- $lines := list -}}
+{{- range $name, $value := . -}}
+{{- $lines = append $lines (printf "%s: %s" $name (toJson $value)) -}}
+{{- end -}}
+{{- join "\n" $lines -}}
 {{- end -}}
 
 {{- /* Where and how the pods of a component are scheduled.
