@@ -135,7 +135,7 @@ def test_the_locks_agree_and_hold_what_is_needed():
     wanted = tomllib.loads((GATEWAY / "pyproject.toml").read_text())["project"]["dependencies"]
     assert {re.match(r"[a-z0-9-]+", one)[0] for one in wanted} <= set(runtime)
     assert "tensorflow" not in runtime
-    for name in ("requirements.lock", "requirements-dev.lock"):
+    for name in ("requirements.lock", "requirements-dev.lock", "jpeg/requirements-build.lock"):
         text = (GATEWAY / name).read_text()
         assert "--index-url" not in text
         assert "http" not in text

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import struct
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import zlib
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -295,9 +298,14 @@ COST_KINDS = {
 }
 
 
+# Those that the native core decodes, by Pillow, too.
+COST_CASES = [(name, True) for name in COST_KINDS] + [(name, False) for name in COST_KINDS if name.startswith("jpeg")]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("options", COST_KINDS.values(), ids=COST_KINDS.keys())
-def test_decoding_takes_no_more_memory_than_it_is_counted_for(options, tmp_path):
+@pytest.mark.parametrize(("name", "core"), COST_CASES)
+def test_decoding_takes_no_more_memory_than_it_is_counted_for(name, core, tmp_path):
+    options = COST_KINDS[name]
     file = tmp_path / "photo"
     file.write_bytes(image_bytes((3000, 2500), **options))
     measure = textwrap.dedent("""
@@ -308,6 +316,8 @@ def test_decoding_takes_no_more_memory_than_it_is_counted_for(options, tmp_path)
             line = next(line for line in open("/proc/self/status") if line.startswith(name))
             return int(line.split()[1]) * 1024
 
+        if sys.argv[3] == "False":
+            photo.core = None
         data = pathlib.Path(sys.argv[1]).read_bytes()
         small = pathlib.Path(sys.argv[2]).read_bytes()
         photo.decode(small, photo.read_header(small, 1 << 40, 1 << 40), (8, 8))
@@ -320,21 +330,34 @@ def test_decoding_takes_no_more_memory_than_it_is_counted_for(options, tmp_path)
     small = tmp_path / "small"
     small.write_bytes(image_bytes(kind="PNG"))
     done = subprocess.run(
-        [sys.executable, "-c", measure, file, small], capture_output=True, text=True, check=True
+        [sys.executable, "-c", measure, file, small, str(core)], capture_output=True, text=True, check=True
     ).stdout.split()
     taken, counted = int(done[0]), int(done[1])
     assert taken <= counted
     assert counted <= 2 * taken + (4 << 20)  # and not far more, or photos would be refused for nothing
 
 
+def test_the_native_core_is_there_where_it_can_be_built():
+    """As the Makefile asks: a compiler, Python's headers, libjpeg's headers."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler on this machine")
+    includes = b"#include <Python.h>\n#include <stdio.h>\n#include <jpeglib.h>\n"
+    command = [compiler, "-E", "-I", sysconfig.get_path("include"), "-"]
+    if subprocess.run(command, input=includes, capture_output=True, check=False).returncode:
+        pytest.skip("no headers of libjpeg-turbo on this machine")
+    assert photo.core is not None
+    assert photo.jpeg_decoder() == f"clothing_jpeg {metadata.version('clothing-jpeg')}, {photo.core.LIBJPEG}"
+
+
 @pytest.mark.parametrize("resampling", RESAMPLINGS)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_other_filters_give_pillows_own_pixels(resampling, kind):
     data = image_bytes((640, 480), kind)
-    header = photo.read_header(data, 1 << 30, 1 << 40)
+    header = photo.read_header(data, 1 << 30, 1 << 40, resampling)
     with Image.open(io.BytesIO(data)) as image:
         wanted = np.asarray(image.convert("RGB").resize((50, 40), Image.Resampling[resampling.upper()]))
-    assert np.array_equal(photo.decode(data, header, (50, 40), resampling), wanted)
+    assert np.array_equal(photo.decode(data, header, (50, 40)), wanted)
 
 
 @pytest.mark.parametrize(
@@ -342,12 +365,12 @@ def test_other_filters_give_pillows_own_pixels(resampling, kind):
 )
 def test_jpegs_may_be_decoded_at_a_part_of_their_size(size, part):
     data = image_bytes((1200, 1200), "JPEG", quality=90)
-    header = photo.read_header(data, 1 << 30, 1 << 40)
+    header = photo.read_header(data, 1 << 30, 1 << 40, jpeg_scaling=True)
     with Image.open(io.BytesIO(data)) as image:
         image.draft("RGB", (1200 // part, 1200 // part))
         assert image.size == (1200 // part, 1200 // part)
         wanted = np.asarray(image.resize(size, Image.Resampling.NEAREST))
-    scaled = photo.decode(data, header, size, jpeg_scaling=True)
+    scaled = photo.decode(data, header, size)
     assert np.array_equal(scaled, wanted)
     whole = photo.decode(data, photo.read_header(data, 1 << 30, 1 << 40), size)
     assert np.array_equal(scaled, whole) == (part == 1)
@@ -357,7 +380,7 @@ def test_jpegs_may_be_decoded_at_a_part_of_their_size(size, part):
 def test_other_formats_know_no_scaling(kind, mode):
     data = image_bytes((400, 400), kind, mode)
     plain, scaled = (
-        photo.decode(data, photo.read_header(data, 1 << 30, 1 << 40), (20, 20), jpeg_scaling=on) for on in (False, True)
+        photo.decode(data, photo.read_header(data, 1 << 30, 1 << 40, jpeg_scaling=on), (20, 20)) for on in (False, True)
     )
     assert np.array_equal(plain, scaled)
 
@@ -365,5 +388,5 @@ def test_other_formats_know_no_scaling(kind, mode):
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_scaling_takes_every_mode_of_jpeg(mode):
     data = image_bytes((400, 400), "JPEG", mode)
-    header = photo.read_header(data, 1 << 30, 1 << 40)
-    assert photo.decode(data, header, (20, 20), jpeg_scaling=True).shape == (20, 20, 3)
+    header = photo.read_header(data, 1 << 30, 1 << 40, jpeg_scaling=True)
+    assert photo.decode(data, header, (20, 20)).shape == (20, 20, 3)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clothing_gateway import photo, preprocessing
+from clothing_gateway import photo
 from clothing_gateway.admission import DecodeGate
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import ClientLeft, GatewayError
@@ -136,7 +136,7 @@ class Classifier:
     def _decode(self, data: bytes, model: Model, ticket: Ticket, one: _Prepared) -> None:
         one.bytes = len(data)
         self._metrics.photo_bytes.observe(len(data))
-        header = photo.read_header(data, self._settings.max_pixels, self._gate.memory_bytes)
+        header = read_header(data, self._settings, self._gate.memory_bytes)
         one.pixels = header.pixels
         self._metrics.photo_pixels.observe(header.pixels)
         start = perf_counter()
@@ -148,12 +148,18 @@ class Classifier:
                 one.element = prepare(data, header, model, self._settings)
 
 
+def read_header(data: bytes, settings: Settings, max_cost: int) -> photo.Header:
+    """What a photo is and what its decoding will take, or the error that says why it can't be taken."""
+    return photo.read_header(
+        data, settings.max_pixels, max_cost, settings.resampling, jpeg_scaling=settings.jpeg_scaling
+    )
+
+
 def prepare(data: bytes, header: photo.Header, model: Model, settings: Settings) -> Element:
     """One photo as an element of the model's input."""
-    pixels = photo.decode(data, header, model.size, settings.resampling, jpeg_scaling=settings.jpeg_scaling)
-    if pixels is None:
-        return data  # decoded only to know that it can be: the model gets the file
-    return preprocessing.BY_NAME[settings.preprocessing](pixels) if model.input_type == "float32" else pixels
+    preprocessing = settings.preprocessing if model.input_type == "float32" else None
+    element = photo.decode(data, header, model.size, preprocessing)
+    return data if element is None else element  # decoded only to know that it can be: the model gets the file
 
 
 def probabilities(scores: Scores) -> Scores:

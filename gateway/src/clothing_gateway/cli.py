@@ -84,13 +84,25 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+class _Version(argparse.Action):
+    """Print the version and what decodes JPEGs, and end."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and what decodes JPEGs, and end")
+
+    def __call__(self, *_: object) -> NoReturn:
+        from clothing_gateway.photo import jpeg_decoder
+
+        print(f"clothing-gateway {__version__} (JPEG: {jpeg_decoder()})")
+        sys.exit(DONE)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="clothing-gateway",
         description="Takes a photo, by URL or upload, and asks TensorFlow Serving what is on it.",
     )
-    version = f"clothing-gateway {__version__}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     serve = commands.add_parser(
@@ -98,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         help="run the gateway",
         description="Run the gateway. Each flag has an environment variable; a flag goes before it.",
     )
-    serve.add_argument("--version", action="version", version=version)
+    serve.add_argument("--version", action=_Version)
     serve.add_argument(
         "--print-config", action="store_true", help="print every setting and where it came from, and end"
     )
@@ -165,6 +177,9 @@ def _serve(settings: Settings, sources: dict[str, str], warnings: list[str], *, 
     if print_config:
         for entry in fields(Settings):
             print(f"{entry.metadata['variable']}={shown(getattr(settings, entry.name))}  # {sources[entry.name]}")
+        from clothing_gateway.photo import jpeg_decoder
+
+        print(f"# JPEGs are decoded by {jpeg_decoder()}")
         for warning in warnings:
             _say(f"warning: {warning}")
         return DONE
@@ -255,8 +270,7 @@ def _read(path: Path) -> bytes:
 
 
 def _ask_server(path: Path, times: _Times, settings: Settings) -> dict[str, Any]:
-    from clothing_gateway import photo, preprocessing
-    from clothing_gateway.classifier import ranked
+    from clothing_gateway.classifier import prepare, ranked, read_header
     from clothing_gateway.deadline import Deadline
     from clothing_gateway.errors import GatewayError
     from clothing_gateway.predictor import Predictor
@@ -271,12 +285,7 @@ def _ask_server(path: Path, times: _Times, settings: Settings) -> dict[str, Any]
                 raise CommandError(predictor.not_ready)
             model = predictor.model()
         with times.step("decode"):
-            header = photo.read_header(data, settings.max_pixels, settings.decode_memory_bytes)
-            pixels = photo.decode(data, header, model.size, settings.resampling, jpeg_scaling=settings.jpeg_scaling)
-        with times.step("preprocess"):
-            element: Any = data if pixels is None else pixels
-            if model.input_type == "float32":
-                element = preprocessing.BY_NAME[settings.preprocessing](element)
+            element = prepare(data, read_header(data, settings, settings.decode_memory_bytes), model, settings)
         with times.step("predict"):
             prediction = predictor.predict(model, [element], Deadline.after(settings.request_timeout_seconds))
     except GatewayError as error:

@@ -13,6 +13,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from clothing_gateway import __version__
+from clothing_gateway.photo import jpeg_decoder
 
 # When each series began: as many lines again, for nothing that is asked here.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -91,8 +92,13 @@ class Metrics:
             registry=self.registry,
         )
         self.ready = Gauge("gateway_ready", "1 while the gateway is ready, else 0.", registry=self.registry)
-        build = Gauge("gateway_build_info", "1, with the gateway's version.", ("version",), registry=self.registry)
-        build.labels(__version__).set(1)
+        build = Gauge(
+            "gateway_build_info",
+            "1, with the gateway's version and what decodes its JPEGs.",
+            ("version", "jpeg_decoder"),
+            registry=self.registry,
+        )
+        build.labels(__version__, jpeg_decoder()).set(1)
 
     def watch(
         self, in_flight: Callable[[], float], waiting: Callable[[], float], buffered: Callable[[], float]

@@ -5,6 +5,9 @@ with which the course's models were trained, so that the pixels are the same bit
 ``convert("RGB")`` where the mode is another, ``resize`` with NEAREST. Two settings depart from them: another filter
 than NEAREST, and JPEGs that libjpeg decodes at a part of their size. Nothing is turned by its EXIF orientation, and
 transparency is dropped.
+
+Plain JPEGs are decoded by clothing_jpeg (../../jpeg), where it is installed: the same libjpeg, the same pixels, without
+the whole picture in memory. Everything else, and without it everything, is Pillow's.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 
 # The five plugins by name: without them the first photo makes Pillow load all forty.
 from PIL import (
@@ -27,7 +32,16 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from clothing_gateway import preprocessing
 from clothing_gateway.errors import BrokenImage, NotAnImage, TooManyPixels
+
+core: Any  # clothing_jpeg, or None
+try:
+    import clothing_jpeg
+
+    core = clothing_jpeg
+except ImportError:  # not built on this machine, or a Pillow whose libjpeg it can't use
+    core = None
 
 # What browsers show. Pillow reads forty more, and all its holes of the last years were in those (FITS, PSD, PDF, EPS…).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -47,6 +61,13 @@ warnings.filterwarnings("ignore", message="Palette images with Transparency", mo
 Pixels = npt.NDArray[np.uint8]
 
 
+def jpeg_decoder() -> str:
+    """What decodes plain JPEGs, for people: the native core and its libjpeg, or Pillow."""
+    if core is None:
+        return f"Pillow {PIL.__version__}"
+    return f"clothing_jpeg {core.__version__}, {core.LIBJPEG}"
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """What a file says about itself, read without decoding it."""
@@ -56,6 +77,9 @@ class Header:
     height: int
     cost: int  # bytes of memory that decoding it takes at most
     image: Image.Image | None  # open and not yet decoded; None where opening alone would take that memory
+    plain: bool = False  # a JPEG that clothing_jpeg decodes
+    resampling: str = "nearest"  # how it will be brought to its size; what is decoded, and how, hangs on it
+    jpeg_scaling: bool = False
 
     @property
     def pixels(self) -> int:
@@ -63,20 +87,18 @@ class Header:
         return self.width * self.height
 
 
-def read_header(data: bytes, max_pixels: int, max_cost: int) -> Header:
+def read_header(
+    data: bytes, max_pixels: int, max_cost: int, resampling: str = "nearest", *, jpeg_scaling: bool = False
+) -> Header:
     """What the file is and how large, or the error that says why it can't be taken."""
     kind = _sniff(data)
     if kind is None:
         raise NotAnImage
-    image: Image.Image | None = None
-    if kind == "WEBP":
-        size = _webp_size(data)
-        cost = _COST["WEBP"]
-    else:
-        image = _open(data)
-        size = image.size
-        cost = _COST[kind] if kind != "JPEG" else _jpeg_cost(image.mode, several_scans=_has_several_scans(data))
-    header = Header(kind, *size, cost=size[0] * size[1] * cost + _COST_FLAT, image=image)
+    header = None
+    if kind == "JPEG" and resampling == "nearest" and not jpeg_scaling:
+        header = _plain_header(data)
+    if header is None:
+        header = _header(data, kind, resampling, jpeg_scaling=jpeg_scaling)
     if header.pixels > max_pixels:
         raise TooManyPixels(
             f"The photo has {header.width} x {header.height} pixels, and this gateway takes {max_pixels} at most."
@@ -89,20 +111,17 @@ def read_header(data: bytes, max_pixels: int, max_cost: int) -> Header:
 
 
 def decode(
-    data: bytes,
-    header: Header,
-    size: tuple[int, int] | None,
-    resampling: str = "nearest",
-    *,
-    jpeg_scaling: bool = False,
-) -> Pixels | None:
-    """RGB pixels in ``size`` (width, height), as an array of height x width x 3.
+    data: bytes, header: Header, size: tuple[int, int] | None, prepare: str | None = None
+) -> npt.NDArray[Any] | None:
+    """RGB pixels in ``size`` (width, height), as an array of height x width x 3, by ``prepare`` made into float32.
 
     With no size the photo is decoded all the same, to know that it can be, and thrown away.
     """
+    if header.plain:
+        return _decode_plain(data, size, prepare)
     opened = image = header.image or _open(data)
     try:
-        if jpeg_scaling and size is not None and header.format == "JPEG":
+        if header.jpeg_scaling and size is not None and header.format == "JPEG":
             image.draft(None, size)  # the smallest of full, half, quarter and eighth that is not below the size
         if image.mode != "RGB":
             image = image.convert("RGB")
@@ -110,12 +129,52 @@ def decode(
             image.load()
         if size is None:
             return None
-        return np.asarray(image.resize(size, Image.Resampling[resampling.upper()]))
+        pixels = np.asarray(image.resize(size, Image.Resampling[header.resampling.upper()]))
     except Exception as error:  # noqa: BLE001
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError and others over bad bytes.
         raise BrokenImage(cause=f"{type(error).__name__}: {error}") from None
     finally:
         opened.close()  # its pixels are free before the next photo's turn, not when the last name of it goes
+    return pixels if prepare is None else preprocessing.BY_NAME[prepare](pixels)
+
+
+def _plain_header(data: bytes) -> Header | None:
+    """The header of a JPEG that clothing_jpeg decodes, or None: then it is Pillow's."""
+    known = None if core is None else core.read_header(data)
+    if known is None:
+        return None
+    width, height, _, memory, reads_exif = known
+    if reads_exif:
+        # Pillow looks for the resolution in there, and refuses a file in which it trips over that.
+        _open(data).close()
+    return Header("JPEG", width, height, cost=memory + _COST_FLAT, image=None, plain=True)
+
+
+def _decode_plain(data: bytes, size: tuple[int, int] | None, prepare: str | None) -> npt.NDArray[Any] | None:
+    table = None if prepare is None else preprocessing.TABLES[prepare]
+    out: npt.NDArray[Any] | None = None
+    if size is not None:
+        out = np.empty((size[1], size[0], 3), np.uint8 if table is None else np.float32)
+    try:
+        core.decode(
+            data, out, size or (0, 0), None if table is None else table.values, table is not None and table.reverse
+        )
+    except core.BrokenJpeg as error:
+        raise BrokenImage(cause=f"libjpeg: {error}") from None
+    return out
+
+
+def _header(data: bytes, kind: str, resampling: str, *, jpeg_scaling: bool) -> Header:
+    image: Image.Image | None = None
+    if kind == "WEBP":
+        size = _webp_size(data)
+        cost = _COST["WEBP"]
+    else:
+        image = _open(data)
+        size = image.size
+        cost = _COST[kind] if kind != "JPEG" else _jpeg_cost(image.mode, several_scans=_has_several_scans(data))
+    cost = size[0] * size[1] * cost + _COST_FLAT
+    return Header(kind, *size, cost, image, resampling=resampling, jpeg_scaling=jpeg_scaling)
 
 
 def _open(data: bytes) -> Image.Image:

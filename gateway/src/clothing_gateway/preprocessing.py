@@ -8,6 +8,7 @@ Dividing is not multiplying by the inverse, and float32 is not float64: neither 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -49,3 +50,20 @@ def none(pixels: Pixels) -> Numbers:
 
 Preprocess = Callable[[Pixels], Numbers]
 BY_NAME: dict[str, Preprocess] = {"tf": tf, "caffe": caffe, "torch": torch, "none": none}
+
+
+class Table(NamedTuple):
+    """A preprocessing as numbers to look up, in place of the operations; so the bits are the same by construction."""
+
+    values: Numbers  # 256 x 3: what each value of a channel becomes, by the result's channels
+    reverse: bool  # whether these are blue first
+
+
+def _table(function: Preprocess) -> Table:
+    every_value = np.arange(256, dtype=np.uint8).repeat(3).reshape(256, 1, 3)
+    black_and_red = function(np.array([[[0, 0, 0], [255, 0, 0]]], np.uint8))[0]
+    values = np.ascontiguousarray(function(every_value).reshape(256, 3))
+    return Table(values, reverse=bool(black_and_red[0, 0] == black_and_red[1, 0]))
+
+
+TABLES: dict[str, Table] = {name: _table(function) for name, function in BY_NAME.items()}

@@ -25,6 +25,7 @@ from clothing_gateway.errors import GatewayError
 from clothing_gateway.fetch import Fetcher, Policy
 from clothing_gateway.listener import Limits, Listener
 from clothing_gateway.metrics import Metrics
+from clothing_gateway.photo import jpeg_decoder
 from clothing_gateway.predictor import Predictor
 from clothing_gateway.settings import Settings
 
@@ -160,6 +161,7 @@ class Gateway:
             "listening",
             extra={
                 "version": __version__,
+                "jpeg_decoder": jpeg_decoder(),
                 "host": settings.listen_host,
                 "port": self.listener.port,
                 "admin_port": self.admin.port,

@@ -1,0 +1,512 @@
+/* JPEG to the pixels that Pillow's NEAREST takes, row by row, with the libjpeg that Pillow itself decodes with.
+ *
+ * What comes out must be what Pillow's decode, convert("RGB") and resize(NEAREST) give, bit for bit, and what Pillow
+ * refuses must be refused. So nothing here computes a pixel: libjpeg decodes, with its defaults, as Pillow has it do
+ * (JpegDecode.c), and this file chooses which rows and columns are kept.
+ *
+ * libjpeg is not linked: bind() finds its functions in the library that Pillow's own module has loaded. One decoder in
+ * the process, the same for both ways, and renewed with Pillow. Two versions of libjpeg agree on whole files; on damaged
+ * ones they need not.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <dlfcn.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+/* The interface of libjpeg 6.2, libjpeg-turbo's default and what Pillow's wheels are built with, also where this
+ * machine's own headers were made for 8 (Debian and Fedora have 6.2, Ubuntu 8). jpeg_CreateDecompress compares the
+ * version and the size of its structure with what it was built for, and bind() asks it. */
+#include <jconfig.h>
+#undef JPEG_LIB_VERSION
+#define JPEG_LIB_VERSION 62
+#define JCONFIG_INCLUDED
+#include <jpeglib.h>
+
+/* Pillow gives libjpeg a file in pieces of this size (ImageFile.MAXBLOCK), and what lies behind the last piece that
+ * was needed for the pixels is never looked at. The same here, or an error there would be found by one and not the
+ * other. */
+#define PIECE 65536
+
+/* From so many rows of the photo for one of the result, rows in between are skipped: below, jpeg_skip_scanlines costs
+ * more than it saves. */
+#define SKIP_FROM 3
+
+/* Into a row that begins on a vector's border, libjpeg-turbo's SIMD code writes past the caches (movntdq), and reading
+ * the row then costs more than decoding it. So it begins beside one. */
+#define OFF_LINE 4
+
+#define CHANNELS 3
+#define PIXEL 4 /* bytes of one in a row of libjpeg's JCS_EXT_RGBX */
+
+static struct {
+    struct jpeg_error_mgr *(*std_error)(struct jpeg_error_mgr *);
+    void (*CreateDecompress)(j_decompress_ptr, int, size_t);
+    int (*read_header)(j_decompress_ptr, boolean);
+    boolean (*start_decompress)(j_decompress_ptr);
+    JDIMENSION (*read_scanlines)(j_decompress_ptr, JSAMPARRAY, JDIMENSION);
+    JDIMENSION (*skip_scanlines)(j_decompress_ptr, JDIMENSION);
+    boolean (*finish_decompress)(j_decompress_ptr);
+    void (*destroy_decompress)(j_decompress_ptr);
+    boolean (*resync_to_restart)(j_decompress_ptr, int);
+} lib;
+static int bound = 0;
+
+static PyObject *BrokenJpeg; /* the exception */
+
+/* ---- one decoding ---- */
+
+typedef struct {
+    /* The first member, so that libjpeg's pointer to it is a pointer to all. */
+    struct jpeg_decompress_struct cinfo;
+    struct jpeg_error_mgr errors;
+    struct jpeg_source_mgr source;
+    jmp_buf failed;
+    char message[JMSG_LENGTH_MAX];
+
+    const JOCTET *piece_end; /* what libjpeg may read so far … */
+    const JOCTET *end;       /* … and the end of the file */
+    int finishing;           /* all pixels are there: what else it reads must be in the last piece */
+
+    unsigned char *out;        /* uint8 or float32, height x width x 3; NULL to decode for nothing but the verdict */
+    const float (*table)[CHANNELS]; /* of the numbers for each value, or NULL for uint8 */
+    int reversed;              /* blue first */
+    int width, height;         /* of the result */
+    int *columns;              /* for each of the result's columns, which of the photo's */
+    JSAMPLE *row;              /* one of the photo's rows, and a black pixel behind it */
+} Job;
+
+static void fail(j_common_ptr cinfo) {
+    Job *job = (Job *)cinfo;
+    cinfo->err->format_message(cinfo, job->message);
+    longjmp(job->failed, 1);
+}
+
+static void fail_with(Job *job, const char *message) {
+    snprintf(job->message, sizeof(job->message), "%s", message);
+    longjmp(job->failed, 1);
+}
+
+static void keep_quiet(j_common_ptr cinfo) { (void)cinfo; }
+
+static void do_nothing(j_decompress_ptr cinfo) { (void)cinfo; }
+
+static boolean next_piece(j_decompress_ptr cinfo) {
+    Job *job = (Job *)cinfo;
+    if (job->finishing) return FALSE;
+    if (job->piece_end == job->end) fail_with(job, "the file is cut off");
+    size_t left = (size_t)(job->end - job->piece_end);
+    size_t size = left < PIECE ? left : PIECE;
+    job->source.next_input_byte = job->piece_end;
+    job->source.bytes_in_buffer = size;
+    job->piece_end += size;
+    return TRUE;
+}
+
+static void skip_bytes(j_decompress_ptr cinfo, long count) {
+    Job *job = (Job *)cinfo;
+    while (count > (long)job->source.bytes_in_buffer) {
+        count -= (long)job->source.bytes_in_buffer;
+        job->source.next_input_byte += job->source.bytes_in_buffer;
+        job->source.bytes_in_buffer = 0;
+        if (!next_piece(cinfo)) return;
+    }
+    if (count > 0) {
+        job->source.next_input_byte += count;
+        job->source.bytes_in_buffer -= (size_t)count;
+    }
+}
+
+/* Which of ``in`` places each of ``out`` places is taken from: the running sum of Pillow's ImagingScaleAffine, with its
+ * rounding. ``in`` stands for one that falls behind the end, which Pillow leaves black. */
+static void nearest(int *places, int out, int in) {
+    double step = (double)(float)in / out;
+    double at = step * 0.5;
+    for (int i = 0; i < out; i++) {
+        int place = (int)at;
+        places[i] = place < in ? place : in;
+        at += step;
+    }
+}
+
+static void keep_row(const Job *job, int y) {
+    const JSAMPLE *const row = job->row;
+    const int *columns = job->columns, *const columns_end = columns + job->width;
+    const float(*const table)[CHANNELS] = job->table;
+    const size_t at = (size_t)y * job->width * CHANNELS;
+    const int grey = job->cinfo.output_components == 1, first = job->reversed ? 2 : 0, last = 2 - first;
+    if (table && grey) {
+        for (float *out = (float *)job->out + at; columns < columns_end; out += CHANNELS)
+            memcpy(out, table[row[*columns++]], sizeof(table[0]));
+    } else if (table) {
+        for (float *out = (float *)job->out + at; columns < columns_end; out += CHANNELS) {
+            const JSAMPLE *pixel = row + PIXEL * (size_t)*columns++;
+            out[0] = table[pixel[first]][0];
+            out[1] = table[pixel[1]][1];
+            out[2] = table[pixel[last]][2];
+        }
+    } else if (grey) {
+        for (unsigned char *out = job->out + at; columns < columns_end; out += CHANNELS)
+            memset(out, row[*columns++], CHANNELS);
+    } else {
+        for (unsigned char *out = job->out + at; columns < columns_end; out += CHANNELS) {
+            const JSAMPLE *pixel = row + PIXEL * (size_t)*columns++;
+            out[0] = pixel[first];
+            out[1] = pixel[1];
+            out[2] = pixel[last];
+        }
+    }
+}
+
+/* Read on until the photo's row ``wanted`` is in job->row. */
+static void read_to(Job *job, int wanted, int skipping) {
+    j_decompress_ptr cinfo = &job->cinfo;
+    if (skipping && wanted > (int)cinfo->output_scanline)
+        lib.skip_scanlines(cinfo, (JDIMENSION)wanted - cinfo->output_scanline);
+    JSAMPROW row = job->row;
+    while ((int)cinfo->output_scanline <= wanted)
+        if (lib.read_scanlines(cinfo, &row, 1) != 1) fail_with(job, "no more rows");
+}
+
+/* Whether rows behind a skip are the right ones: in the four samplings that cameras and programs write. Elsewhere
+ * jpeg_skip_scanlines loses count where one row of colour stands for several and is not blended with its neighbours: in
+ * other samplings, in pictures whose rows of colour have one or two values, in grey files that declare 2x2. */
+static int skips_well(j_decompress_ptr cinfo) {
+    if (cinfo->num_components != CHANNELS || cinfo->output_width < DCTSIZE) return 0;
+    for (int i = 0; i < CHANNELS; i++) {
+        const jpeg_component_info *component = &cinfo->comp_info[i];
+        int most = i == 0 ? 2 : 1;
+        if (component->h_samp_factor > most || component->v_samp_factor > most) return 0;
+    }
+    return 1;
+}
+
+static void keep_rows(Job *job) {
+    const int in = (int)job->cinfo.output_height, height = job->out ? job->height : 0;
+    const size_t row_bytes = (size_t)job->width * CHANNELS * (job->table ? sizeof(float) : 1);
+    const int skipping = in >= SKIP_FROM * (int64_t)height && skips_well(&job->cinfo);
+    const double step = height ? (double)(float)in / height : 0;
+    double at = step * 0.5;
+    int before = -1;
+    for (int y = 0; y < height; y++, at += step) {
+        int wanted = (int)at;
+        if (wanted == before) {
+            memcpy(job->out + y * row_bytes, job->out + (y - 1) * row_bytes, row_bytes);
+            continue;
+        }
+        if (wanted < in)
+            read_to(job, wanted, skipping);
+        else
+            memset(job->row, 0, (size_t)job->cinfo.output_width * job->cinfo.output_components);
+        keep_row(job, y);
+        before = wanted;
+    }
+    /* The last row is always read: skipping past it would let a file pass that ends before it. */
+    if (before < in - 1) read_to(job, in - 1, skipping);
+}
+
+/* All of one decoding; 0, or -1 with the reason in job->message. Python is not touched. */
+static int run(Job *job, const unsigned char *data, size_t size) {
+    j_decompress_ptr cinfo = &job->cinfo;
+    cinfo->err = lib.std_error(&job->errors);
+    job->errors.error_exit = fail;
+    job->errors.output_message = keep_quiet;
+    if (setjmp(job->failed)) {
+        lib.destroy_decompress(cinfo);
+        return -1;
+    }
+    lib.CreateDecompress(cinfo, JPEG_LIB_VERSION, sizeof(*cinfo));
+    job->source.init_source = do_nothing;
+    job->source.fill_input_buffer = next_piece;
+    job->source.skip_input_data = skip_bytes;
+    job->source.resync_to_restart = lib.resync_to_restart;
+    job->source.term_source = do_nothing;
+    cinfo->src = &job->source;
+    job->piece_end = data;
+    job->end = data + size;
+
+    while (lib.read_header(cinfo, FALSE) == JPEG_HEADER_TABLES_ONLY) {}
+    if (cinfo->num_components != 1 && cinfo->num_components != CHANNELS) fail_with(job, "neither grey nor colour");
+    cinfo->out_color_space = cinfo->num_components == 1 ? JCS_GRAYSCALE : JCS_EXT_RGBX;
+    lib.start_decompress(cinfo);
+
+    /* libjpeg's own memory, which it frees with the rest, and whose failure is an error like the others. */
+    size_t pixel = (size_t)cinfo->output_components;
+    job->row = cinfo->mem->alloc_large((j_common_ptr)cinfo, JPOOL_IMAGE, (cinfo->output_width + 1) * pixel + OFF_LINE);
+    job->row += OFF_LINE;
+    memset(job->row + cinfo->output_width * pixel, 0, pixel);
+    if (job->out) {
+        job->columns = cinfo->mem->alloc_large((j_common_ptr)cinfo, JPOOL_IMAGE, job->width * sizeof(int));
+        nearest(job->columns, job->width, (int)cinfo->output_width);
+    }
+    keep_rows(job);
+    job->finishing = 1;
+    lib.finish_decompress(cinfo);
+    lib.destroy_decompress(cinfo);
+    return 0;
+}
+
+/* ---- which files are decoded here ---- */
+
+typedef struct {
+    int width, height, components;
+    int reads_exif; /* Pillow looks for the resolution in the EXIF block, and refuses some that it can't read */
+    uint64_t memory;
+} Header;
+
+static int u16(const unsigned char *at) { return at[0] << 8 | at[1]; }
+
+static int begins(const unsigned char *body, int size, const char *word, int length) {
+    return size >= length && memcmp(body, word, (size_t)length) == 0;
+}
+
+/* Whether Pillow's parser comes to an end in a block of Photoshop's resources: a name with no length raises. */
+static int photoshop_fits(const unsigned char *body, int size) {
+    int64_t at = 14;
+    while (at + 4 <= size && memcmp(body + at, "8BIM", 4) == 0) {
+        at += 4 + 2;
+        if (at > size) return 1;
+        if (at == size) return 0;
+        at += 1 + body[at];
+        at += at & 1;
+        if (at + 4 > size) return 1;
+        at += 4 + ((int64_t)body[at] << 24 | body[at + 1] << 16 | u16(body + at + 2));
+        at += at & 1;
+    }
+    return 1;
+}
+
+static int tables_fit(const unsigned char *body, int size) {
+    while (size > 0) {
+        int table = 1 + (body[0] >> 4 ? 128 : 64);
+        if (table > size) return 0;
+        body += table;
+        size -= table;
+    }
+    return 1;
+}
+
+/* Bytes of memory while decoding, at most: libjpeg's buffers of rows, and of a file in several scans all coefficients.
+ * jdmainct.c keeps 8 + 2 groups of rows in the sizes of the components (12 here, for the pointers to them),
+ * jdsample.c one group in full width. */
+static uint64_t memory_of(const unsigned char *frame, int several_scans) {
+    int components = frame[5], height = u16(frame + 1), width = u16(frame + 3), h_max = 1, v_max = 1;
+    for (int i = 0; i < components; i++) {
+        int h = frame[7 + 3 * i] >> 4, v = frame[7 + 3 * i] & 15;
+        h_max = h > h_max ? h : h_max;
+        v_max = v > v_max ? v : v_max;
+    }
+    uint64_t across = ((uint64_t)width + DCTSIZE * h_max - 1) / (DCTSIZE * h_max);
+    uint64_t down = ((uint64_t)height + DCTSIZE * v_max - 1) / (DCTSIZE * v_max);
+    uint64_t blocks = 0, rows = across * DCTSIZE * h_max * (components * v_max + PIXEL);
+    for (int i = 0; i < components; i++) {
+        int h = frame[7 + 3 * i] >> 4, v = frame[7 + 3 * i] & 15;
+        blocks += (uint64_t)h * v;
+        rows += across * DCTSIZE * h * v * 12;
+    }
+    return rows + (several_scans ? across * down * blocks * DCTSIZE2 * sizeof(JCOEF) : 0);
+}
+
+/* Whether the file is one of the plain kinds of which it is known here that Pillow opens them and what it then sees:
+ * segments in a chain without gaps up to the first scan, one frame, 8 bits, grey or three components, Huffman codes,
+ * no second picture. All others are Pillow's. Its rules: JpegImagePlugin.py, of which a rule that raises is kept here. */
+static int read_plain_header(const unsigned char *data, Py_ssize_t size, Header *header) {
+    const unsigned char *frame = NULL;
+    int progressive = 0, resolution = 0, exif = 0;
+    if (size < 4 || data[0] != 0xFF || data[1] != 0xD8) return 0;
+    for (Py_ssize_t at = 2; at + 4 <= size;) {
+        int marker = data[at + 1], length = u16(data + at + 2);
+        const unsigned char *body = data + at + 4;
+        if (data[at] != 0xFF || length < 2 || at + 2 + length > size) return 0;
+        at += 2 + length;
+        length -= 2;
+        switch (marker) {
+            case 0xC0: case 0xC1: case 0xC2: /* frame: baseline, extended, progressive, with Huffman codes */
+                if (frame || length < 6 || body[0] != 8 || (body[5] != 1 && body[5] != CHANNELS)) return 0;
+                if (length != 6 + 3 * body[5] || !u16(body + 1) || !u16(body + 3)) return 0;
+                for (int i = 0; i < body[5]; i++) {
+                    int sampling = body[7 + 3 * i];
+                    if (!(sampling >> 4) || sampling >> 4 > 4 || !(sampling & 15) || (sampling & 15) > 4) return 0;
+                }
+                frame = body;
+                progressive = marker == 0xC2;
+                break;
+            case 0xDA: /* scan: here the pixels begin */
+                if (!frame || length < 1) return 0;
+                header->height = u16(frame + 1);
+                header->width = u16(frame + 3);
+                header->components = frame[5];
+                header->reads_exif = exif && !resolution;
+                header->memory = memory_of(frame, progressive || body[0] < frame[5]);
+                return 1;
+            case 0xDB: /* quantisation tables */
+                if (!tables_fit(body, length)) return 0;
+                break;
+            case 0xE0:
+                if (begins(body, length, "JFIF", 4)) {
+                    if (length < 7) return 0;
+                    if (length >= 12 && (body[7] == 1 || body[7] == 2)) resolution = 1;
+                }
+                break;
+            case 0xE1:
+                if (begins(body, length, "Exif\0\0", 6)) exif = 1;
+                break;
+            case 0xE2:
+                if (begins(body, length, "MPF\0", 4)) return 0; /* several pictures */
+                if (begins(body, length, "ICC_PROFILE\0", 12) && length < 14) return 0;
+                break;
+            case 0xED:
+                if (begins(body, length, "Photoshop 3.0\0", 14) && !photoshop_fits(body, length)) return 0;
+                break;
+            case 0xEE:
+                if (begins(body, length, "Adobe", 5) && length < 7) return 0;
+                break;
+            case 0xC4: case 0xDD: case 0xFE: /* Huffman tables, restart interval, comment */
+            case 0xE3: case 0xE4: case 0xE5: case 0xE6: case 0xE7: case 0xE8: case 0xE9: case 0xEA: case 0xEB: case 0xEC:
+            case 0xEF:
+                break;
+            default:
+                return 0;
+        }
+    }
+    return 0;
+}
+
+/* ---- what Python sees ---- */
+
+static PyObject *py_bind(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *path;
+    if (!PyArg_ParseTuple(args, "O&:bind", PyUnicode_FSConverter, &path)) return NULL;
+    void *loaded = dlopen(PyBytes_AsString(path), RTLD_NOW | RTLD_NOLOAD);
+    Py_DECREF(path);
+    if (!loaded) return PyErr_Format(PyExc_ImportError, "Pillow's module is not loaded: %s", dlerror());
+    /* dlsym looks into the module's own libraries, too. The module stays loaded for as long as the process lives. */
+#define FIND(name)                                                                                      \
+    do {                                                                                                \
+        void *found = dlsym(loaded, "jpeg_" #name);                                                     \
+        if (!found) return PyErr_Format(PyExc_ImportError, "Pillow's libjpeg shows no jpeg_%s", #name); \
+        memcpy(&lib.name, &found, sizeof(found));                                                       \
+    } while (0)
+    FIND(std_error);
+    FIND(CreateDecompress);
+    FIND(read_header);
+    FIND(start_decompress);
+    FIND(read_scanlines);
+    FIND(skip_scanlines);
+    FIND(finish_decompress);
+    FIND(destroy_decompress);
+    FIND(resync_to_restart);
+#undef FIND
+    Job *job = PyMem_Calloc(1, sizeof(*job));
+    if (!job) return PyErr_NoMemory();
+    job->cinfo.err = lib.std_error(&job->errors);
+    job->errors.error_exit = fail;
+    if (setjmp(job->failed)) {
+        PyErr_Format(PyExc_ImportError, "Pillow's libjpeg has another interface than 6.2: %s", job->message);
+        PyMem_Free(job);
+        return NULL;
+    }
+    lib.CreateDecompress(&job->cinfo, JPEG_LIB_VERSION, sizeof(job->cinfo));
+    lib.destroy_decompress(&job->cinfo);
+    PyMem_Free(job);
+    bound = 1;
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_read_header(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer data;
+    Header header;
+    if (!PyArg_ParseTuple(args, "y*:read_header", &data)) return NULL;
+    int plain = read_plain_header(data.buf, data.len, &header);
+    PyBuffer_Release(&data);
+    if (!plain) Py_RETURN_NONE;
+    return Py_BuildValue(
+        "(iiiKO)", header.width, header.height, header.components, (unsigned long long)header.memory,
+        header.reads_exif ? Py_True : Py_False);
+}
+
+static PyObject *py_decode(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer data = {0}, out = {0}, table = {0};
+    PyObject *out_object, *table_object, *result = NULL;
+    Job *job = NULL;
+    Header header;
+    int width, height, reversed;
+    if (!PyArg_ParseTuple(args, "y*O(ii)Op:decode", &data, &out_object, &width, &height, &table_object, &reversed))
+        return NULL;
+    if (!bound) {
+        PyErr_SetString(PyExc_RuntimeError, "bind() comes first");
+        goto done;
+    }
+    if (!read_plain_header(data.buf, data.len, &header)) {
+        PyErr_SetString(BrokenJpeg, "not a file that read_header() takes");
+        goto done;
+    }
+    if (table_object != Py_None && PyObject_GetBuffer(table_object, &table, PyBUF_SIMPLE) < 0) goto done;
+    if (table.buf && (table.len != 256 * CHANNELS * sizeof(float) || (uintptr_t)table.buf % sizeof(float))) {
+        PyErr_SetString(PyExc_ValueError, "table must hold 256 x 3 float32");
+        goto done;
+    }
+    if (out_object != Py_None) {
+        if (PyObject_GetBuffer(out_object, &out, PyBUF_SIMPLE | PyBUF_WRITABLE) < 0) goto done;
+        size_t one = table.buf ? sizeof(float) : 1;
+        if (width < 1 || height < 1 || (uint64_t)out.len != (uint64_t)width * height * CHANNELS * one ||
+            (uintptr_t)out.buf % one) {
+            PyErr_SetString(PyExc_ValueError, "out must hold height x width x 3 numbers");
+            goto done;
+        }
+    }
+    if (!(job = PyMem_Calloc(1, sizeof(*job)))) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    job->out = out.buf;
+    job->table = table.buf;
+    job->reversed = reversed;
+    job->width = width;
+    job->height = height;
+    int failed;
+    Py_BEGIN_ALLOW_THREADS;
+    failed = run(job, data.buf, (size_t)data.len);
+    Py_END_ALLOW_THREADS;
+    if (failed)
+        PyErr_SetString(BrokenJpeg, job->message);
+    else
+        result = Py_NewRef(Py_None);
+done:
+    PyMem_Free(job);
+    if (out.obj) PyBuffer_Release(&out);
+    if (table.obj) PyBuffer_Release(&table);
+    PyBuffer_Release(&data);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"bind", py_bind, METH_VARARGS, "Find libjpeg's functions through a loaded module's path, or raise ImportError."},
+    {"read_header", py_read_header, METH_VARARGS,
+     "(width, height, components, bytes of memory, reads_exif) of a JPEG that decode() takes, or None."},
+    {"decode", py_decode, METH_VARARGS, "decode(data, out or None, (width, height), table or None, reversed)"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    .m_base = PyModuleDef_HEAD_INIT, .m_name = "clothing_jpeg._core", .m_size = -1, .m_methods = methods};
+
+PyMODINIT_FUNC PyInit__core(void) {
+    PyObject *core = PyModule_Create(&module);
+    if (!core) return NULL;
+    BrokenJpeg = PyErr_NewExceptionWithDoc(
+        "clothing_jpeg.BrokenJpeg", "A file that Pillow would refuse, too; the text is libjpeg's.", PyExc_ValueError, NULL);
+    if (!BrokenJpeg || PyModule_AddObjectRef(core, "BrokenJpeg", BrokenJpeg) < 0) {
+        Py_XDECREF(BrokenJpeg);
+        Py_DECREF(core);
+        return NULL;
+    }
+    return core;
+}
