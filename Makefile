@@ -118,7 +118,7 @@ test-gateway: dev ## The gateway's own tests
 	@$(PYTEST) tests/gateway
 
 .PHONY: fuzz
-fuzz: dev ## The native core against Pillow: damaged JPEGs for FUZZ_SECONDS (600), all photos
+fuzz: gateway/.venv/dev.stamp ## The native core against Pillow: damaged JPEGs for FUZZ_SECONDS (600), all photos
 	@echo "==> damaged JPEGs for $${FUZZ_SECONDS:-600} s, and every photo of the dataset"
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} CLOTHING_DATASET_EVERY=1 \
 	  $(PYTEST) -s --timeout=600 -k "damaged or photos" tests/gateway/test_jpeg.py
