@@ -21,6 +21,19 @@ def test_places_are_refused_at_once_when_taken():
     assert places.taken == 0
 
 
+def test_a_place_is_given_back_once():
+    places = Places(1)
+    place, none = places.place(), places.place()
+    assert (place.held, none.held, places.taken) == (True, False, 1)
+    for _ in range(2):
+        none.leave()
+        assert places.taken == 1
+    for _ in range(2):
+        place.leave()
+        assert places.taken == 0
+    assert places.place().held
+
+
 def test_bytes_fit_or_they_don_t():
     budget = ByteBudget(100)
     assert budget.reserve(60)

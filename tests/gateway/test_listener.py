@@ -31,7 +31,7 @@ def listener(request, monkeypatch):
         monkeypatch.delattr(select, "epoll")
     sock = socket.create_server(("127.0.0.1", 0))
     limits = Limits(max_body_bytes=100_000, request_timeout_seconds=0.5, budget=ByteBudget(1 << 20))
-    one = Listener(application, sock, limits, threads=4, max_connections=50)
+    one = Listener(application, sock, limits, threads=4, at_once=2, max_connections=50)
     stop = threading.Event()
     loop = threading.Thread(target=one.serve, args=(stop,))
     loop.start()
@@ -176,7 +176,7 @@ class Task:
 
 
 def test_the_thread_that_was_free_last_works_next():
-    workers = Workers(8)
+    workers = Workers(8, 3)
     threads = set()
     for _ in range(20):
         task = Task(lambda: None)
@@ -189,7 +189,7 @@ def test_the_thread_that_was_free_last_works_next():
 
 
 def test_the_queue_is_worked_off_in_order_of_arrival():
-    workers = Workers(1)
+    workers = Workers(1, 1)
     go, order = threading.Event(), []
     workers.add_task(Task(lambda: go.wait(5)))
     tasks = [Task(lambda number=number: order.append(number)) for number in range(10)]
@@ -202,7 +202,7 @@ def test_the_queue_is_worked_off_in_order_of_arrival():
 
 
 def test_a_thread_outlives_what_a_task_does(caplog):
-    workers = Workers(1)
+    workers = Workers(1, 1)
     for failure in (ZeroDivisionError, SystemExit):
         workers.add_task(Task(lambda failure=failure: (_ for _ in ()).throw(failure)))
     task = Task(lambda: None)
@@ -213,7 +213,7 @@ def test_a_thread_outlives_what_a_task_does(caplog):
 
 
 def test_the_end_waits_for_what_runs_and_cancels_the_rest():
-    workers = Workers(2)
+    workers = Workers(2, 2)
     go = threading.Event()
     running = [Task(lambda: go.wait(5)) for _ in range(2)]
     waiting = [Task(lambda: None) for _ in range(3)]
@@ -223,3 +223,80 @@ def test_the_end_waits_for_what_runs_and_cancels_the_rest():
     assert workers.shutdown(timeout=5)
     assert all(task.done.is_set() for task in running)
     assert all(task.cancelled and task.thread is None for task in waiting)
+
+
+def test_so_many_work_at_once_and_an_urgent_task_need_not_wait():
+    workers = Workers(6, 2)
+    go = threading.Event()
+    tasks = [Task(lambda: go.wait(5)) for _ in range(4)]
+    for task in tasks:
+        workers.add_task(task)
+    urgent = Task(lambda: None)
+    workers.add_task(urgent, urgent=True)
+    assert urgent.done.wait(5)
+    assert [task.thread is not None for task in tasks] == [True, True, False, False]
+    go.set()
+    assert all(task.done.wait(5) for task in tasks)
+    assert not workers.shutdown()
+    assert workers._working == 0
+
+
+def test_while_one_waits_another_works():
+    workers = Workers(6, 1)
+    answered, go_on, order = threading.Event(), threading.Event(), []
+
+    def ask():
+        with workers.waiting():
+            answered.wait(5)
+        order.append("goes on at once")
+        go_on.wait(5)
+
+    first, second, third = Task(ask), Task(lambda: order.append("meanwhile")), Task(lambda: order.append("later"))
+    workers.add_task(first)
+    workers.add_task(second)
+    assert second.done.wait(5)
+    answered.set()
+    while len(order) < 2:
+        time.sleep(0.001)
+    workers.add_task(third)
+    assert not third.done.wait(0.05)
+    go_on.set()
+    assert third.done.wait(5)
+    assert order == ["meanwhile", "goes on at once", "later"]
+    workers.shutdown()
+    assert workers._working == 0
+
+
+def test_whoever_is_no_worker_may_say_that_it_waits():
+    workers = Workers(2, 1)
+    with workers.waiting():
+        pass
+    done = Task(lambda: workers.waiting().__enter__())
+    workers.add_task(done, urgent=True)
+    assert done.done.wait(5)
+    assert workers._working == 0
+    workers.shutdown()
+
+
+def test_workers_in_a_crowd():
+    workers = Workers(8, 3)
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def work():
+        for _ in range(3):
+            with lock:
+                now[0] += 1
+                most[0] = max(most[0], now[0])
+            time.sleep(0.0005)
+            with lock:
+                now[0] -= 1
+        with workers.waiting():
+            time.sleep(0.002)
+
+    tasks = [Task(work) for _ in range(200)]
+    for task in tasks:
+        workers.add_task(task)
+    assert all(task.done.wait(10) for task in tasks)
+    assert not workers.shutdown()
+    assert workers._working == 0
+    assert most[0] == 3

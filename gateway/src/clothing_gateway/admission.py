@@ -16,6 +16,22 @@ from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import OutOfTime, Overloaded
 
 
+class Place:
+    """One photo's place, or that there was none; given back once, however often it is said."""
+
+    __slots__ = ("_places", "held")
+
+    def __init__(self, places: Places, *, held: bool) -> None:
+        self._places = places
+        self.held = held
+
+    def leave(self) -> None:
+        """Give the place back."""
+        if self.held:
+            self.held = False
+            self._places.leave()
+
+
 class Places:
     """So many photos are worked on at a time; one that finds no place is refused at once."""
 
@@ -35,6 +51,13 @@ class Places:
             if self._taken + count > self._limit:
                 raise Overloaded
             self._taken += count
+
+    def place(self) -> Place:
+        """A place for one photo, held where there was one."""
+        with self._lock:
+            held = self._taken < self._limit
+            self._taken += held
+        return Place(self, held=held)
 
     def leave(self, count: int = 1) -> None:
         """Give places back."""

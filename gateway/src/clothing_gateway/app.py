@@ -15,7 +15,7 @@ from clothing_gateway.classifier import Classifier, Ticket
 from clothing_gateway.clients import Clients
 from clothing_gateway.exchange import Exchange, Reply
 from clothing_gateway.metrics import Metrics
-from clothing_gateway.photos import CLASSIFY, PREDICT, Photos
+from clothing_gateway.photos import CLASSIFY, PREDICT, ROUTES, Photos
 from clothing_gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ShortWay:
         """The WSGI application: Flask, but for a plain POST to one of the two routes."""
         route = environ["PATH_INFO"]
         if (
-            route not in (PREDICT, CLASSIFY)
+            route not in ROUTES
             or environ["REQUEST_METHOD"] != "POST"
             or environ.get("SCRIPT_NAME")
             or "HTTP_UPGRADE" in environ  # to WebSocket, say, for which werkzeug has other routes

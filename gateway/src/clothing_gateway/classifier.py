@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -42,6 +43,8 @@ class Ticket:
     selected: str | None = None  # the version that the client asks for
     key_name: str | None = None  # whose key came with it
     has_left: Callable[[], bool] = lambda: False  # whether the client has closed its connection
+    # Around what others do for the request, so that meanwhile this machine's cores can work for another one.
+    waiting: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def require_client(self) -> None:
         """ClientLeft where nobody waits for the answer any more."""
@@ -106,7 +109,7 @@ class Classifier:
         rows: list[Scores] = []
         if elements:
             ticket.require_client()
-            with self._metrics.stage("predict", ticket.stages):
+            with self._metrics.stage("predict", ticket.stages), ticket.waiting():
                 prediction = self._predictor.predict(
                     model, elements, ticket.deadline, ticket.request_id, ticket.has_left
                 )
@@ -123,7 +126,7 @@ class Classifier:
                 self._decode(source, model, ticket, one)
             else:
                 ticket.require_client()
-                with self._metrics.stage("fetch", one.stages):
+                with self._metrics.stage("fetch", one.stages), ticket.waiting():
                     fetched = self._fetcher.fetch(source, ticket.deadline, ticket.has_left)
                 try:
                     self._decode(fetched.data, model, ticket, one)

@@ -27,6 +27,10 @@ access = logging.getLogger("clothing_gateway.access")
 RECEIVED = "clothing_gateway.received"
 # Where the server puts the function that says whether the client has closed its connection.
 HAS_LEFT = "clothing_gateway.has_left"
+# Where the server puts the place that the request's first photo found, or not, when the request had come.
+PLACE = "clothing_gateway.place"
+# Where the server puts the function that lets another request begin while this one waits for somebody else.
+WAITING = "clothing_gateway.waiting"
 # What a client's X-Request-Id may be made of, so that it can stand in a header, a log line and gRPC metadata.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -91,6 +95,7 @@ class Exchange:
         start = environ.get(RECEIVED) or time.monotonic()
         ticket = Ticket(request_id_of(environ.get("HTTP_X_REQUEST_ID")), start, Deadline.after(self._timeout, start))
         ticket.has_left = environ.get(HAS_LEFT, ticket.has_left)
+        ticket.waiting = environ.get(WAITING, ticket.waiting)
         return ticket
 
     def read(self, ticket: Ticket, environ: Environ) -> None:

@@ -25,11 +25,11 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, WSGITask
 
 from clothing_gateway import errors
-from clothing_gateway.admission import ByteBudget
+from clothing_gateway.admission import ByteBudget, Place, Places
 from clothing_gateway.classifier import Ticket
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import GatewayError, Overloaded, RequestTooSlow, TooManyBytes
-from clothing_gateway.exchange import HAS_LEFT, RECEIVED, log_request, request_id_of
+from clothing_gateway.exchange import HAS_LEFT, PLACE, RECEIVED, WAITING, log_request, request_id_of
 from clothing_gateway.workers import Workers
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ class Limits:
     max_body_bytes: int
     request_timeout_seconds: float
     budget: ByteBudget
+    # For photos that are worked on, and which requests (method and path) need one.
+    places: Places | None = None
+    takes_place: Callable[[str, str], bool] = lambda method, path: False
     # Told of each request that is refused here, before the application: (status, seconds since its first byte).
     refused: Callable[[GatewayError, float], None] = lambda error, seconds: None
 
@@ -91,6 +94,7 @@ class _Parser(HTTPRequestParser):
         self.started = time.monotonic()
         self._limits = limits
         self._reserved = 0
+        self.place: Place | None = None
 
     def received(self, data: bytes) -> int:
         in_body = self.headers_finished
@@ -120,6 +124,8 @@ class _Parser(HTTPRequestParser):
     def close(self) -> None:
         super().close()
         self._release()
+        if self.place is not None:
+            self.place.leave()
 
     def _release(self) -> None:
         self._limits.budget.release(self._reserved)
@@ -151,6 +157,9 @@ class _Task(WSGITask):
         environ: dict[str, Any] = super().get_environment()
         environ[RECEIVED] = self.request.started
         environ[HAS_LEFT] = functools.partial(_has_left, self.channel)
+        environ[WAITING] = self.channel.server.task_dispatcher.waiting
+        if self.request.place is not None:
+            environ[PLACE] = self.request.place
         return environ
 
 
@@ -251,7 +260,14 @@ class Listener(TcpWSGIServer):
     channel_class = _Channel
 
     def __init__(
-        self, application: WSGIApplication, sock: socket.socket, limits: Limits, *, threads: int, max_connections: int
+        self,
+        application: WSGIApplication,
+        sock: socket.socket,
+        limits: Limits,
+        *,
+        threads: int,
+        at_once: int,
+        max_connections: int,
     ) -> None:
         self.limits = limits
         self.draining = False
@@ -279,7 +295,7 @@ class Listener(TcpWSGIServer):
             application,
             map={},
             _sock=sock,
-            dispatcher=Workers(threads),
+            dispatcher=Workers(threads, at_once),
             adj=adjustments,
             sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
             bind_socket=False,
@@ -297,6 +313,17 @@ class Listener(TcpWSGIServer):
     def port(self) -> int:
         """The port, also where any free one was asked for."""
         return int(self.effective_port)
+
+    def add_task(self, task: _Channel) -> None:
+        """Have a connection's request answered.
+
+        A photo's place is taken or refused here, before the request waits for a thread, so that those that wait have
+        one. Whatever is no photo with a place is answered at once.
+        """
+        request, limits = task.requests[0], self.limits
+        if limits.places is not None and request.error is None and limits.takes_place(request.command, request.path):
+            request.place = limits.places.place()
+        self.task_dispatcher.add_task(task, urgent=request.place is None or not request.place.held)
 
     def watch(self, channel: _Channel) -> None:
         """Wait for a new connection's first request."""

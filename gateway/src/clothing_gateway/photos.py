@@ -10,11 +10,11 @@ from werkzeug.wrappers import Request
 from werkzeug.wsgi import get_input_stream
 
 from clothing_gateway import form
-from clothing_gateway.admission import Places
+from clothing_gateway.admission import Place, Places
 from clothing_gateway.classifier import Answer, Classifier, Source, Ticket, ranked
 from clothing_gateway.clients import Clients
-from clothing_gateway.errors import BadRequest, GatewayError, NoPhoto, TooManyPhotos, UnsupportedMediaType
-from clothing_gateway.exchange import Reply
+from clothing_gateway.errors import BadRequest, GatewayError, NoPhoto, Overloaded, TooManyPhotos, UnsupportedMediaType
+from clothing_gateway.exchange import PLACE, Reply
 from clothing_gateway.metrics import Metrics
 from clothing_gateway.settings import Settings
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 PREDICT, CLASSIFY = "/predict", "/classify"
+ROUTES = frozenset({PREDICT, CLASSIFY})
 
 # As Flask's jsonify writes it, so that /predict is byte for byte the course's.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -73,9 +74,11 @@ class Photos:
         client = self._clients.admit(environ)
         ticket.key_name = client.key_name
         self._clients.take(client, 1)
-        self._places.take()
-        taken = 1
+        place: Place = environ.get(PLACE) or self._places.place()
+        more = 0
         try:
+            if not place.held:
+                raise Overloaded
             ticket.deadline.require("begin")
             sources, listed = _sources(environ, self._settings.max_photos)
             if listed and not several:
@@ -83,10 +86,11 @@ class Photos:
             if len(sources) > 1:
                 self._clients.take(client, len(sources) - 1)
                 self._places.take(len(sources) - 1)
-                taken = len(sources)
+                more = len(sources) - 1
             return self._classifier.classify(sources, ticket), listed
         finally:
-            self._places.leave(taken)
+            self._places.leave(more)
+            place.leave()
 
 
 def _reply(value: object, answer: Answer) -> Reply:

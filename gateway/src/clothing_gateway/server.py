@@ -15,7 +15,7 @@ import threading
 import time
 from types import FrameType
 
-from clothing_gateway import __version__
+from clothing_gateway import __version__, resources
 from clothing_gateway.admin import create_admin
 from clothing_gateway.admission import ByteBudget, DecodeGate, Places
 from clothing_gateway.app import create_app
@@ -26,6 +26,7 @@ from clothing_gateway.fetch import Fetcher, Policy
 from clothing_gateway.listener import Limits, Listener
 from clothing_gateway.metrics import Metrics
 from clothing_gateway.photo import jpeg_decoder
+from clothing_gateway.photos import ROUTES
 from clothing_gateway.predictor import Predictor
 from clothing_gateway.settings import Settings
 
@@ -107,9 +108,12 @@ class Gateway:
                 max_body_bytes=settings.max_body_bytes,
                 request_timeout_seconds=settings.request_timeout_seconds,
                 budget=budget,
+                places=places,
+                takes_place=lambda method, path: method == "POST" and path in ROUTES,
                 refused=self._refused,
             ),
             threads=settings.max_in_flight + _SPARE_THREADS,
+            at_once=resources.available_cores() + 1,
             max_connections=settings.max_connections,
         )
         self.admin = Listener(
@@ -121,6 +125,7 @@ class Gateway:
                 budget=ByteBudget(_ADMIN_CONNECTIONS * _ADMIN_BODY_BYTES),
             ),
             threads=_ADMIN_THREADS,
+            at_once=_ADMIN_THREADS,
             max_connections=_ADMIN_CONNECTIONS,
         )
         self._stop = threading.Event()
