@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import platform
 import shutil
 import signal
 import socket
@@ -13,7 +15,8 @@ import threading
 import time
 
 import pytest
-from fakes import GatewayProcess, ModelServer, PhotoServer, image_bytes
+from fakes import FakeModel, GatewayProcess, ModelServer, PhotoServer, image_bytes
+from tensorflow.core.framework import types_pb2
 
 PHOTO = image_bytes()
 HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\n"
@@ -249,6 +252,30 @@ def test_a_full_house_refuses_at_once_and_stays_healthy(start_gateway, model_ser
     assert metric(gateway, 'gateway_errors_total{code="overloaded"}') == 5
 
 
+def test_a_photo_has_its_place_from_when_it_has_come(start_gateway, model_server):
+    """Also one that still waits for a thread; and none is kept by requests that are refused, cut off or left."""
+    model_server.model.delay = 1
+    gateway = start_gateway(model_server.address, max_in_flight=6, max_photos=2)
+    busy = [Client(gateway) for _ in range(6)]
+    wait_for(lambda: metric(gateway, "gateway_in_flight_photos") == 6)
+    start = time.monotonic()
+    refused = [Client(gateway) for _ in range(20)]
+    assert [client.status for client in refused] == [503] * 20
+    assert time.monotonic() - start < 0.8
+    assert [client.status for client in busy] == [200] * 6
+    model_server.model.delay = 0.2
+    for data in (
+        HEAD + b"Content-Length: 5\r\n\r\nhello",
+        HEAD + b"X-Request-Timeout-Ms: x\r\nContent-Length: %d\r\n\r\n" % len(PHOTO) + PHOTO,
+        (HEAD + b"Content-Length: %d\r\n\r\n" % len(PHOTO) + PHOTO) * 2,
+        HEAD.replace(b"/predict", b"/classify") + b"Content-Length: %d\r\n\r\n" % len(PHOTO) + PHOTO,
+    ):
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+            connection.sendall(data)
+    wait_for(lambda: metric(gateway, "gateway_in_flight_photos") == 0)
+    assert [Client(gateway).status for _ in range(6)] == [200] * 6
+
+
 def test_a_request_with_several_photos_needs_a_place_for_each(start_gateway, model_server, photo_server):
     photo_server.paths["/a"] = PHOTO
     model_server.model.delay = 1
@@ -414,3 +441,55 @@ def test_no_photo_server_is_asked_without_a_model(start_gateway):
         assert photos.asked == []
     finally:
         photos.stop()
+
+
+def stat(gateway):
+    """The process's numbers in /proc, from the fourth on: 7 are its page faults, 11 and 12 its ticks of CPU."""
+    with open(f"/proc/{gateway.pid}/stat") as file:  # noqa: PTH123
+        state, *numbers = file.read().rpartition(")")[2].split()
+    return [state, *map(int, numbers)]
+
+
+def test_the_start_takes_less_than_a_second(start_gateway, model_server, monkeypatch, tmp_path):
+    """From exec to ready, with a model that is, on a core of its own: so in CPU time, which others don't lengthen."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    monkeypatch.setenv(
+        "PYTHONPYCACHEPREFIX", str(tmp_path)
+    )  # the image has its bytecode; the first start writes it here
+
+    def start():
+        begin = time.monotonic()
+        gateway = start_gateway(model_server.address)
+        seconds = time.monotonic() - begin
+        fields = stat(gateway)
+        gateway.stop()
+        return (fields[11] + fields[12]) / os.sysconf("SC_CLK_TCK"), seconds
+
+    start()
+    starts = [start() for _ in range(3)]
+    print(f"CPU and real seconds: {starts}")
+    assert min(starts)[0] < 1.0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap is what is bounded and warmed")
+def test_small_photos_cost_no_page_faults_from_the_first_on(start_gateway, stack):
+    """Buffers of 1 MB, mapped anew for each, are 1400 of them a photo."""
+    server = ModelServer(FakeModel(inputs={"input_8": (types_pb2.DT_FLOAT, (-1, 299, 299, 3))}))
+    stack.callback(server.stop)
+    gateway = start_gateway(server.address)
+    photo = image_bytes((400, 534))
+    before, requests = stat(gateway)[7], 30
+
+    def client():
+        statuses.extend(gateway.post("/predict", photo)[0] for _ in range(requests))
+
+    statuses = []
+    clients = [threading.Thread(target=client) for _ in range(8)]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join()
+    assert statuses == [200] * 8 * requests
+    faults = (stat(gateway)[7] - before) / len(statuses)
+    print(f"{faults:.1f} page faults a request")
+    assert faults < 10

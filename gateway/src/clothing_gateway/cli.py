@@ -190,7 +190,8 @@ def _serve(settings: Settings, sources: dict[str, str], warnings: list[str], *, 
     from clothing_gateway.server import Gateway, StartError
 
     logger = logs.set_up(settings.log_level)
-    resources.bound_heap()
+    if resources.bound_heap():
+        resources.warm_heap()
     for warning in filter(None, (*warnings, memory.too_small(settings))):
         logger.warning(warning)
     try:
