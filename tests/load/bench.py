@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime as dt
+import fcntl
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -180,6 +182,18 @@ class Bench:
 
 
 @contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold the cache while the block runs: two benchmarks at a time would measure each other."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BenchError("another one runs in this checkout: wait for its end") from None
+        yield
+
+
+@contextlib.contextmanager
 def helpers(small: photos.Photos, large: photos.Photos) -> Iterator[tuple[Running, str, Running, str, dict[str, Path]]]:
     """The model server and the photo server, and the lists of photos for the load generator."""
     with (
@@ -268,8 +282,10 @@ def main() -> int:
         # The published figures come from a whole run, and nothing less takes their place.
         whole = not arguments.quick and not arguments.only and not arguments.rounds
         arguments.output = ROOT / "docs/benchmarks" if whole else CACHE / "results"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped then, too
     try:
-        results = run(arguments)
+        with alone():
+            results = run(arguments)
         report.write(results, arguments.output)
         print(report.text(results))
         say(f"written: {report.draw(results, arguments.output, HERE, say)}")

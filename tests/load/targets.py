@@ -116,6 +116,7 @@ def checks(results: Results) -> list[Check]:
         workload = f"small-{kind}"
         listed += [
             Check(f"dataset photos {name}: p99 over p50 at 8 clients", 2.5, True, per_round(tail, workload, 8)),
+            Check(f"12 MP {name}: p99 over p50 at 8 clients", 2.5, True, per_round(tail, f"large-{kind}", 8)),
             Check(f"dataset photos {name}: photos per second at 32 clients over those at 8", 0.95, False,
                   against(ours, workload, "photos_per_second", 32, over=True)),
             Check(f"dataset photos {name}: answers at 200 clients that are neither 200 nor 503", 0, True,

@@ -22,6 +22,7 @@ import report
 import stats
 import systems
 import targets
+import urllib3
 from processes import ROOT
 from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
@@ -212,6 +213,19 @@ def test_the_load_generator_counts_connections_that_fail(small, tmp_path):
     assert "127.0.0.1" not in str(measured["errors"])
 
 
+def test_the_photo_server_waits_as_it_is_told_and_keeps_connections(small):
+    with programs.photo_server(small.folder, delay="200ms") as (_, address), urllib3.PoolManager(retries=False) as pool:
+        name = small.files[0].name
+        started = time.monotonic()
+        for _ in range(2):
+            answer = pool.request("GET", f"http://{address}/{name}")
+            assert answer.data == small.files[0].read_bytes()
+            assert answer.headers["Content-Type"] == "image/jpeg"
+        assert 0.4 <= time.monotonic() - started < 5
+        assert pool.connection_from_url(f"http://{address}").num_connections == 1
+        assert pool.request("GET", f"http://{address}/none.jpg").status == 404
+
+
 def test_without_go_the_error_names_the_way_out(tmp_path, monkeypatch):
     (tmp_path / "ci").mkdir()
     shutil.copy(ROOT / "ci/find-go", tmp_path / "ci")
@@ -310,6 +324,21 @@ def test_a_whole_run_in_small(small, tmp_path, monkeypatch):
     text = (tmp_path / "out/gateway.md").read_text()
     assert "broken FAILED: broken ended with 1" in text
     assert "## Dataset photos by URL" in text
+
+
+def test_two_benchmarks_do_not_measure_each_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "CACHE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--output", str(tmp_path)])
+    with bench.alone():
+        assert bench.main() == 1
+    assert "another one runs" in capsys.readouterr().err
+
+
+def test_an_unknown_system_is_named_with_those_that_there_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "CACHE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "floor", "nginx", "--output", str(tmp_path)])
+    assert bench.main() == 1
+    assert "no system nginx; there are clothing-gateway, floor, course-1" in capsys.readouterr().err
 
 
 # ---- goals ----
