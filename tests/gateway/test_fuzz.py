@@ -189,7 +189,8 @@ def ask(gateway, data, *, whole):
             pass
         except TimeoutError:
             assert not whole, f"no answer within {TIMEOUT + 5} s: {received!r}"
-    if not received:
+    received = re.sub(rb"^HTTP/1\.1 100 .*?\r\n\r\n", b"", received, flags=re.DOTALL)
+    if not received or not (whole or complete(received, data[:5] == b"HEAD ")):
         return None
     response = http.client.HTTPResponse(Read(received), method=data.split(b" ", 1)[0].decode("latin-1"))
     response.begin()
