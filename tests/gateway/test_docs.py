@@ -132,7 +132,8 @@ def locked(name):
 def test_the_locks_agree_and_hold_what_is_needed():
     runtime, development = locked("requirements.lock"), locked("requirements-dev.lock")
     assert runtime.items() <= development.items()
-    wanted = tomllib.loads((GATEWAY / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((GATEWAY / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["otel"]
     assert {re.match(r"[a-z0-9-]+", one)[0] for one in wanted} <= set(runtime)
     assert "tensorflow" not in runtime
     for name in ("requirements.lock", "requirements-dev.lock", "jpeg/requirements-build.lock"):

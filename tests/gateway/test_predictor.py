@@ -56,16 +56,16 @@ def wait_until(condition, seconds=10):
         time.sleep(0.01)
 
 
-def ask(predictor, photos=None, seconds=5.0, request_id=""):
+def ask(predictor, photos=None, seconds=5.0, metadata=()):
     return predictor.predict(
-        predictor.model(), [photo()] if photos is None else photos, Deadline.after(seconds), request_id
+        predictor.model(), [photo()] if photos is None else photos, Deadline.after(seconds), metadata
     )
 
 
 def test_scores_come_back_as_the_model_gave_them(make, model_server):
     predictor = make(model_server.address)
     predictor.check()
-    prediction = ask(predictor, request_id="req-1")
+    prediction = ask(predictor, metadata=(("x-request-id", "req-1"),))
     assert prediction.scores.tolist() == [photo().ravel()[:10].tolist()]
     assert prediction.version == 1
     (request,) = model_server.model.calls
@@ -125,7 +125,7 @@ def test_a_version_is_asked_for_by_label_and_the_label_may_move(make, model_serv
 def answered(predictor, request_id="", selected=None):
     """The version that answers a request, by what the server itself says."""
     model = predictor.model(request_id, selected)
-    return predictor.predict(model, [photo(size=model.size[0])], Deadline.after(5), request_id).version
+    return predictor.predict(model, [photo(size=model.size[0])], Deadline.after(5)).version
 
 
 def test_the_canary_gets_its_part_of_the_requests_and_the_same_ones_again(make, model_server):

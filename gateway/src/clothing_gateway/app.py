@@ -17,6 +17,7 @@ from clothing_gateway.exchange import Exchange, Reply
 from clothing_gateway.metrics import Metrics
 from clothing_gateway.photos import CLASSIFY, PREDICT, ROUTES, Photos
 from clothing_gateway.settings import Settings
+from clothing_gateway.tracing import Tracer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -103,11 +104,19 @@ def _response(reply: Reply) -> Response:
     return Response(reply.body, reply.status_line, list(reply.headers))
 
 
-def create_app(settings: Settings, classifier: Classifier, places: Places, metrics: Metrics, clients: Clients) -> Flask:
+def create_app(
+    settings: Settings,
+    classifier: Classifier,
+    places: Places,
+    metrics: Metrics,
+    clients: Clients,
+    *,
+    tracer: Tracer | None = None,
+) -> Flask:
     """The WSGI application."""
     app = Flask(__name__, static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    exchange = Exchange(settings, metrics)
+    exchange = Exchange(settings, metrics, tracer)
     photos = Photos(settings, classifier, places, metrics, clients)
     routes = _Routes(exchange, photos)
     app.before_request(routes.begin)

@@ -22,6 +22,7 @@ from clothing_gateway.predictor import Predictor
 from clothing_gateway.settings import Settings
 from clothing_gateway.signature import Model
 from clothing_gateway.tensor import Element
+from clothing_gateway.tracing import Metadata, Trace
 
 # A photo as a client gives it: where it is, or the file itself.
 Source = str | bytes
@@ -45,6 +46,18 @@ class Ticket:
     has_left: Callable[[], bool] = lambda: False  # whether the client has closed its connection
     # Around what others do for the request, so that meanwhile this machine's cores can work for another one.
     waiting: Callable[[], AbstractContextManager[object]] = nullcontext
+    trace: Trace | None = None
+    traced: Metadata = ()  # which trace the request is a part of, as the model server is told
+
+    @property
+    def metadata(self) -> Metadata:
+        """What goes to the model server with the photos."""
+        return (("x-request-id", self.request_id), *self.traced)
+
+    @property
+    def note(self) -> Callable[[str, float], object] | None:
+        """What a trace is told of a stage that has ended."""
+        return None if self.trace is None else self.trace.stage
 
     def require_client(self) -> None:
         """ClientLeft where nobody waits for the answer any more."""
@@ -109,10 +122,8 @@ class Classifier:
         rows: list[Scores] = []
         if elements:
             ticket.require_client()
-            with self._metrics.stage("predict", ticket.stages), ticket.waiting():
-                prediction = self._predictor.predict(
-                    model, elements, ticket.deadline, ticket.request_id, ticket.has_left
-                )
+            with self._metrics.stage("predict", ticket.stages, ticket.note), ticket.waiting():
+                prediction = self._predictor.predict(model, elements, ticket.deadline, ticket.metadata, ticket.has_left)
             version = prediction.version
             self._metrics.predictions.labels(model.track, str(version)).inc(len(elements))
             rows = list(prediction.scores)
@@ -126,7 +137,7 @@ class Classifier:
                 self._decode(source, model, ticket, one)
             else:
                 ticket.require_client()
-                with self._metrics.stage("fetch", one.stages), ticket.waiting():
+                with self._metrics.stage("fetch", one.stages, ticket.note), ticket.waiting():
                     fetched = self._fetcher.fetch(source, ticket.deadline, ticket.has_left)
                 try:
                     self._decode(fetched.data, model, ticket, one)
@@ -146,8 +157,10 @@ class Classifier:
         with self._gate.hold(header.cost, ticket.deadline):
             one.stages["wait"] = perf_counter() - start
             self._metrics.observe_stage("wait", one.stages["wait"])
+            if ticket.note is not None:
+                ticket.note("wait", one.stages["wait"])
             ticket.require_client()  # the wait may have been long
-            with self._metrics.stage("decode", one.stages):
+            with self._metrics.stage("decode", one.stages, ticket.note):
                 one.element = prepare(data, header, model, self._settings)
 
 

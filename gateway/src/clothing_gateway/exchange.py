@@ -13,12 +13,13 @@ from typing import Any
 
 from werkzeug.exceptions import HTTPException
 
-from clothing_gateway import errors
+from clothing_gateway import errors, tracing
 from clothing_gateway.classifier import Ticket
 from clothing_gateway.deadline import Deadline, client_timeout_seconds
 from clothing_gateway.errors import GatewayError
 from clothing_gateway.metrics import Metrics
 from clothing_gateway.settings import Settings
+from clothing_gateway.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("clothing_gateway.access")
@@ -86,7 +87,8 @@ def log_request(ticket: Ticket, method: str, path: str, status: int) -> None:
 class Exchange:
     """The begin and the end of every request."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, tracer: Tracer | None = None) -> None:
+        self._tracer = tracer
         self._timeout = settings.request_timeout_seconds
         self._metrics = metrics
 
@@ -96,6 +98,11 @@ class Exchange:
         ticket = Ticket(request_id_of(environ.get("HTTP_X_REQUEST_ID")), start, Deadline.after(self._timeout, start))
         ticket.has_left = environ.get(HAS_LEFT, ticket.has_left)
         ticket.waiting = environ.get(WAITING, ticket.waiting)
+        if self._tracer is not None:
+            ticket.trace = self._tracer.begin(environ, start)
+            ticket.traced = ticket.trace.metadata
+        elif "HTTP_TRACEPARENT" in environ:
+            ticket.traced = tuple(tracing.received(environ).items())
         return ticket
 
     def read(self, ticket: Ticket, environ: Environ) -> None:
@@ -125,6 +132,8 @@ class Exchange:
         The route, never the path, is counted: paths are a client's to choose, and each would be a new time series.
         """
         self._metrics.observe_request(route, status, time.monotonic() - ticket.start)
+        if ticket.trace is not None:
+            ticket.trace.end(method, route, status, ticket.request_id)
         log_request(ticket, method, path, status)
         headers = [("X-Request-Id", ticket.request_id)]
         if ticket.stages:  # https://www.w3.org/TR/server-timing/: browsers show it beside the request

@@ -124,8 +124,10 @@ class Metrics:
         self._stage[stage].observe(seconds)
 
     @contextmanager
-    def stage(self, stage: str, times: dict[str, float]) -> Iterator[None]:
-        """Time a block, for the histogram and for the request's log line."""
+    def stage(
+        self, stage: str, times: dict[str, float], note: Callable[[str, float], object] | None = None
+    ) -> Iterator[None]:
+        """Time a block, for the histogram, for the request's log line, and for its trace where there is one."""
         start = perf_counter()
         try:
             yield
@@ -133,6 +135,8 @@ class Metrics:
             seconds = perf_counter() - start
             self._stage[stage].observe(seconds)
             times[stage] = times.get(stage, 0.0) + seconds
+            if note is not None:
+                note(stage, seconds)
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""

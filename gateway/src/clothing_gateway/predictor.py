@@ -34,6 +34,7 @@ from clothing_gateway.errors import (
 from clothing_gateway.settings import Settings
 from clothing_gateway.signature import Misfit, Model
 from clothing_gateway.tls import TlsError, TlsFiles
+from clothing_gateway.tracing import Metadata
 
 logger = logging.getLogger(__name__)
 
@@ -267,13 +268,13 @@ class Predictor:
         model: Model,
         photos: Batch,
         deadline: Deadline,
-        request_id: str = "",
+        metadata: Metadata = (),
         has_left: Callable[[], bool] = lambda: False,
     ) -> Prediction:
         """The scores of prepared photos, in their order; ClientLeft where nobody waits for them any more."""
         limit = min(self._settings.predict_batch_size, model.batch_limit or len(photos))
         parts = [
-            self._predict(model, photos[start : start + limit], deadline, request_id, has_left)
+            self._predict(model, photos[start : start + limit], deadline, metadata, has_left)
             for start in range(0, len(photos), limit)
         ]
         if len(parts) == 1:
@@ -281,7 +282,7 @@ class Predictor:
         return Prediction(np.concatenate([part.scores for part in parts]), parts[-1].version)
 
     def _predict(
-        self, model: Model, photos: Batch, deadline: Deadline, request_id: str, has_left: Callable[[], bool]
+        self, model: Model, photos: Batch, deadline: Deadline, metadata: Metadata, has_left: Callable[[], bool]
     ) -> Prediction:
         request = predict_pb2.PredictRequest()
         self._tracks[model.track].name_model(request.model_spec, self._settings.model_name)
@@ -289,7 +290,6 @@ class Predictor:
         request.output_filter.append(model.output_name)
         message = tensor.serialise(request.SerializeToString(), _INPUTS, model.input_name, photos)
         left = deadline.require("ask the model")
-        metadata = (("x-request-id", request_id),) if request_id else None
         start = time.monotonic()
         try:
             if self._slow:

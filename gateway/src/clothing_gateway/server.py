@@ -9,13 +9,14 @@ PID 1 of a container.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
 import time
 from types import FrameType
 
-from clothing_gateway import __version__, resources
+from clothing_gateway import __version__, resources, tracing
 from clothing_gateway.admin import create_admin
 from clothing_gateway.admission import ByteBudget, DecodeGate, Places
 from clothing_gateway.app import create_app
@@ -29,6 +30,7 @@ from clothing_gateway.photo import jpeg_decoder
 from clothing_gateway.photos import ROUTES
 from clothing_gateway.predictor import Predictor
 from clothing_gateway.settings import Settings
+from clothing_gateway.tracing import TracingError
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +74,8 @@ class Gateway:
         self.settings = settings
         try:
             known = Clients(settings)
-        except KeysError as error:
+            self._tracer = tracing.from_environment(os.environ, __version__)
+        except (KeysError, TracingError) as error:
             raise StartError(str(error)) from None
         clients = bind(settings.listen_host, settings.listen_port, "GATEWAY_LISTEN_PORT")
         try:
@@ -102,7 +105,7 @@ class Gateway:
         )
         self._classifier = Classifier(settings, self.predictor, self._fetcher, gate, self.metrics)
         self.listener = Listener(
-            create_app(settings, self._classifier, places, self.metrics, known),
+            create_app(settings, self._classifier, places, self.metrics, known, tracer=self._tracer),
             clients,
             Limits(
                 max_body_bytes=settings.max_body_bytes,
@@ -191,6 +194,8 @@ class Gateway:
         self.admin.drain(self._ended, until=time.monotonic())
         self.predictor.close()
         self._fetcher.close()
+        if self._tracer is not None:
+            self._tracer.close()
         if not cut:
             self._classifier.close()
         return not cut
