@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Self
@@ -116,6 +117,27 @@ def test_upgrade_under_requests_and_two_servers_that_share_them(release: Release
     assert not asking.failed, f"{len(asking.failed)} of {asking.sent} failed: {asking.failed[:3]}"
     assert asking.sent > 50
     print(f"\n{asking.sent} requests, none failed")
+
+
+def test_a_drain_takes_one_gateway_at_a_time_and_is_never_blocked(release: Release, gateway: str, http: Http) -> None:
+    """What `kubectl drain` asks for each pod: the second waits until the first is replaced, and no request fails."""
+
+    def evict(pod: str) -> bool:
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
+        path = f"/api/v1/namespaces/{release.namespace}/pods/{pod}/eviction"
+        try:
+            release.cluster.kubectl("create", "--raw", path, "--filename=-", input=json.dumps(eviction))
+        except clusters.ClusterError:
+            return False
+        return True
+
+    first, second = (pod["metadata"]["name"] for pod in release.pods("gateway"))
+    with Asking(http, gateway) as asking:
+        assert evict(first)
+        assert not evict(second)
+        processes.wait_for("the second to be let go", lambda: evict(second), 60)
+        release.kubectl("rollout", "status", f"deployment/{release.gateway}", "--timeout=60s")
+    assert not asking.failed, f"{len(asking.failed)} of {asking.sent} failed: {asking.failed[:3]}"
 
 
 def test_labels_that_do_not_fit_stop_an_upgrade_and_say_why(release: Release, gateway: str, http: Http) -> None:

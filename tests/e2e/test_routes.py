@@ -1,0 +1,59 @@
+"""An Ingress and an HTTPRoute, where the cluster has somebody who takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import processes
+import pytest
+import urllib3
+from kube import Release, clusters
+from processes import PNG, SAMPLE
+
+
+@pytest.fixture(scope="module")
+def proxy(cluster: clusters.Cluster) -> str:
+    """Base URL of Contour's Envoy, which takes the Ingress class and the Gateway that are named contour."""
+    classes = cluster.kubectl("get", "ingressclasses", "--output=name").split()
+    if "ingressclass.networking.k8s.io/contour" not in classes:
+        pytest.skip(
+            "this cluster has no Ingress class contour: run ../shared/cluster/cluster ingress, or install Contour"
+        )
+    path = "--output=jsonpath={.status.loadBalancer.ingress[0].ip}"
+    return f"http://{cluster.kubectl('--namespace', 'projectcontour', 'get', 'service', 'envoy', path)}"
+
+
+@pytest.fixture(scope="module")
+def routed(release: Release, proxy: str) -> Iterator[str]:
+    """The release with an Ingress for one host and an HTTPRoute for a path of another; the proxy's base URL."""
+    release.apply(
+        "gateway.ingress.enabled=true", "gateway.ingress.className=contour", "gateway.ingress.controller=contour",
+        "gateway.ingress.hosts={ingress.example.com}",
+        "gateway.httpRoute.enabled=true", "gateway.httpRoute.parentRefs[0].name=contour",
+        "gateway.httpRoute.parentRefs[0].namespace=projectcontour", "gateway.httpRoute.hostnames={route.example.com}",
+        "gateway.httpRoute.path=/photos",
+    )  # fmt: skip
+    yield proxy
+    release.apply()
+
+
+@pytest.mark.parametrize(("host", "path"), [("ingress.example.com", ""), ("route.example.com", "/photos")])
+def test_photos_come_through(routed: str, gateway: str, http: urllib3.PoolManager, host: str, path: str) -> None:
+    def through(body: bytes) -> urllib3.BaseHTTPResponse:
+        return http.request("POST", f"{routed}{path}/predict", body=body, headers=PNG | {"Host": host})
+
+    answer = processes.wait_for(
+        f"{host} to be routed", lambda: (got := through(SAMPLE.read_bytes())).status != 404 and got, 30
+    )
+    assert answer.status == 200, answer.data
+    direct = http.request("POST", f"{gateway}/predict", body=SAMPLE.read_bytes(), headers=PNG)
+    assert answer.json() == direct.json()
+    # So large a body is the gateway's to take or refuse, not the proxy's. The PNG ends before the zeros.
+    assert through(SAMPLE.read_bytes() + bytes(11 << 20)).status == 200
+
+
+def test_the_gateway_has_taken_the_route(routed: str, release: Release) -> None:
+    route = json.loads(release.kubectl("get", "httproute", release.gateway, "--output=json"))
+    conditions = {one["type"]: one["status"] for one in route["status"]["parents"][0]["conditions"]}
+    assert conditions == {"Accepted": "True", "ResolvedRefs": "True"}
