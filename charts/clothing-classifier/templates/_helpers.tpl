@@ -76,18 +76,18 @@ app.kubernetes.io/version: {{ .context.Chart.AppVersion | quote }}
 {{- end -}}
 
 {{- define "clothing-classifier.podSecurityContext" -}}
-{{- include "clothing-classifier.linePerEntry" .Values.podSecurityContext -}}
+{{- include "clothing-classifier.lines" .Values.podSecurityContext -}}
 {{- end -}}
 
 {{- define "clothing-classifier.containerSecurityContext" -}}
-{{- include "clothing-classifier.linePerEntry" .Values.containerSecurityContext -}}
+{{- include "clothing-classifier.lines" .Values.containerSecurityContext -}}
 {{- end -}}
 
-{{- /* A map with one line for each of its entries, whatever that holds. */ -}}
-{{- define "clothing-classifier.linePerEntry" -}}
+{{- /* A map with a line for each key. */ -}}
+{{- define "clothing-classifier.lines" -}}
 {{- $lines := list -}}
-{{- range $name, $value := . -}}
-{{- $lines = append $lines (printf "%s: %s" $name (toJson $value)) -}}
+{{- range $key, $value := . -}}
+{{- $lines = append $lines (printf "%s: %s" $key (toJson $value)) -}}
 {{- end -}}
 {{- join "\n" $lines -}}
 {{- end -}}
