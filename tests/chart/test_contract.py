@@ -89,6 +89,12 @@ def test_a_new_chart_version_restarts_no_pod(chart_and_file):
         assert old == new, "a new version of the chart changes more than the label that names it"
 
 
+def test_a_new_configuration_restarts_the_server_and_nothing_else():
+    before = pods(manifests(CLASSIFIER))
+    after = pods(manifests(CLASSIFIER, "--set=server.monitoring.path=/metrics"))
+    assert [what for what in before if before[what] != after[what]] == ["Deployment demo-clothing-classifier-server"]
+
+
 @pytest.mark.parametrize(("chart", "file"), TEMPLATES, ids=[f"{c.name}/{f.relative_to(c)}" for c, f in TEMPLATES])
 def test_nothing_rendered_depends_on_chance_the_clock_or_the_cluster(chart, file):
     code = re.sub(r"/\*.*?\*/", "", file.read_text(), flags=re.DOTALL)
