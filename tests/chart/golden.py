@@ -5,7 +5,6 @@
 They are those of version 0.0.0 of chart and images: a release changes none of them.
 """
 
-import hashlib
 import re
 import sys
 from pathlib import Path
@@ -25,12 +24,8 @@ def golden_renders() -> dict[str, str]:
 
 
 def readable(rendered: str) -> str:
-    """Without what nobody reads in a diff: a line of over 400 characters (a photo in base64) is its digest."""
-    return re.sub(
-        "(?m)^( *).{400,}$",
-        lambda line: f"{line[1]}# a long line, sha256 {hashlib.sha256(line[0].encode()).hexdigest()[:16]}",
-        rendered,
-    )
+    """Without lines of over 400 characters: files of the chart (a photo, a program), which have their own tests."""
+    return re.sub("(?m)^( *).{400,}$", r"\1# a long line", rendered)
 
 
 def main() -> int:

@@ -47,6 +47,7 @@ gateway:
   httpRoute: {enabled: true, path: /photos, parentRefs: [{name: public, sectionName: https}], hostnames: [example.com]}
   serverTls: {mutual: true}
 server:
+  batching: {enabled: true}
   tls: {certManager: {enabled: true, issuerRef: {name: own}}}
   autoscaling:
     enabled: true

@@ -1,6 +1,7 @@
 """The programs that the charts bring: helm test's, the one that writes the server's TLS configuration, and ping."""
 
 import json
+import socket
 import sys
 import threading
 from base64 import b64encode
@@ -95,6 +96,25 @@ def test_the_test_asks_both_versions():
     result, seen = predict(versions=("2", "1"), canary=canary)
     assert result.returncode == 0, result.stderr
     assert [is_chosen(headers["X-Request-Id"], 50) for _, headers, _ in seen[2:]] == [True, False]
+
+
+def test_the_test_waits_for_a_service_that_comes_late():
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+    late = []
+
+    def start() -> None:
+        late.append(ThreadingHTTPServer(("127.0.0.1", port), gateway(200, SCORES.encode(), [])))
+        late[0].serve_forever()
+
+    timer = threading.Timer(1.5, start)
+    timer.start()
+    result, _ = predict(url=f"http://127.0.0.1:{port}")
+    late[0].shutdown()
+    late[0].server_close()
+    timer.join()
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import os
 import sys
 from base64 import b64decode
 from itertools import count
-from time import monotonic
+from time import monotonic, sleep
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -47,6 +47,16 @@ def predict(what: str, body: bytes, content_type: str, **headers: str) -> tuple[
     print(f"{what}: {max(scores, key=scores.__getitem__)} by version {version} in {seconds:.2f} s")
     return scores, version
 
+
+# A Service may take a moment to know of a new pod, and a network policy of this one.
+for _ in range(5):
+    try:
+        urlopen(f"{gateway}/ping", timeout=5).close()
+        break
+    except HTTPError:
+        break  # it answers
+    except OSError:
+        sleep(1)
 
 form = (
     b'--photo\r\nContent-Disposition: form-data; name="image"; filename="photo.png"\r\nContent-Type: image/png\r\n\r\n'
