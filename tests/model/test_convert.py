@@ -55,6 +55,29 @@ def test_signature_is_pinned(models: dict[str, Made], name: str) -> None:
     assert (output_name, scores.dtype, scores.shape) == (made.output_name, "DT_FLOAT", (-1, made.classes))
 
 
+def test_an_h5_that_keras_3_will_not_read(
+    models: dict[str, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row S6 of the course's failures: its Xception's file. tf-keras reads it; where that is missing, it is said."""
+    import keras
+
+    source = models["course"].source
+    assert source.suffix == ".h5"
+    with pytest.raises((TypeError, ValueError), match="groups"):
+        keras.models.load_model(source, compile=False)
+    capsys.readouterr()
+    assert convert(source, tmp_path, "--warmup", "none") == 0
+    said = capsys.readouterr().err
+    assert "(HDF5 of Keras 2.2.4-tf" in said
+    assert "loading the model with tf-keras" in said
+    monkeypatch.setitem(sys.modules, "tf_keras", None)
+    assert convert(source, tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert "the package tf_keras is not installed here" in said
+    assert "pip install --require-hashes --no-deps -r requirements-dev.lock" in said
+    assert nothing_left(tmp_path / "out")
+
+
 def test_description_and_warm_up(models: dict[str, Made]) -> None:
     import hashlib
 

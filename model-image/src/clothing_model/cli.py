@@ -68,6 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModelError as error:
         print(f"clothing-model {name}: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("clothing_model"):
+            raise
+        print(
+            f"clothing-model {name}: the package {error.name} is not installed here. In the folder model-image: "
+            "pip install --require-hashes --no-deps -r requirements-dev.lock",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(f"clothing-model {name}: interrupted", file=sys.stderr)
         return 130
