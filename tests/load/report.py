@@ -102,7 +102,9 @@ def _head(results: Results) -> list[str]:
     others = [cell["others_cores"] for rounds in results["cells"].values() for cell in rounds]
     small, large = results["photos"]["small"], results["photos"]["large"]
     where = f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, Python {machine['python']}"
-    rounds = f"{results['rounds']} interleaved rounds; medians, and in brackets the lowest and the highest"
+    rounds = "One round"
+    if results["rounds"] > 1:
+        rounds = f"{results['rounds']} interleaved rounds; medians, in brackets the lowest and the highest"
     lines = [
         f"{results['date'][:10]}: {where}. {rounds}.",
         (
@@ -119,7 +121,7 @@ def _head(results: Results) -> list[str]:
     for name, system in results["systems"].items():
         if system["role"] == "floor":
             lines.append(f"The floor decodes with {system['decoder']}.")
-        elif system["role"] == "peer" and name.endswith("-1"):
+        if system["role"] != "floor" and not name.endswith("-2"):
             lines.append(
                 f"{system['title'].split(',')[0]}: " + ", ".join(f"{n} {v}" for n, v in system["versions"].items())
             )

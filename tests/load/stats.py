@@ -18,7 +18,9 @@ class Spread:
     rounds: int
 
     def text(self, digits: int = 2) -> str:
-        """For a table: the median, and in brackets the lowest and the highest."""
+        """For a table: the median, and in brackets the lowest and the highest of several rounds."""
+        if self.rounds == 1:
+            return f"{self.median:.{digits}f}"
         return f"{self.median:.{digits}f} ({self.low:.{digits}f}–{self.high:.{digits}f})"
 
 

@@ -14,6 +14,10 @@ import programs
 from processes import GATEWAY_BIN, ROOT, free_port
 from programs import CACHE, HERE, BenchError, Running
 
+_VERSIONS = """
+import importlib.metadata, json
+print(json.dumps({one.name.lower(): one.version for one in importlib.metadata.distributions()}))
+"""
 KEY = "a-key-of-the-benchmark"
 IMAGE = ROOT / "gateway/Dockerfile"
 # glibc gives large buffers back at once until its thresholds have grown, and takes them anew with a page fault for
@@ -79,10 +83,9 @@ class System:
             python = programs.environment(self.environment, self.lock, say) / "bin/python"
         elif not python.exists():
             raise BenchError("the gateway is not installed in gateway/.venv: run make dev")
-        asked = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
-        done = subprocess.run([python, "-c", asked, *self.packages], stdout=subprocess.PIPE, check=True)
-        versions: dict[str, str] = json.loads(done.stdout)
-        return versions
+        done = subprocess.run([python, "-c", _VERSIONS], stdout=subprocess.PIPE, check=True)
+        there: dict[str, str] = json.loads(done.stdout)
+        return {name: there[name] for name in self.packages if name in there}
 
     @contextmanager
     def running(self, model: str, photos: str) -> Iterator[tuple[Running, Address]]:
@@ -140,7 +143,7 @@ OURS = System(
         "upload": Form("/predict", "raw", header=_AUTHORIZATION),
         "multipart": Form("/predict", "multipart", header=_AUTHORIZATION),
     },
-    packages=("clothing-gateway", "flask", "grpcio", "numpy", "pillow", "protobuf", "waitress"),
+    packages=("clothing-gateway", "clothing-jpeg", "flask", "grpcio", "numpy", "pillow", "protobuf", "waitress"),
 )
 
 FLOOR = System(

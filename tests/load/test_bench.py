@@ -59,7 +59,8 @@ def test_quantile_refuses_what_has_none(values, share):
 
 def test_spread_of_rounds():
     assert stats.spread([3, 1, 2, 10]) == stats.Spread(2.5, 1, 10, 4)
-    assert stats.spread([3.456]).text(1) == "3.5 (3.5–3.5)"
+    assert stats.spread([3, 1, 2, 10]).text(1) == "2.5 (1.0–10.0)"
+    assert stats.spread([3.456]).text() == "3.46"
     with pytest.raises(ValueError, match="no rounds"):
         stats.spread([])
 

@@ -37,17 +37,19 @@ def main(source: Path, picture: Path) -> None:
         for place, (median, low, high, rate, system) in enumerate(bars):
             axis.barh(place, median, color=COLOURS[system["role"]])
             axis.errorbar(median, place, xerr=[[median - low], [high - median]], color="black", capsize=3, lw=1)
-            label = f"  {median:.3g}" if system["role"] == "floor" else f"  {median:.3g}  ({rate:.0f} photos/s)"
+            label = f"  {median:.3g}"
+            if system["role"] != "floor":
+                label += f"  ({rate:.0f} photos/s)" if rate >= 100 else f"  ({rate:.1f} photos/s)"
             axis.text(high, place, label, va="center", fontsize=8)
         axis.set_yticks(range(len(bars)), [bar[4]["title"].replace(": the bare steps", "") for bar in bars], fontsize=8)
         axis.set_title(title)
         axis.set_xlabel("CPU seconds per 1,000 photos (less is better)", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         if bars:
-            axis.set_xlim(0, 1.35 * max(bar[2] for bar in bars))
+            axis.set_xlim(0, 1.6 * max(bar[2] for bar in bars))
     machine = results["machine"]
     figure.suptitle(
-        f"What a photo costs a gateway's processes: warm, 8 clients, {results['rounds']} rounds, medians\n"
+        f"What a photo costs a gateway's processes: warm, 8 clients, medians\n"
         f"{machine['cpu']}, {machine['cores']} cores, {results['date'][:10]}",
         fontsize=11,
     )
