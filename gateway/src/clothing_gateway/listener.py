@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import http
+import re
 import select
 import socket
 import threading
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, WSGITask
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 _NO_LIMIT = 1 << 62
+# The only transfer coding that is taken, and only once.
+_CHUNKED = re.compile(rb"\ntransfer-encoding:[ \t]*chunked[ \t]*\r?(\n|\Z)", re.IGNORECASE)
 # How long the loop sleeps at most: how late a change from another thread is noticed that nobody announces.
 _TICK_SECONDS = 1.0
 # Taken from the kernel at a time.
@@ -109,6 +112,19 @@ class _Parser(HTTPRequestParser):
                 else:
                     self.refuse(Overloaded(cause="GATEWAY_MAX_BUFFERED_BYTES are in use"))
         return consumed
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Read the head; a body whose end could be found in two ways is refused, and the connection ends with it.
+
+        waitress takes Transfer-Encoding beside Content-Length, twice, or in HTTP/1.0, and a proxy before it may read
+        them otherwise: what is this body to one of them is a next request to the other (RFC 9112, section 6.1).
+        """
+        super().parse_header(header_plus)
+        encodings = header_plus.lower().count(b"transfer-encoding") if self.chunked else 0
+        if "TRANSFER_ENCODING" in self.headers or (
+            self.chunked and ("CONTENT_LENGTH" in self.headers or encodings > 1 or not _CHUNKED.search(header_plus))
+        ):
+            raise ParsingError("a body with two lengths")
 
     def refuse(self, error: GatewayError) -> None:
         """Answer with an error instead of handing the request on."""
