@@ -92,7 +92,7 @@ kind: tools ## Images built, a Kind cluster, the chart installed, the address pr
 PYTEST := $(GATEWAY)/python -m pytest -c gateway/pyproject.toml --rootdir .
 # The Python that the gateway's environment checks; the rest is the model's.
 GATEWAY_PYTHON := gateway/src gateway/jpeg/src ci tests/conftest.py tests/processes.py tests/gateway tests/chart tests/integration tests/load tests/page tests/e2e
-MODEL_PYTHON := model-image/src tests/model tests/model_factory.py tests/reference_scores.py
+MODEL_PYTHON := model-image/src tests/model tests/model_factory.py tests/architectures.py tests/reference_scores.py
 
 .PHONY: lint lint-python lint-charts
 lint: lint-python lint-charts ## Formats, lints, types, charts

@@ -100,9 +100,9 @@ def started(log: Path, command: list[str | Path], ports: dict[str, int], **envir
 
 @contextlib.contextmanager
 def model_server(
-    log: Path, base_path: Path, *flags: str, name: str = "clothing-model", port: int = 0
+    log: Path, base_path: Path, *flags: str, name: str = "clothing-model", port: int = 0, seconds: float = START_SECONDS
 ) -> Iterator[Running]:
-    """``clothing-model serve``, once its model is there."""
+    """``clothing-model serve``, once its model is there, ``seconds`` from now at the latest."""
     ports = {"grpc": port or free_port(), "http": free_port()}
     command = [
         MODEL_BIN / "clothing-model", "serve", f"--port={ports['grpc']}", f"--rest_api_port={ports['http']}",
@@ -114,7 +114,7 @@ def model_server(
             assert server.process.poll() is None, f"the model server ended:\n{log.read_text()[-3000:]}"
             return server.get(f"/v1/models/{name}/metadata").status == 200
 
-        wait_for("the model server", loaded)
+        wait_for("the model server", loaded, seconds)
         yield server
 
 
