@@ -32,10 +32,8 @@ def pixels_of(data, size=SIZE):
     return photo.decode(data, header, size)
 
 
-def turned_jpeg():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned a quarter
-    return image_bytes((60, 40), exif=exif)
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # a quarter
 
 
 def animated(kind):
@@ -70,7 +68,7 @@ KINDS = {
     "jpeg grey": image_bytes((123, 77), mode="L"),
     "jpeg grey progressive": image_bytes((123, 77), mode="L", progressive=True),
     "jpeg cmyk": image_bytes((123, 77), mode="CMYK"),
-    "jpeg turned": turned_jpeg(),
+    "jpeg turned": image_bytes((60, 40), exif=TURNED),
     "jpeg with a thumbnail and a profile": image_bytes((123, 77), icc_profile=b"x" * 70_000, comment=b"c"),
     "jpeg mpo": two_pictures(),
     "png rgb": image_bytes((123, 77), "PNG"),
@@ -86,8 +84,11 @@ KINDS = {
     "webp alpha": image_bytes((123, 77), "WEBP", "RGBA"),
     "webp alpha lossless": image_bytes((123, 77), "WEBP", "RGBA", lossless=True),
     "webp animated": animated("WEBP"),
+    "png turned": image_bytes((60, 40), "PNG", exif=TURNED),
+    "webp turned": image_bytes((60, 40), "WEBP", exif=TURNED),
     "webp with metadata": image_bytes((123, 77), "WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0"),
     "gif": image_bytes((123, 77), "GIF", "P"),
+    "gif transparent and interlaced": image_bytes((123, 77), "GIF", "P", transparency=3, interlace=1),
     "gif grey": image_bytes((123, 77), "GIF", "L"),
     "gif animated": animated("GIF"),
     "bmp": image_bytes((123, 77), "BMP"),

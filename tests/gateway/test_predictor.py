@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
+from concurrent import futures
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -451,3 +455,28 @@ def test_targets_and_options():
     assert config["retryThrottling"]["maxTokens"]
     assert options["grpc.per_rpc_retry_buffer_size"] == 123
     assert options["grpc.keepalive_time_ms"] == 30000
+
+
+def test_a_server_that_is_killed_while_it_works_is_made_up_for_by_another(make, model_server):
+    """Its connection breaks before an answer: gRPC tries again, on the server that is left."""
+    script = (
+        "import time\nfrom fakes import FakeModel, ModelServer\n"
+        "server = ModelServer(FakeModel(delay=30))\nprint(server.port, flush=True)\n"
+        "server.model.asked.wait(30)\nprint('asked', flush=True)\ntime.sleep(30)"
+    )
+    doomed = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        port = int(doomed.stdout.readline())
+        predictor = make(f"ipv4:127.0.0.1:{port},127.0.0.1:{model_server.port}")
+        predictor.check()
+        with futures.ThreadPoolExecutor(4) as clients:
+            answers = [clients.submit(ask, predictor, None, 20.0) for _ in range(4)]
+            assert doomed.stdout.readline() == "asked\n"
+            doomed.kill()
+            assert [answer.result().version for answer in answers] == [1] * 4
+    finally:
+        doomed.kill()
+        doomed.wait()
+        doomed.stdout.close()
