@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from clothing_gateway.settings import Settings
 
 MIB = 1 << 20
-# 80 MiB with nothing to do, and what its two heaps keep for the next photos, 64 MiB each (resources.bound_heap).
-_PROCESS_BYTES = 208 * MIB
+# 80 MiB with nothing to do, and what its two heaps keep for the next photos, 32 MiB each (resources.bound_heap).
+_PROCESS_BYTES = 144 * MIB
 # A photo's file as it was received, and as it was read or cut out of its form.
 _FILE_COPIES = 2
 # A photo's numbers as prepared, in the message, serialised, and in gRPC's hands.

@@ -48,14 +48,14 @@ def bound_heap() -> bool:
     Left alone, glibc takes Pillow's blocks of 16 MB from the heap as soon as it has seen one freed, and each thread's
     heap keeps what it once grew to: 16 photos of 24 megapixels, decoded one after another, left 1.4 GB. With a fixed
     threshold, blocks of 4 MB and more are mapped and unmapped; what is smaller (a photo's tensor has 1 MB) stays in two
-    heaps, which don't shrink below 64 MB, so that an ordinary photo costs no page faults.
+    heaps, which don't shrink below 32 MB, so that an ordinary photo costs no page faults.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
     return all(
-        (mallopt(_M_MMAP_THRESHOLD, 4 << 20), mallopt(_M_TRIM_THRESHOLD, 64 << 20), mallopt(_M_ARENA_MAX, _HEAPS))
+        (mallopt(_M_MMAP_THRESHOLD, 4 << 20), mallopt(_M_TRIM_THRESHOLD, 32 << 20), mallopt(_M_ARENA_MAX, _HEAPS))
     )
 
 
