@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from charts import CLASSIFIER, ROOT, manifests, run, tool
+from charts import CLASSIFIER, ROOT, flatten, manifests, run, tool
 from clothing_gateway.settings import Settings
 
 SETTINGS = (
@@ -242,3 +242,11 @@ def test_the_runbooks_links_lead_somewhere():
     text = Path(RUNBOOKS).read_text()
     anchors = {heading.lower() for heading in re.findall(r"^## (\w+)$", text, re.MULTILINE)}
     assert set(re.findall(r"\]\(#(\w+)\)", text)) <= anchors
+
+
+def test_the_runbooks_name_values_that_there_are():
+    values = flatten(yaml.safe_load((CLASSIFIER / "values.yaml").read_text()))
+    top = "|".join({path.partition(".")[0] for path in values})
+    named_values = set(re.findall(rf"`((?:{top})\.[\w.]+)`", RUNBOOKS.read_text()))
+    assert len(named_values) > 10
+    assert {name for name in named_values if not any(f"{path}.".startswith(f"{name}.") for path in values)} == set()
