@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 from pathlib import Path
 from typing import Self
@@ -92,6 +93,23 @@ def test_load_balancer_scores_equal_tensorflows(gateway: str, http: Http) -> Non
     assert len(photos) >= 100
     assert worst < 1e-4
     assert right / len(photos) > 0.8
+
+
+def test_the_curl_of_the_notes_works_as_it_is_printed(
+    release: Release, gateway: str, http: Http, tmp_path: Path
+) -> None:
+    notes = release.cluster.helm("get", "notes", release.name, "--namespace", release.namespace)
+    wanted = ("  export GATEWAY=", "  curl --form image=@photo.jpg")
+    script = "\n".join(line for line in notes.splitlines() if line.startswith(wanted))
+    (tmp_path / "photo.jpg").write_bytes(SAMPLE.read_bytes())
+    printed = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=tmp_path,
+        env=release.cluster.process_environment(),
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(printed.stdout) == upload(http, gateway, SAMPLE)
 
 
 @pytest.mark.parametrize("ports", ["8080:80", "9696:9696"], ids=["service-8080-80", "pod-9696"])
