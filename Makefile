@@ -109,6 +109,9 @@ lint-python: dev
 lint-charts: dev tools
 	@echo "==> charts"
 	@ct lint --config ci/ct.yaml
+	@echo "==> what is generated: READMEs and golden renders"
+	@$(PYTEST) --quiet tests/chart/test_values.py -k readme
+	@$(PYTEST) --quiet tests/chart/test_contract.py -k golden
 
 .PHONY: test test-gateway test-model test-charts test-integration test-load test-page
 test: lint test-charts test-gateway test-model test-integration test-load test-page ## Everything that needs no cluster: lint, unit, charts, integration with TensorFlow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import tarfile
@@ -57,8 +58,10 @@ def _commit(chart: Path, values: Path) -> None:
     git(chart, "commit", "--quiet", "--allow-empty", "--message", "charts")
 
 
-def install(cluster: clusters.Cluster, folder: Path, namespace: str, settings: list[str], *options: str) -> str:
-    """``ct install`` in the repository, by the configuration that `make lint` uses; what it says."""
+def install(
+    cluster: clusters.Cluster, folder: Path, namespace: str, settings: list[str], *options: str, helm: str
+) -> str:
+    """``ct install`` in the repository, by this Helm and the configuration that `make lint` uses; what it says."""
     config = yaml.safe_load((ROOT / "ci/ct.yaml").read_text())
     for of_lint in ("chart-yaml-schema", "lint-conf", "additional-commands"):
         del config[of_lint]
@@ -70,6 +73,10 @@ def install(cluster: clusters.Cluster, folder: Path, namespace: str, settings: l
     kubeconfig.touch(0o600)
     kubeconfig.write_text(cluster.kubectl("config", "view", "--raw", "--minify", "--flatten"))
     environment = {**cluster.process_environment(), "KUBECONFIG": str(kubeconfig)}
+    # ct runs whatever is called helm.
+    (folder / "bin").mkdir()
+    (folder / "bin/helm").symlink_to(ROOT / ".tools/bin" / helm)
+    environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{environment['PATH']}"
     command = ["ct", "install", "--config", "ct.yaml", *options]
     done = subprocess.run(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
