@@ -103,6 +103,21 @@ def test_a_cluster_would_take_all_that_is_off_by_default(conform, tmp_path):
 
 
 @pytest.mark.parametrize("version", [KUBERNETES[-1]])
+def test_a_cluster_would_take_each_source_of_the_model(version, conform):
+    """Those that no example has: an image volume, and a claim that the chart makes."""
+    image = "image.repository=models,model.source.imageVolume.image.tag=v1,model.source.imageVolume.subPath=models"
+    texts = {
+        "image": f"model.source.type=imageVolume,model.source.imageVolume.{image}",
+        "claim": "model.source.type=pvc,model.source.pvc.storageClassName=fast",
+    }
+    texts = {what: render(CLASSIFIER, f"--set={text}", "--kube-version", version) for what, text in texts.items()}
+    assert "kind: PersistentVolumeClaim" in texts["claim"]
+    assert "reference:" in texts["image"]
+    objects = sum(len([one for one in yaml.load_all(text, yaml.CSafeLoader) if one]) for text in texts.values())
+    assert conform(texts) == ([], objects)
+
+
+@pytest.mark.parametrize("version", [KUBERNETES[-1]])
 @pytest.mark.parametrize(
     ("before", "after"),
     [
