@@ -121,10 +121,10 @@ test-gateway: dev ## The gateway's own tests
 	@$(PYTEST) tests/gateway
 
 .PHONY: fuzz
-fuzz: gateway/.venv/dev.stamp ## The native core against Pillow: damaged JPEGs for FUZZ_SECONDS (600), all photos
-	@echo "==> damaged JPEGs for $${FUZZ_SECONDS:-600} s, and every photo of the dataset"
+fuzz: gateway/.venv/dev.stamp ## Damaged JPEGs by both decoders, hostile requests, FUZZ_SECONDS (600) of each; every photo of the dataset
+	@echo "==> damaged JPEGs and hostile requests, $${FUZZ_SECONDS:-600} s of each, and every photo of the dataset"
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} CLOTHING_DATASET_EVERY=1 \
-	  $(PYTEST) -s --timeout=600 -k "damaged or photos" tests/gateway/test_jpeg.py
+	  $(PYTEST) -s --timeout=$$(($${FUZZ_SECONDS:-600} + 600)) -k "fuzz or damaged or photos" tests/gateway/test_fuzz.py tests/gateway/test_jpeg.py
 
 test-model: dev ## The model package's own tests, with TensorFlow
 	@echo "==> tests/model"
