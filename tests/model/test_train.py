@@ -43,7 +43,12 @@ def command(dataset: Path, output: Path, *options: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_compact_learns_and_reports(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compact_learns_and_reports(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clothing_model import network
+
+    monkeypatch.setattr(network, "STAGES", ((16, 1), (32, 2)))  # enough for two colours, in a fifth of the time
     output = tmp_path / "colours.keras"
     assert main(command(dataset, output, "--epochs", "30", "--mixup", "0")) == 0
     printed = capsys.readouterr()
