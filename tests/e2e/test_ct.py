@@ -54,19 +54,25 @@ def settings_for(cluster: clusters.Cluster, tags: dict[str, str], file: Path) ->
     return images + (SMALL_AND_FAST if file.parent == EXAMPLES else [])
 
 
+def tests_run(cluster: clusters.Cluster, namespace: str) -> list[str]:
+    """The pods of helm test that have run, by the events that they leave."""
+    names = "--output=jsonpath={.items[*].involvedObject.name}"
+    events = cluster.kubectl("--namespace", namespace, "get", "events", "--field-selector=reason=Started", names)
+    return [name for name in events.split() if "-test" in name]
+
+
 @pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(ROOT).with_suffix("")) for file in FILES])
 def test_ct_installs_and_upgrades(
     cluster: clusters.Cluster, tags: dict[str, str], restricted: str, file: Path, tmp_path: Path
 ) -> None:
     chart = "clothing-classifier" if file.parent == EXAMPLES else file.parts[-3]
     ct.repository(tmp_path, chart, file)
-    started = time.monotonic()
+    before, started = len(tests_run(cluster, restricted)), time.monotonic()
     helm = UPGRADED.get(file.name, "") if chart == "clothing-classifier" else ""
     upgrade = ["--upgrade"] if helm else []
     settings = settings_for(cluster, tags, file)
     said = ct.install(cluster, tmp_path, restricted, settings, *upgrade, helm=helm or "helm")
     print(f"\nct install {' '.join(upgrade)} {chart} with {file.name}: {time.monotonic() - started:.0f} s")
     assert "All charts installed successfully" in said
-    assert said.count("Phase:          Succeeded") == said.count("TEST SUITE:") > 0
-    if upgrade:
-        assert said.count("has been upgraded") == 2, "an upgrade was skipped"
+    # ct passes over an upgrade whose first half fails. Both upgrades are tested before and after, a plain one once.
+    assert len(tests_run(cluster, restricted)) - before >= (5 if upgrade else 1), said
