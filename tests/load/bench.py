@@ -139,7 +139,13 @@ class Bench:
             try:
                 versions = system.prepare(say)
                 running, address = stack.enter_context(system.running(self.model_address, self.photo_address))
-                entry = {"title": system.title, "role": system.role, "workers": system.workers, "versions": versions}
+                entry = {
+                    "title": system.title,
+                    "role": system.role,
+                    "workers": system.workers,
+                    "clients": system.clients,
+                    "versions": versions,
+                }
                 if system.role == "floor":
                     entry["decoder"] = running.log.read_text().split("\n", 1)[0]
                 self.results["systems"][system.name] = entry
@@ -225,7 +231,7 @@ def machine() -> dict[str, Any]:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, and give all that was measured."""
     quick = arguments.quick
-    names = arguments.only or ([OURS.name, "floor"] if quick else [system.name for system in SYSTEMS])
+    names = arguments.only or ([OURS.name, "floor", "floor-2"] if quick else [system.name for system in SYSTEMS])
     chosen = [system for system in SYSTEMS if system.name in names]
     unknown = set(names) - {system.name for system in SYSTEMS}
     if unknown:

@@ -5,9 +5,11 @@ URL's photo comes over one connection that is kept alive, the photo is decoded, 
 put behind a frame made once, gRPC carries the bytes as they are, and the scores go back as JSON. No framework, no
 limits, no log. It knows its benchmark: it is a yardstick and serves nobody.
 
-    floor.py PORT
+    floor.py PORT [PROCESSES]
 
-with the model server in TF_SERVING_HOST. A line on stdout says what decodes JPEGs.
+Several processes share the port, each with a client of its own: the same steps while all cores are busy.
+
+The model server is in TF_SERVING_HOST. A line on stdout says what decodes JPEGs.
 """
 
 from __future__ import annotations
@@ -124,14 +126,19 @@ def decoder() -> tuple[str, Callable[[bytes], Tensor]]:
 
 
 def main() -> None:
+    listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+    processes = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    parent = True
+    for _ in range(processes - 1):
+        parent = parent and os.fork() != 0
     name, decode = decoder()
     head = frame()
     channel = grpc.insecure_channel(os.environ["TF_SERVING_HOST"])
     # With no functions to write and read messages, bytes go out and come in as they are.
     predict: Any = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
     host = PhotoHost()
-    listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
-    print(name, flush=True)
+    if parent:
+        print(name, flush=True)
     while True:
         client, _ = listener.accept()
         with client:

@@ -44,7 +44,7 @@ def _by_system(results: Results, workload: str) -> Table:
     rows = []
     small = workload.startswith("small")
     for name, system in results["systems"].items():
-        clients = 1 if system["role"] == "floor" else 8
+        clients = system["clients"]
         cpu = column(results, name, workload, clients, "cpu_ms")
         if cpu:
             figures = [
@@ -119,7 +119,7 @@ def _head(results: Results) -> list[str]:
             f"Other processes of the machine took {seen.median:.2f} cores (up to {seen.high:.2f}) meanwhile{busy}."
         )
     for name, system in results["systems"].items():
-        if system["role"] == "floor":
+        if name == "floor":
             lines.append(f"The floor decodes with {system['decoder']}.")
         if system["role"] != "floor" and not name.endswith("-2"):
             lines.append(

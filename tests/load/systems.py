@@ -7,7 +7,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import programs
@@ -159,6 +159,17 @@ FLOOR = System(
 )
 
 
+# What the same steps cost while the other core is as busy: caches and memory are shared.
+FLOOR_2 = replace(
+    FLOOR,
+    name="floor-2",
+    title="floor, two processes of one thread",
+    command=lambda address: [GATEWAY_BIN / "python", HERE / "floor.py", str(address.port), "2"],
+    workers=2,
+    clients=2,
+)
+
+
 def _course(workers: int) -> System:
     lock = HERE / "course/requirements.lock"
     return System(
@@ -238,5 +249,6 @@ def _litserve(workers: int) -> System:
 SYSTEMS = [
     OURS,
     FLOOR,
+    FLOOR_2,
     *(make(workers) for make in (_course, _kserve, _bentoml, _litserve) for workers in (1, 2)),
 ]

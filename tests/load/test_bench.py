@@ -339,7 +339,7 @@ def test_an_unknown_system_is_named_with_those_that_there_are(tmp_path, monkeypa
     monkeypatch.setattr(bench, "CACHE", tmp_path)
     monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "floor", "nginx", "--output", str(tmp_path)])
     assert bench.main() == 1
-    assert "no system nginx; there are clothing-gateway, floor, course-1" in capsys.readouterr().err
+    assert "no system nginx; there are clothing-gateway, floor, floor-2, course-1" in capsys.readouterr().err
 
 
 # ---- goals ----

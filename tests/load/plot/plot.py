@@ -27,8 +27,7 @@ def main(source: Path, picture: Path) -> None:
     for axis, (workload, title) in zip(axes.flat, TITLES.items(), strict=True):
         bars = []
         for name, system in results["systems"].items():
-            clients = 1 if system["role"] == "floor" else 8
-            rounds = results["cells"].get(f"{name} {workload} {clients}", [])
+            rounds = results["cells"].get(f"{name} {workload} {system['clients']}", [])
             if rounds:
                 cpu = [cell["cpu_ms"] for cell in rounds]
                 rate = statistics.median(cell["photos_per_second"] for cell in rounds)
