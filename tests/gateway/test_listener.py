@@ -234,6 +234,9 @@ def test_so_many_work_at_once_and_an_urgent_task_need_not_wait():
     urgent = Task(lambda: None)
     workers.add_task(urgent, urgent=True)
     assert urgent.done.wait(5)
+    end = time.monotonic() + 5
+    while not (tasks[0].thread and tasks[1].thread) and time.monotonic() < end:
+        time.sleep(0.01)  # a thread that was told to work may not have begun
     assert [task.thread is not None for task in tasks] == [True, True, False, False]
     go.set()
     assert all(task.done.wait(5) for task in tasks)

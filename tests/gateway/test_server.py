@@ -252,6 +252,31 @@ def test_a_full_house_refuses_at_once_and_stays_healthy(start_gateway, model_ser
     assert metric(gateway, 'gateway_errors_total{code="overloaded"}') == 5
 
 
+def test_who_asks_again_at_once_waits_and_others_do_not(start_gateway, model_server):
+    """A refused connection rests: hundreds that don't heed Retry-After would take the CPU from those with a place."""
+    model_server.model.delay = 2
+    gateway = start_gateway(model_server.address, max_in_flight=1, max_photos=1)
+    busy = Client(gateway)
+    wait_for(lambda: len(model_server.model.calls) == 1)
+    kept = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    took = []
+    for _ in range(3):
+        start = time.monotonic()
+        kept.request("POST", "/predict", PHOTO, {"Content-Type": "image/jpeg"})
+        answer = kept.getresponse()
+        assert (answer.status, json.loads(answer.read())["code"]) == (503, "overloaded")
+        took.append(time.monotonic() - start)
+        start = time.monotonic()
+        assert gateway.post("/predict", PHOTO)[0] == 503
+        assert time.monotonic() - start < 0.2, "another connection is refused at once"
+    assert took[0] < 0.2
+    assert all(0.15 < seconds < 0.6 for seconds in took[1:])
+    assert busy.status == 200
+    kept.request("POST", "/predict", PHOTO, {"Content-Type": "image/jpeg"})
+    assert kept.getresponse().status == 200, "and it is served when there is a place"
+    kept.close()
+
+
 def test_a_photo_has_its_place_from_when_it_has_come(start_gateway, model_server):
     """Also one that still waits for a thread; and none is kept by requests that are refused, cut off or left."""
     model_server.model.delay = 1

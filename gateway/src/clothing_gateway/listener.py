@@ -14,6 +14,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,9 @@ _CHUNKED = re.compile(rb"\ntransfer-encoding:[ \t]*chunked[ \t]*\r?(\n|\Z)", re.
 _TICK_SECONDS = 1.0
 # Taken from the kernel at a time.
 _EVENTS = 64
+# How long a connection is not read after a photo on it was refused for want of a place. A client that heeds Retry-After
+# never notices; a hundred that ask again at once would take half of the CPU from the photos that have a place.
+_REST_SECONDS = 0.25
 # How long the last threads have, once the end can't wait, to put away what they have answered.
 _SETTLE_SECONDS = 0.1
 
@@ -208,6 +212,8 @@ class _Channel(HTTPChannel):
 
     def __init__(self, server: Listener, *args: object, **kwargs: object) -> None:
         self.parser_class = functools.partial(_Parser, server.limits)
+        self.refused = False  # whether the request at work found no place
+        self.resting = False
         super().__init__(server, *args, **kwargs)
 
     @property
@@ -229,8 +235,14 @@ class _Channel(HTTPChannel):
         with self.server.arming:
             super().del_channel(map)
 
+    def readable(self) -> bool:
+        return not self.resting and bool(super().readable())
+
     def service(self) -> None:
         super().service()
+        if self.refused:
+            self.refused = False
+            self.server.rest(self)
         self.server.arm(self)
 
     def write_soon(self, data: Any) -> int:  # noqa: ANN401 - waitress's word
@@ -320,6 +332,7 @@ class Listener(TcpWSGIServer):
         self.arming = threading.Lock()
         self._epoll: select.epoll | None = None
         self._accepts = True
+        self._resting: deque[tuple[float, _Channel]] = deque()  # in the order in which they end
         if hasattr(select, "epoll"):
             self._epoll = select.epoll()
             self._epoll.register(self.socket, select.EPOLLIN)
@@ -339,6 +352,7 @@ class Listener(TcpWSGIServer):
         request, limits = task.requests[0], self.limits
         if limits.places is not None and request.error is None and limits.takes_place(request.command, request.path):
             request.place = limits.places.place()
+            task.refused = not request.place.held
         self.task_dispatcher.add_task(task, urgent=request.place is None or not request.place.held)
 
     def watch(self, channel: _Channel) -> None:
@@ -364,6 +378,26 @@ class Listener(TcpWSGIServer):
                 events |= select.EPOLLOUT
             if events:
                 self._epoll.modify(channel.socket, events | select.EPOLLONESHOT)
+
+    def rest(self, channel: _Channel) -> None:
+        """Read nothing from a connection for a while."""
+        channel.resting = True
+        first = not self._resting
+        self._resting.append((time.monotonic() + _REST_SECONDS, channel))
+        if first:
+            self.wake()  # its turn may be meant to last longer
+
+    def _end_rests(self) -> float:
+        """Read again from those that have rested; seconds until the next has."""
+        now = time.monotonic()
+        while self._resting:
+            due, channel = self._resting[0]
+            if due > now:
+                return due - now
+            self._resting.popleft()
+            channel.resting = False
+            self.arm(channel)
+        return _TICK_SECONDS
 
     def pull_trigger(self) -> None:
         """Do nothing where waitress would wake the loop: the connection is armed instead."""
@@ -418,6 +452,8 @@ class Listener(TcpWSGIServer):
         return sum(not channel.idle for channel in list(self.active_channels.values()))
 
     def _turn(self, seconds: float) -> None:
+        if self._resting:
+            seconds = min(seconds, self._end_rests())
         if self._epoll is None:
             wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)
             return
