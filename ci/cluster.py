@@ -74,6 +74,10 @@ class Cluster(abc.ABC):
     def build(self, image: Image) -> str:
         """Build an image and make it known to the cluster; its tag."""
 
+    @abc.abstractmethod
+    def tag(self, name: str, tag: str, new: str) -> None:
+        """Give an image that was built a second tag, also in the cluster."""
+
     def kubectl(self, *arguments: str, **options: object) -> str:
         """Run kubectl; its output."""
         return run("kubectl", *arguments, env=self.process_environment(), **options)
@@ -119,6 +123,10 @@ class Node(Cluster):
             run(self.command, "load", f"{name}:{tag}")
         return tag
 
+    def tag(self, name: str, tag: str, new: str) -> None:
+        run("buildah", "tag", f"localhost/{name}:{tag}", f"localhost/{name}:{new}")
+        run(self.command, "load", f"localhost/{name}:{new}")
+
 
 class Kind(Cluster):
     """Kubernetes in Docker."""
@@ -138,8 +146,15 @@ class Kind(Cluster):
 
     def build(self, image: Image) -> str:
         tag = docker_build(image, image.name)
-        run("kind", "load", "docker-image", f"{image.name}:{tag}", "--name", KIND_NAME)
+        self._load(f"{image.name}:{tag}")
         return tag
+
+    def tag(self, name: str, tag: str, new: str) -> None:
+        run("docker", "tag", f"{name}:{tag}", f"{name}:{new}")
+        self._load(f"{name}:{new}")
+
+    def _load(self, reference: str) -> None:
+        run("kind", "load", "docker-image", reference, "--name", KIND_NAME)
 
 
 class Existing(Cluster):
@@ -163,6 +178,10 @@ class Existing(Cluster):
         tag = docker_build(image, name)
         run("docker", "push", f"{name}:{tag}")
         return tag
+
+    def tag(self, name: str, tag: str, new: str) -> None:
+        run("docker", "tag", f"{self.registry}/{name}:{tag}", f"{self.registry}/{name}:{new}")
+        run("docker", "push", f"{self.registry}/{name}:{new}")
 
 
 def content_tag(image_id: str) -> str:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import processes
 import pytest
@@ -54,6 +54,67 @@ spec:
   selector: {app: photos}
   ports: [{port: 80, targetPort: 8000}]
 """
+# Fills a folder of the node that is a volume. It is root, which its namespace alone allows.
+FILLER = """
+apiVersion: v1
+kind: Pod
+metadata: {name: filler}
+spec:
+  automountServiceAccountToken: false
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: filler
+      image: IMAGE
+      command: [sh, -c, "rm -rf /volume/* && mkdir /volume/clothing-model && touch /tmp/ready && sleep 3600"]
+      readinessProbe: {exec: {command: [ls, /tmp/ready]}, periodSeconds: 1}
+      securityContext: {runAsUser: 0}
+      volumeMounts: [{name: volume, mountPath: /volume}]
+  volumes: [{name: volume, hostPath: {path: /tmp/NAME, type: DirectoryOrCreate}}]
+"""
+VOLUME = """
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: NAME}
+spec:
+  capacity: {storage: 1Gi}
+  accessModes: [ReadWriteMany]
+  storageClassName: ""
+  persistentVolumeReclaimPolicy: Retain
+  claimRef: {namespace: NAME, name: CLAIM}
+  hostPath: {path: /tmp/NAME}
+"""
+
+
+@dataclass(frozen=True)
+class ModelVolume:
+    """A volume for one claim of a namespace, while it lasts, which many pods can mount: a folder of the node."""
+
+    cluster: clusters.Cluster
+    image: str  # of a model, from which versions are copied
+    namespace: str
+    claim: str
+
+    def __enter__(self) -> Self:
+        filler = FILLER.replace("IMAGE", self.image).replace("NAME", self.namespace)
+        volume = VOLUME.replace("NAME", self.namespace).replace("CLAIM", self.claim)
+        self.cluster.kubectl("create", "namespace", f"{self.namespace}-filler")
+        self._filler("apply", "--filename=-", input=filler)
+        self.cluster.kubectl("apply", "--filename=-", input=volume)
+        self._filler("wait", "pod/filler", "--for=condition=Ready", "--timeout=120s")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cluster.kubectl("delete", "namespace", f"{self.namespace}-filler", "--wait=false", "--ignore-not-found")
+        self.cluster.kubectl("delete", "persistentvolume", self.namespace, "--wait=false", "--ignore-not-found")
+
+    def add_version(self, version: int) -> None:
+        """Put a version on the volume, as a whole: a server that looks for new versions never sees half of one."""
+        base = "/volume/clothing-model"
+        commands = f"cp -r /models/clothing-model/1 {base}/.copy && mv {base}/.copy {base}/{version}"
+        self._filler("exec", "filler", "--", "sh", "-c", commands)
+
+    def _filler(self, *arguments: str, **options: object) -> None:
+        self.cluster.kubectl("--namespace", f"{self.namespace}-filler", *arguments, **options)
 
 
 def image(cluster: clusters.Cluster, tags: dict[str, str], name: str) -> str:

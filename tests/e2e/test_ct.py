@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import ct
 import pytest
-from kube import NAMESPACE, clusters, image, make_namespace
+from kube import NAMESPACE, ModelVolume, clusters, image, make_namespace
 from processes import ROOT
 from test_locked_down import certificates
 
 CT = f"{NAMESPACE}-ct"
 EXAMPLES = ROOT / "Chart-values-examples"
-# The others want a cloud's load balancer, a GPU, KEDA, a Gateway or a registry.
+# The other examples want a cloud's load balancer, a GPU, KEDA, a Gateway or a registry.
 FILES = [
     *sorted((ROOT / "charts").glob("*/ci/*-values.yaml")),
     *(EXAMPLES / f"{name}.yaml" for name in ("high-availability", "ingress-tls", "kind", "locked-down")),
@@ -54,6 +56,45 @@ def settings_for(cluster: clusters.Cluster, tags: dict[str, str], file: Path) ->
     return images + (SMALL_AND_FAST if file.parent == EXAMPLES else [])
 
 
+@contextlib.contextmanager
+def claim(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[list[str]]:
+    """The claim that pvc-values.yaml names, with version 1 of the model on its volume."""
+    manifest = """
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: models}
+spec: {accessModes: [ReadWriteMany], storageClassName: "", resources: {requests: {storage: 1Gi}}}
+"""
+    with ModelVolume(cluster, image(cluster, tags, "clothing-model"), CT, "models") as volume:
+        volume.add_version(1)
+        cluster.kubectl("--namespace", CT, "apply", "--filename=-", input=manifest)
+        yield []
+
+
+@contextlib.contextmanager
+def gpu(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[list[str]]:
+    """A node with a GPU, and the model's image under a tag for GPUs. Where it has none it is made to say that it has:
+    scheduling is real then, the device is not."""
+    nodes = json.loads(cluster.kubectl("get", "nodes", "--output=json"))["items"]
+    real = any(node["status"]["allocatable"].get("nvidia.com/gpu", "0") != "0" for node in nodes)
+    if not real and isinstance(cluster, clusters.Existing):
+        pytest.skip("no node of this cluster has a GPU")
+    tag = f"{tags['clothing-model']}-gpu"
+    cluster.tag("clothing-model", tags["clothing-model"], tag)
+    node = ["patch", "node", nodes[0]["metadata"]["name"], "--subresource=status", "--type=merge", "--patch"]
+    if not real:
+        cluster.kubectl(*node, '{"status": {"capacity": {"nvidia.com/gpu": "1"}}}')
+    try:
+        yield [f"server.image.tag={tag}"]
+    finally:
+        if not real:
+            cluster.kubectl(*node, '{"status": {"capacity": {"nvidia.com/gpu": "0"}}}')
+
+
+# What some files want of the cluster, as their first lines say.
+NEEDS = {"pvc-values.yaml": claim, "gpu-values.yaml": gpu}
+
+
 def tests_run(cluster: clusters.Cluster, namespace: str) -> list[str]:
     """The pods of helm test that have run, by the events that they leave."""
     names = "--output=jsonpath={.items[*].involvedObject.name}"
@@ -70,8 +111,9 @@ def test_ct_installs_and_upgrades(
     before, started = len(tests_run(cluster, restricted)), time.monotonic()
     helm = UPGRADED.get(file.name, "") if chart == "clothing-classifier" else ""
     upgrade = ["--upgrade"] if helm else []
-    settings = settings_for(cluster, tags, file)
-    said = ct.install(cluster, tmp_path, restricted, settings, *upgrade, helm=helm or "helm")
+    with NEEDS[file.name](cluster, tags) if file.name in NEEDS else contextlib.nullcontext([]) as more:
+        settings = settings_for(cluster, tags, file) + more
+        said = ct.install(cluster, tmp_path, restricted, settings, *upgrade, helm=helm or "helm")
     print(f"\nct install {' '.join(upgrade)} {chart} with {file.name}: {time.monotonic() - started:.0f} s")
     assert "All charts installed successfully" in said
     # ct passes over an upgrade whose first half fails. Both upgrades are tested before and after, a plain one once.

@@ -10,41 +10,11 @@ from collections.abc import Iterator
 import processes
 import pytest
 import urllib3
-from kube import NAMESPACE, Release, clusters, image, load_balancer, make_namespace
+from kube import NAMESPACE, ModelVolume, Release, clusters, image, load_balancer, make_namespace
 from processes import PNG, SAMPLE
 from test_release import Asking
 
 HERE = f"{NAMESPACE}-models"
-FOLDER = f"/tmp/{HERE}"
-# Fills the node's folder that is the volume. It is root, which this namespace alone allows.
-FILLER = f"""
-apiVersion: v1
-kind: Pod
-metadata: {{name: filler}}
-spec:
-  automountServiceAccountToken: false
-  terminationGracePeriodSeconds: 0
-  containers:
-    - name: filler
-      image: IMAGE
-      command: [sh, -c, "rm -rf /volume/* && mkdir /volume/clothing-model && touch /tmp/ready && sleep 3600"]
-      readinessProbe: {{exec: {{command: [ls, /tmp/ready]}}, periodSeconds: 1}}
-      securityContext: {{runAsUser: 0}}
-      volumeMounts: [{{name: volume, mountPath: /volume}}]
-  volumes: [{{name: volume, hostPath: {{path: {FOLDER}, type: DirectoryOrCreate}}}}]
-"""
-VOLUME = f"""
-apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: {HERE}}}
-spec:
-  capacity: {{storage: 1Gi}}
-  accessModes: [ReadWriteMany]
-  storageClassName: ""
-  persistentVolumeReclaimPolicy: Retain
-  claimRef: {{namespace: {HERE}, name: reload-clothing-classifier-models}}
-  hostPath: {{path: {FOLDER}}}
-"""
 # Packs the image's model into the same bytes each time, and offers it.
 STORE = """
 apiVersion: apps/v1
@@ -83,30 +53,24 @@ SMALL = ("server.resources.requests.cpu=50m", "gateway.resources.requests.cpu=20
 
 
 @pytest.fixture(scope="module")
-def models(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[clusters.Cluster]:
+def volume(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[ModelVolume]:
     """A namespace with a store of archives, and a volume with version 1 of the model."""
     make_namespace(cluster, HERE)
     model = image(cluster, tags, "clothing-model")
     try:
-        cluster.kubectl("create", "namespace", f"{HERE}-filler")
-        cluster.kubectl("--namespace", f"{HERE}-filler", "apply", "-f", "-", input=FILLER.replace("IMAGE", model))
-        cluster.kubectl("apply", "--filename=-", input=VOLUME)
-        cluster.kubectl("--namespace", HERE, "apply", "--filename=-", input=STORE.replace("IMAGE", model))
-        wait = ("wait", "pod/filler", "--for=condition=Ready", "--timeout=120s")
-        cluster.kubectl("--namespace", f"{HERE}-filler", *wait)
-        cluster.kubectl("--namespace", HERE, "rollout", "status", "deployment/store", "--timeout=120s")
-        add_version(cluster, 1)
-        yield cluster
+        with ModelVolume(cluster, model, HERE, "reload-clothing-classifier-models") as volume:
+            cluster.kubectl("--namespace", HERE, "apply", "--filename=-", input=STORE.replace("IMAGE", model))
+            cluster.kubectl("--namespace", HERE, "rollout", "status", "deployment/store", "--timeout=120s")
+            volume.add_version(1)
+            yield volume
     finally:
-        cluster.kubectl("delete", "namespace", HERE, f"{HERE}-filler", "--wait=false", "--ignore-not-found")
-        cluster.kubectl("delete", "persistentvolume", HERE, "--wait=false", "--ignore-not-found")
+        cluster.kubectl("delete", "namespace", HERE, "--wait=false", "--ignore-not-found")
 
 
-def add_version(cluster: clusters.Cluster, version: int) -> None:
-    """Put a version on the volume, as a whole: a server that looks for new versions never sees half of one."""
-    base = "/volume/clothing-model"
-    commands = f"cp -r /models/clothing-model/1 {base}/.copy && mv {base}/.copy {base}/{version}"
-    cluster.kubectl("--namespace", f"{HERE}-filler", "exec", "filler", "--", "sh", "-c", commands)
+@pytest.fixture(scope="module")
+def models(volume: ModelVolume) -> clusters.Cluster:
+    """The cluster, with that namespace."""
+    return volume.cluster
 
 
 def install(release: Release, *values: str, timeout: str = "5m") -> None:
@@ -140,7 +104,7 @@ def is_portable(release: Release) -> bool:
     return bool(release.kubectl("exec", "deployment/store", "--", "sh", "-c", "command -v clothing-model || true"))
 
 
-def test_versions_come_to_a_running_server(models: clusters.Cluster, tags: dict[str, str]) -> None:
+def test_versions_come_to_a_running_server(models: clusters.Cluster, volume: ModelVolume, tags: dict[str, str]) -> None:
     """docs/canary.md by hot reload: a second version, a share for it, promotion, rollback. No server restarts, and no
     request fails. In the end the server goes at once, though it ignores SIGTERM as TensorFlow Serving does."""
     release = Release("reload", models, tags, HERE)
@@ -176,7 +140,7 @@ def test_versions_come_to_a_running_server(models: clusters.Cluster, tags: dict[
         )
         processes.wait_for(step, lambda: set(versions_of(http, gateway, 20)) == expected, 120)
 
-    add_version(models, 2)
+    volume.add_version(2)
     with Asking(http, gateway) as asking:
         assert versions_of(http, gateway, 20) == {"1": 20}
         reach("canary", {"1", "2"})
