@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -16,10 +15,21 @@ from test_locked_down import certificates
 
 CT = f"{NAMESPACE}-ct"
 EXAMPLES = ROOT / "Chart-values-examples"
-# The other examples want a cloud's load balancer, a GPU, KEDA, a Gateway or a registry.
+# The other examples want a cloud's load balancer, disks or buckets, a real GPU, KEDA or a registry.
+NO_CLOUD = (
+    "autoscaling",
+    "canary",
+    "gateway-api",
+    "high-availability",
+    "ingress-tls",
+    "kind",
+    "locked-down",
+    "minikube",
+    "pvc-models",
+)
 FILES = [
     *sorted((ROOT / "charts").glob("*/ci/*-values.yaml")),
-    *(EXAMPLES / f"{name}.yaml" for name in ("high-availability", "ingress-tls", "kind", "locked-down")),
+    *(EXAMPLES / f"{name}.yaml" for name in NO_CLOUD),
 ]
 # An upgrade is two more installations and four more tests, so it is of the defaults and, by Helm 4, of what scales
 # itself: Helm 4 applies on the server's side, and refuses to take a field that an autoscaler has set.
@@ -56,22 +66,34 @@ def settings_for(cluster: clusters.Cluster, tags: dict[str, str], file: Path) ->
     return images + (SMALL_AND_FAST if file.parent == EXAMPLES else [])
 
 
-@contextlib.contextmanager
-def claim(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[list[str]]:
-    """The claim that pvc-values.yaml names, with version 1 of the model on its volume."""
-    manifest = """
+# Those whose model lies on a volume; canary.yaml says nothing of where it lies, and the image has one version only.
+ON_A_VOLUME = {
+    "pvc-values.yaml": [],
+    "pvc-models.yaml": [],
+    "canary.yaml": [
+        f"model.source.{setting}"
+        for setting in ("type=pvc", "pvc.existingClaim=models", "pvc.accessModes={ReadWriteMany}")
+    ],
+}
+CLAIM = """
 apiVersion: v1
 kind: PersistentVolumeClaim
 metadata: {name: models}
 spec: {accessModes: [ReadWriteMany], storageClassName: "", resources: {requests: {storage: 1Gi}}}
 """
+
+
+@pytest.fixture(scope="module")
+def claim(cluster: clusters.Cluster, tags: dict[str, str], restricted: str) -> Iterator[None]:
+    """The claim "models", with two versions of the model on its volume."""
     with ModelVolume(cluster, image(cluster, tags, "clothing-model"), CT, "models") as volume:
         volume.add_version(1)
-        cluster.kubectl("--namespace", CT, "apply", "--filename=-", input=manifest)
-        yield []
+        volume.add_version(2)
+        cluster.kubectl("--namespace", CT, "apply", "--filename=-", input=CLAIM)
+        yield
 
 
-@contextlib.contextmanager
+@pytest.fixture
 def gpu(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[list[str]]:
     """A node with a GPU, and the model's image under a tag for GPUs. Where it has none it is made to say that it has:
     scheduling is real then, the device is not."""
@@ -91,10 +113,6 @@ def gpu(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[list[str]]:
             cluster.kubectl(*node, '{"status": {"capacity": {"nvidia.com/gpu": "0"}}}')
 
 
-# What some files want of the cluster, as their first lines say.
-NEEDS = {"pvc-values.yaml": claim, "gpu-values.yaml": gpu}
-
-
 def tests_run(cluster: clusters.Cluster, namespace: str) -> list[str]:
     """The pods of helm test that have run, by the events that they leave."""
     names = "--output=jsonpath={.items[*].involvedObject.name}"
@@ -104,16 +122,29 @@ def tests_run(cluster: clusters.Cluster, namespace: str) -> list[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(ROOT).with_suffix("")) for file in FILES])
 def test_ct_installs_and_upgrades(
-    cluster: clusters.Cluster, tags: dict[str, str], restricted: str, file: Path, tmp_path: Path
+    request: pytest.FixtureRequest,
+    cluster: clusters.Cluster,
+    tags: dict[str, str],
+    restricted: str,
+    file: Path,
+    tmp_path: Path,
 ) -> None:
     chart = "clothing-classifier" if file.parent == EXAMPLES else file.parts[-3]
     ct.repository(tmp_path, chart, file)
     before, started = len(tests_run(cluster, restricted)), time.monotonic()
     helm = UPGRADED.get(file.name, "") if chart == "clothing-classifier" else ""
     upgrade = ["--upgrade"] if helm else []
-    with NEEDS[file.name](cluster, tags) if file.name in NEEDS else contextlib.nullcontext([]) as more:
-        settings = settings_for(cluster, tags, file) + more
-        said = ct.install(cluster, tmp_path, restricted, settings, *upgrade, helm=helm or "helm")
+    settings = settings_for(cluster, tags, file)
+    if file.name in ON_A_VOLUME:
+        request.getfixturevalue("claim")
+        settings += ON_A_VOLUME[file.name]
+    if file.name == "gpu-values.yaml":
+        settings += request.getfixturevalue("gpu")
+    if file.name == "gateway-api.yaml" and not cluster.kubectl(
+        "get", "customresourcedefinitions", "httproutes.gateway.networking.k8s.io", "--ignore-not-found"
+    ):
+        pytest.skip("this cluster has no Gateway API")
+    said = ct.install(cluster, tmp_path, restricted, settings, *upgrade, helm=helm or "helm")
     print(f"\nct install {' '.join(upgrade)} {chart} with {file.name}: {time.monotonic() - started:.0f} s")
     assert "All charts installed successfully" in said
     # ct passes over an upgrade whose first half fails. Both upgrades are tested before and after, a plain one once.

@@ -69,6 +69,8 @@ class Visit:
         self.page.on("console", lambda message: self.complaints.append(message.text) if self._bad(message) else None)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self._note(request.url, base))
+        # From here on Chromium hands its choosers over: told at the first wait for one, it may be told too late.
+        self.page.on("filechooser", lambda _: None)
         self.page.goto(base)
 
     def _bad(self, message) -> bool:
