@@ -113,7 +113,7 @@ def gpu(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[list[str]]:
             cluster.kubectl(*node, '{"status": {"capacity": {"nvidia.com/gpu": "0"}}}')
 
 
-def tests_run(cluster: clusters.Cluster, namespace: str) -> list[str]:
+def helm_test_pods(cluster: clusters.Cluster, namespace: str) -> list[str]:
     """The pods of helm test that have run, by the events that they leave."""
     names = "--output=jsonpath={.items[*].involvedObject.name}"
     events = cluster.kubectl("--namespace", namespace, "get", "events", "--field-selector=reason=Started", names)
@@ -131,7 +131,7 @@ def test_ct_installs_and_upgrades(
 ) -> None:
     chart = "clothing-classifier" if file.parent == EXAMPLES else file.parts[-3]
     ct.repository(tmp_path, chart, file)
-    before, started = len(tests_run(cluster, restricted)), time.monotonic()
+    before, started = len(helm_test_pods(cluster, restricted)), time.monotonic()
     helm = UPGRADED.get(file.name, "") if chart == "clothing-classifier" else ""
     upgrade = ["--upgrade"] if helm else []
     settings = settings_for(cluster, tags, file)
@@ -148,4 +148,4 @@ def test_ct_installs_and_upgrades(
     print(f"\nct install {' '.join(upgrade)} {chart} with {file.name}: {time.monotonic() - started:.0f} s")
     assert "All charts installed successfully" in said
     # ct passes over an upgrade whose first half fails. Both upgrades are tested before and after, a plain one once.
-    assert len(tests_run(cluster, restricted)) - before >= (5 if upgrade else 1), said
+    assert len(helm_test_pods(cluster, restricted)) - before >= (5 if upgrade else 1), said

@@ -194,7 +194,8 @@ def test_a_model_that_is_not_in_the_image_is_named(models: clusters.Cluster, tag
     with pytest.raises(clusters.ClusterError):
         install(release, "model.name=flowers", timeout="10s")
     said = processes.wait_for("the preflight to fail", lambda: complaint(release), 60)
-    assert "there is no folder /models/flowers, and /models has: clothing-model. Set model.name" in said
+    assert "there is no folder /models/flowers, and /models has: clothing-model" in said
+    assert "Set model.name to the folder's name" in said
     release.helm("uninstall")
 
 
