@@ -259,7 +259,7 @@ def test_who_asks_again_at_once_waits_and_others_do_not(start_gateway, model_ser
     busy = Client(gateway)
     wait_for(lambda: len(model_server.model.calls) == 1)
     kept = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
-    took = []
+    took, others = [], []
     for _ in range(3):
         start = time.monotonic()
         kept.request("POST", "/predict", PHOTO, {"Content-Type": "image/jpeg"})
@@ -268,9 +268,10 @@ def test_who_asks_again_at_once_waits_and_others_do_not(start_gateway, model_ser
         took.append(time.monotonic() - start)
         start = time.monotonic()
         assert gateway.post("/predict", PHOTO)[0] == 503
-        assert time.monotonic() - start < 0.2, "another connection is refused at once"
-    assert took[0] < 0.2
-    assert all(0.15 < seconds < 0.6 for seconds in took[1:])
+        others.append(time.monotonic() - start)
+    # The least and the most, as a busy machine only ever adds to what something takes.
+    assert min(took[0], *others) < 0.15 < min(took[1:])
+    assert max(took) < 1.2
     assert busy.status == 200
     kept.request("POST", "/predict", PHOTO, {"Content-Type": "image/jpeg"})
     assert kept.getresponse().status == 200, "and it is served when there is a place"
