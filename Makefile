@@ -163,10 +163,13 @@ bench: gateway/.venv/runtime.stamp ## What a photo costs, beside other servers a
 	@case $(BENCH) in full|quick) ;; *) echo "make bench BENCH=$(BENCH): is none of full, quick"; exit 2;; esac
 	@$(GATEWAY)/python tests/load/bench.py $(if $(filter quick,$(BENCH)),--quick)
 
+E2E ?= short
+
 .PHONY: e2e
-e2e: dev tools ## The rest, on a cluster: Kind where Docker runs, else the one-node cluster
+e2e: dev tools ## The rest, on a cluster: Kind where Docker runs, else the one-node cluster; E2E=full: 3,000 requests through each scenario
+	@case $(E2E) in full|short) ;; *) echo "make e2e E2E=$(E2E): is none of full, short"; exit 2;; esac
 	@$(GATEWAY)/python ci/cluster.py up images
-	@$(PYTEST) --timeout=600 tests/e2e
+	@E2E=$(E2E) $(PYTEST) --timeout=600 tests/e2e
 
 .PHONY: docs
 docs: dev tools ## Regenerate the charts' READMEs from their values, and the examples' golden renders

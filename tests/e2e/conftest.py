@@ -13,6 +13,7 @@ from pathlib import Path
 
 import processes
 import pytest
+import steady
 import urllib3
 from kube import NAMESPACE, PHOTO_SERVER, RELEASE, REPORT, Release, clusters, image, load_balancer, make_namespace
 
@@ -60,6 +61,25 @@ def http() -> urllib3.PoolManager:
 def gateway(cluster: clusters.Cluster, namespace: str, release: Release) -> str:
     """Base URL of the gateway's LoadBalancer."""
     return load_balancer(cluster, namespace, release.gateway)
+
+
+@pytest.fixture(scope="session")
+def photo_host(cluster: clusters.Cluster) -> Iterator[steady.PhotoHost]:
+    """A photo server outside the cluster, for the scenarios under load."""
+    with steady.photo_host(cluster) as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def table() -> steady.Table:
+    """Where the scenarios under load write what they measured."""
+    return steady.TABLE
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if steady.TABLE.rows:
+        terminalreporter.section("what clients saw")
+        terminalreporter.write(steady.TABLE.markdown())
 
 
 @pytest.hookimpl(wrapper=True)

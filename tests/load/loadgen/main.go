@@ -10,23 +10,28 @@
 //	raw        the photo's bytes as image/jpeg
 //	multipart  a form with the photo in the field -field
 //
-// What it measured goes to stdout as JSON: every latency, in microseconds, by status.
+// What it measured goes to stdout as JSON: every latency, in microseconds, by status. With neither -requests nor -seconds
+// it goes on until SIGTERM, and says on stderr every second how far it is.
 package main
 
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
 	"log"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,6 +39,9 @@ import (
 	"syscall"
 	"time"
 )
+
+// Where nothing listens an attempt takes no time: without a pause it would be tried a million times a second.
+const connectPause = 50 * time.Millisecond
 
 var labels = []string{"dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt"}
 
@@ -53,8 +61,10 @@ type result struct {
 	Wrong       int                `json:"wrong"`
 	FirstWrong  string             `json:"first_wrong,omitempty"`
 	Errors      map[string]int     `json:"errors"`
+	Silent      int                `json:"without_retry_after"` // 503s that don't say when to come again
 	Connections int                `json:"connections"`
 	Latencies   map[string][]int64 `json:"latencies_us"`
+	Answered    []int64            `json:"answered_ms,omitempty"` // when each 200 came, since the start
 	CPUSeconds  float64            `json:"loadgen_cpu_seconds"`
 }
 
@@ -65,7 +75,9 @@ func newResult() *result {
 func (r *result) add(other *result) {
 	r.Requests += other.Requests
 	r.Wrong += other.Wrong
+	r.Silent += other.Silent
 	r.Connections += other.Connections
+	r.Answered = append(r.Answered, other.Answered...)
 	if r.FirstWrong == "" {
 		r.FirstWrong = other.FirstWrong
 	}
@@ -79,13 +91,18 @@ func (r *result) add(other *result) {
 }
 
 type load struct {
-	address string
-	photos  []photo
-	answer  []string
-	timeout time.Duration
-	limit   int64
-	end     time.Time
-	next    atomic.Int64
+	address   string
+	photos    []photo
+	answer    []string
+	tolerance float64
+	timeout   time.Duration
+	limit     int64
+	keep      int
+	moments   bool
+	start     time.Time
+	end       context.Context
+	next      atomic.Int64
+	failed    atomic.Int64
 }
 
 func main() {
@@ -96,11 +113,15 @@ func main() {
 	form := flag.String("form", "raw", "how photos are sent: url, base64, raw, multipart")
 	body := flag.String("body", `{"url": "{url}"}`, "JSON of the forms url and base64")
 	field := flag.String("field", "image", "`name` of the form's field")
+	host := flag.String("host", "", "Host `name` to ask for, where it isn't the target's")
 	header := flag.String("header", "", "a further `header`, as \"Name: value\"")
 	answer := flag.String("answer", "", "`path` to the object {label: score} in the answer, as in predictions.0; empty: the answer itself")
 	clients := flag.Int("clients", 1, "how many at the same time")
 	requests := flag.Int64("requests", 0, "how many in all; 0: as many as fit into -seconds")
-	seconds := flag.Float64("seconds", 0, "for how long; 0: until -requests are sent")
+	seconds := flag.Float64("seconds", 0, "for how long; 0: until -requests are sent, or until SIGTERM")
+	keep := flag.Int("keep", 0, "how many requests go over one connection; 0: as many as the server takes")
+	tolerance := flag.Float64("tolerance", 0, "how far a score may be from the expected one")
+	moments := flag.Bool("moments", false, "say when each answer came, too")
 	timeout := flag.Duration("timeout", time.Minute, "how long one answer may take")
 	flag.Parse()
 
@@ -108,10 +129,17 @@ func main() {
 	if err != nil || parsed.Scheme != "http" || parsed.Host == "" {
 		log.Fatalf("-target %q is no http://host:port/path", *target)
 	}
-	if *requests == 0 && *seconds == 0 || *clients < 1 {
-		log.Fatal("say when to end with -requests or -seconds, and at least one client")
+	address := parsed.Host
+	if parsed.Port() == "" {
+		address = net.JoinHostPort(parsed.Hostname(), "80")
 	}
-	l := &load{address: parsed.Host, timeout: *timeout, limit: *requests}
+	if *host != "" {
+		parsed.Host = *host
+	}
+	if *clients < 1 {
+		log.Fatal("-clients: at least one")
+	}
+	l := &load{address: address, timeout: *timeout, limit: *requests, keep: *keep, tolerance: *tolerance, moments: *moments}
 	if *answer != "" {
 		l.answer = strings.Split(*answer, ".")
 	}
@@ -127,19 +155,25 @@ func main() {
 	total := newResult()
 	results := make([]*result, *clients)
 	var group sync.WaitGroup
-	start := time.Now()
+	end, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
 	if *seconds > 0 {
-		l.end = start.Add(time.Duration(*seconds * float64(time.Second)))
+		end, stop = context.WithTimeout(end, time.Duration(*seconds*float64(time.Second)))
+		defer stop()
+	} else if *requests == 0 {
+		go l.progress()
 	}
+	l.start, l.end = time.Now(), end
 	for i := range results {
 		results[i] = newResult()
 		group.Go(func() { l.client(results[i]) })
 	}
 	group.Wait()
-	total.Seconds = time.Since(start).Seconds()
+	total.Seconds = time.Since(l.start).Seconds()
 	for _, one := range results {
 		total.add(one)
 	}
+	slices.Sort(total.Answered)
 	var usage syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &usage) == nil {
 		total.CPUSeconds = time.Duration(usage.Utime.Nano() + usage.Stime.Nano()).Seconds()
@@ -209,10 +243,18 @@ func (p *photo) prepare(target *url.URL, form, body, field, header string) error
 	return nil
 }
 
+// progress says every second how many requests were begun and how many have failed.
+func (l *load) progress() {
+	for range time.Tick(time.Second) {
+		fmt.Fprintln(os.Stderr, l.next.Load(), l.failed.Load())
+	}
+}
+
 // client sends one photo after the other until the load ends.
 func (l *load) client(seen *result) {
 	var conn net.Conn
 	var reader *bufio.Reader
+	carried := 0 // requests that went over this connection
 	defer func() {
 		if conn != nil {
 			conn.Close()
@@ -220,33 +262,46 @@ func (l *load) client(seen *result) {
 	}()
 	for {
 		number := l.next.Add(1) - 1
-		if l.limit > 0 && number >= l.limit || !l.end.IsZero() && !time.Now().Before(l.end) {
+		if l.limit > 0 && number >= l.limit || l.end.Err() != nil {
 			return
 		}
 		photo := &l.photos[number%int64(len(l.photos))]
 		start := time.Now()
-		status, body, closed, err := 0, []byte(nil), true, error(nil)
+		status, body, again, closed, err := 0, []byte(nil), "", true, error(nil)
 		if conn == nil {
 			if conn, err = net.DialTimeout("tcp", l.address, l.timeout); err == nil {
 				reader = bufio.NewReader(conn)
 				seen.Connections++
+				carried = 0
 			}
 		}
 		if err == nil {
 			conn.SetDeadline(start.Add(l.timeout))
-			status, body, closed, err = exchange(conn, reader, photo.request)
+			status, body, again, closed, err = exchange(conn, reader, photo.request)
+			carried++
+			closed = closed || carried == l.keep
 		}
 		latency := time.Since(start)
 		seen.Requests++
+		if err != nil || status != http.StatusOK {
+			l.failed.Add(1)
+		}
 		if err != nil {
 			seen.Errors[cause(err)]++
 		} else {
 			key := strconv.Itoa(status)
 			seen.Statuses[key]++
 			seen.Latencies[key] = append(seen.Latencies[key], latency.Microseconds())
+			if status == http.StatusServiceUnavailable && again == "" {
+				seen.Silent++
+			}
 			if status == http.StatusOK {
+				if l.moments {
+					seen.Answered = append(seen.Answered, time.Since(l.start).Milliseconds())
+				}
 				if words := l.compare(body, photo); words != "" {
 					seen.Wrong++
+					l.failed.Add(1)
 					if seen.FirstWrong == "" {
 						seen.FirstWrong = words
 					}
@@ -255,7 +310,9 @@ func (l *load) client(seen *result) {
 				seen.FirstWrong = fmt.Sprintf("%s: %d %.300s", filepath.Base(photo.Path), status, body)
 			}
 		}
-		if closed && conn != nil {
+		if conn == nil {
+			time.Sleep(connectPause)
+		} else if closed {
 			conn.Close()
 			conn = nil
 		}
@@ -263,8 +320,8 @@ func (l *load) client(seen *result) {
 }
 
 // exchange sends a request and reads its answer. A server may answer and close before it has read a whole upload: then
-// the answer counts, not the broken pipe.
-func exchange(conn net.Conn, reader *bufio.Reader, request []byte) (status int, body []byte, closed bool, err error) {
+// the answer counts, not the broken pipe. again is the answer's Retry-After.
+func exchange(conn net.Conn, reader *bufio.Reader, request []byte) (status int, body []byte, again string, closed bool, err error) {
 	_, sending := conn.Write(request)
 	response, err := http.ReadResponse(reader, nil)
 	for err == nil && response.StatusCode == http.StatusContinue {
@@ -274,11 +331,11 @@ func exchange(conn net.Conn, reader *bufio.Reader, request []byte) (status int, 
 		if sending != nil {
 			err = sending
 		}
-		return 0, nil, true, err
+		return 0, nil, "", true, err
 	}
 	body, err = io.ReadAll(response.Body)
 	response.Body.Close()
-	return response.StatusCode, body, response.Close || sending != nil, err
+	return response.StatusCode, body, response.Header.Get("Retry-After"), response.Close || sending != nil, err
 }
 
 // cause is an error in words without addresses, so that equal ones count together.
@@ -317,7 +374,8 @@ func (l *load) compare(body []byte, photo *photo) string {
 	}
 	for i, label := range labels {
 		// Scores travel as float32: that is what must be equal, however many digits are written.
-		if score, is := scores[label].(float64); !is || float32(score) != photo.Scores[i] {
+		score, is := scores[label].(float64)
+		if !is || !(math.Abs(float64(float32(score)-photo.Scores[i])) <= l.tolerance) {
 			return fmt.Sprintf("%s: %s is %v, not %v", name, label, scores[label], photo.Scores[i])
 		}
 	}

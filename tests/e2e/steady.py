@@ -1,0 +1,297 @@
+"""Steady load from outside the cluster while something happens inside, and the table of what the clients saw.
+
+Half of the clients upload photos over connections that they keep; the others send URLs of a photo server on this
+machine, and take a new connection for every tenth, so that new pods get theirs. Each sends its next photo when the last
+is answered. Every answer is compared with the scores that the same photo had before the load.
+
+`make e2e` sends at least 400 requests through each scenario; `make e2e E2E=full` 3,000, and writes the table into
+docs/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import itertools
+import json
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import processes
+import urllib3
+from kube import REPORT, clusters
+
+sys.path.append(str(processes.ROOT / "tests/load"))
+
+import photos as drawn
+import programs
+
+FULL = os.environ.get("E2E") == "full"
+REQUESTS = 3000 if FULL else 400
+CLIENTS = 20
+# The same photo gives the same scores but for the order in which a server's threads add floats.
+TOLERANCE = 1e-3
+# What one answer may take: longer than the gateway's own deadline, so that it is the gateway that ends it.
+TIMEOUT = "60s"
+PUBLISHED = processes.ROOT / "docs/benchmarks"
+
+
+def say(text: str) -> None:
+    """Progress, also where pytest keeps what tests print."""
+    print(f"\n    {text}", file=sys.__stderr__, flush=True)
+
+
+@dataclass(frozen=True)
+class PhotoHost:
+    """A photo server on this machine that pods reach, and the two sets of photos: small, and of 12 megapixels."""
+
+    address: str  # HOST:PORT
+    small: drawn.Photos
+    large: drawn.Photos
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """What a release must be told to fetch from here."""
+        host, _, port = self.address.rpartition(":")
+        return (f"gateway.fetch.allowedNetworks={{{host}/32}}", f"gateway.fetch.allowedPorts={{80,443,{port}}}")
+
+    def listing(
+        self, base: str, photos: drawn.Photos, host: str = "", path: str = "/predict"
+    ) -> list[dict[str, object]]:
+        """The photos with their addresses and the scores that the gateway gives for each now."""
+        http = urllib3.PoolManager(timeout=60, retries=False)
+        headers = {"Content-Type": "image/jpeg"} | ({"Host": host} if host else {})
+        listed = []
+        for file in photos.files:
+            answer = http.request("POST", f"{base}{path}", body=file.read_bytes(), headers=headers)
+            assert answer.status == 200, answer.data
+            scores = [answer.json()[label] for label in processes.LABELS]
+            listed.append({"path": str(file), "url": f"http://{self.address}/{file.name}", "scores": scores})
+        return listed
+
+
+@contextmanager
+def photo_host(cluster: clusters.Cluster) -> Iterator[PhotoHost]:
+    """A photo server at the address by which the cluster's nodes see this machine."""
+    programs.build()
+    nodes = json.loads(cluster.kubectl("get", "nodes", "--output=json"))["items"]
+    node = next(one["address"] for one in nodes[0]["status"]["addresses"] if one["type"] == "InternalIP")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((node, 9))  # sends nothing: it only chooses the way
+        here = probe.getsockname()[0]
+    with socket.socket() as probe:
+        probe.bind((here, 0))
+        address = f"{here}:{probe.getsockname()[1]}"
+    small, large = drawn.prepare(processes.ROOT / ".cache/e2e", say, small=8, large=4)
+    running = programs.start(
+        "photoserver", [programs.BIN / "photoserver", "-listen", address, small.folder, large.folder]
+    )
+    with programs.stopping(running):
+        programs.wait_until(running, lambda: socket.create_connection(address.split(":"), 1).close() is None)
+        yield PhotoHost(address, small, large)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the clients of a scenario saw."""
+
+    requests: int
+    failed: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    longest_wait_seconds: float  # in which no client got an answer: what a recovery takes, at most
+    causes: dict[str, int]
+    refused: int = 0  # of the failed, those that were told to come again: a 503 with Retry-After
+    silent: int = 0  # 503s without Retry-After
+
+    @property
+    def per_second(self) -> float:
+        """Photos answered in a second."""
+        return (self.requests - self.failed) / self.seconds
+
+
+def outcome_of(measured: list[dict[str, object]], seconds: float) -> Outcome:
+    """One outcome of what several load generators saw at the same time."""
+    latencies = sorted(one for each in measured for one in each["latencies_us"].get("200", []))  # type: ignore[attr-defined]
+    moments = sorted(one for each in measured for one in each.get("answered_ms", []))  # type: ignore[attr-defined]
+    causes: dict[str, int] = {}
+    for each in measured:
+        for kind in ("statuses", "errors"):
+            for cause, count in each[kind].items():  # type: ignore[attr-defined]
+                if cause != "200":
+                    causes[cause] = causes.get(cause, 0) + count
+        if each["wrong"]:
+            causes[f"wrong: {each['first_wrong']}"] = int(each["wrong"])  # type: ignore[call-overload]
+    edges = [0, *moments, round(seconds * 1000)]
+    silent = sum(int(each["without_retry_after"]) for each in measured)  # type: ignore[call-overload]
+    return Outcome(
+        requests=sum(int(each["requests"]) for each in measured),  # type: ignore[call-overload]
+        failed=sum(causes.values()),
+        seconds=seconds,
+        p50_ms=latencies[len(latencies) // 2] / 1000 if latencies else float("inf"),
+        p99_ms=latencies[min(len(latencies) * 99 // 100, len(latencies) - 1)] / 1000 if latencies else float("inf"),
+        longest_wait_seconds=max(after - before for before, after in itertools.pairwise(edges)) / 1000,
+        causes=causes,
+        refused=causes.get("503", 0) - silent,
+        silent=silent,
+    )
+
+
+@dataclass
+class Load:
+    """Clients while it lasts: started on entering, and ended when they have sent enough."""
+
+    base: str
+    host: PhotoHost
+    clients: int = CLIENTS
+    requests: int = REQUESTS
+    photos: drawn.Photos | None = None  # the small ones
+    name: str = ""  # the Host to ask for
+    path: str = "/predict"
+    forms: tuple[str, ...] = ("raw", "url")
+    keep: int | None = None  # requests over one connection; None: all for uploads, ten for URLs
+    _running: list[subprocess.Popen[str]] = field(default_factory=list)
+    _sent: dict[int, int] = field(default_factory=dict)
+    _failed: dict[int, int] = field(default_factory=dict)
+    _outcome: Outcome | None = None
+
+    @property
+    def sent(self) -> int:
+        """Requests begun, as of the last second."""
+        return sum(self._sent.values())
+
+    @property
+    def failed(self) -> int:
+        """Requests that have failed, as of the last second."""
+        return sum(self._failed.values())
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the clients saw, once they have ended."""
+        assert self._outcome is not None, "the load still runs"
+        return self._outcome
+
+    def wait_until_sent(self, more: int, seconds: float = 300) -> None:
+        """Wait until so many requests more have been sent."""
+        wanted = self.sent + more
+        processes.wait_for(f"{more} requests", lambda: self.sent >= wanted, seconds)
+
+    def __enter__(self) -> Self:
+        photos = self.host.listing(self.base, self.photos or self.host.small, self.name, self.path)
+        with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
+            json.dump(photos, file)
+        self._file = Path(file.name)
+        self._start = time.monotonic()
+        for number, form in enumerate(self.forms):
+            keep = self.keep if self.keep is not None else {"raw": 0, "url": 10}[form]
+            command = [
+                str(programs.BIN / "loadgen"), "-target", f"{self.base}{self.path}", "-photos", str(self._file),
+                "-form", form, "-clients", str(self.clients // len(self.forms)), "-keep", str(keep), "-moments",
+                "-tolerance", str(TOLERANCE), "-timeout", TIMEOUT, "-host", self.name,
+            ]  # fmt: skip
+            one = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            self._running.append(one)
+            threading.Thread(target=self._follow, args=(number, one), daemon=True).start()
+        self.wait_until_sent(2 * self.clients)
+        return self
+
+    def _follow(self, number: int, running: subprocess.Popen[str]) -> None:
+        assert running.stderr is not None
+        for line in running.stderr:
+            sent, failed = line.split()
+            self._sent[number], self._failed[number] = int(sent), int(failed)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                processes.wait_for(f"{self.requests} requests", lambda: self.sent >= self.requests, 600)
+        finally:
+            measured = []
+            for one in self._running:
+                one.send_signal(signal.SIGTERM)
+            seconds = time.monotonic() - self._start
+            for one in self._running:
+                with one, one.stdout as output:  # type: ignore[union-attr]
+                    measured.append(json.loads(output.read()))
+            self._file.unlink()
+            self._outcome = outcome_of(measured, seconds)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    scenario: str
+    outcome: Outcome
+    note: str
+
+
+class Table:
+    """What was measured, scenario by scenario; written whenever a line comes to it, so that nothing is lost."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def add(self, scenario: str, outcome: Outcome, note: str = "") -> None:
+        """Add a line, in the order of the tests."""
+        self.rows.append(Row(scenario, outcome, note))
+        REPORT.mkdir(exist_ok=True)
+        folder = PUBLISHED if FULL else REPORT
+        (folder / "cluster.json").write_text(json.dumps(self._document(), indent=1) + "\n")
+        (folder / "cluster.md").write_text(self.markdown())
+        say(self._line(self.rows[-1]).strip("| "))
+
+    def _document(self) -> dict[str, object]:
+        return {
+            "date": dt.datetime.now(dt.UTC).date().isoformat(),
+            "machine": machine(),
+            "command": f"make e2e{' E2E=full' if FULL else ''}",
+            "scenarios": [dataclasses.asdict(row) for row in self.rows],
+        }
+
+    def _line(self, row: Row) -> str:
+        one = row.outcome
+        return (
+            f"| {row.scenario} | {one.requests:,} | {one.failed:,} | {one.p50_ms:.0f} | {one.p99_ms:.0f} "
+            f"| {one.longest_wait_seconds:.1f} | {row.note} |"
+        )
+
+    def markdown(self) -> str:
+        """The table as it stands in the docs."""
+        document = self._document()
+        how = f"`{document['command']}`, {document['date']}, {document['machine']}"
+        head = [
+            "# Nothing lost: what clients saw while the cluster changed under them",
+            "",
+            f"{how}. How the load is made: tests/e2e/steady.py.",
+            "",
+            "| while | requests | failed | p50 ms | p99 ms | longest wait for an answer, s | |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        ]
+        return "\n".join([*head, *(self._line(row) for row in self.rows)]) + "\n"
+
+
+TABLE = Table()
+
+
+def machine() -> str:
+    """This machine, in words."""
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return f"{os.cpu_count()} cores ({model})"
