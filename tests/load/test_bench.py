@@ -4,12 +4,15 @@ What make bench measures is no test: figures depend on the machine.
 """
 
 import dataclasses
+import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from typing import ClassVar
 
 import bench
 import grpc
@@ -23,7 +26,7 @@ import stats
 import systems
 import targets
 import urllib3
-from processes import ROOT
+from processes import LABELS, ROOT
 from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
@@ -195,7 +198,7 @@ def test_the_model_server_describes_its_signature(built, kind, dtype, shape):
     ("arguments", "words"),
     [
         (["-target", "ftp://x/", "-photos", "none", "-requests", "1"], "no http://host:port/path"),
-        (["-target", "http://127.0.0.1:1/", "-photos", "none"], "-requests or -seconds"),
+        (["-target", "http://127.0.0.1:1/", "-photos", "none", "-clients", "0"], "at least one"),
         (["-target", "http://127.0.0.1:1/", "-photos", "none", "-requests", "1"], "no such file"),
     ],
 )
@@ -212,6 +215,58 @@ def test_the_load_generator_counts_connections_that_fail(small, tmp_path):
     assert sum(measured["errors"].values()) == 6
     assert not measured["statuses"]
     assert "127.0.0.1" not in str(measured["errors"])
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    """Refuses every third photo, and says when to come again every other time; the others get a score that is off."""
+
+    protocol_version = "HTTP/1.1"
+    seen: ClassVar[list[str]] = []
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.seen.append(self.headers["Host"])
+        refused = len(self.seen) % 3 == 0
+        body = json.dumps(dict.fromkeys(LABELS, 0.5)).encode()
+        self.send_response(503 if refused else 200)
+        if refused and len(self.seen) % 2:
+            self.send_header("Retry-After", "1")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize(("tolerance", "wrong"), [("0.2", False), ("0.05", True)])
+def test_the_load_generator_goes_on_until_it_is_told_to_end(small, tmp_path, monkeypatch, tolerance, wrong):
+    """As the end-to-end tests use it: until SIGTERM, over short connections, with scores that may differ a little."""
+    monkeypatch.setattr(_Answers, "seen", [])
+    photos = [{"path": str(small.files[0]), "url": "", "scores": [0.6] * 10}]
+    listing = tmp_path / "photos.json"
+    listing.write_text(json.dumps(photos))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [
+            programs.BIN / "loadgen", "-target", f"http://127.0.0.1:{server.server_port}/predict", "-photos", listing,
+            "-keep", "4", "-tolerance", tolerance, "-moments", "-host", "shop.example.com",
+        ]  # fmt: skip
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+            sent, failed = map(int, running.stderr.readline().split())
+            running.terminate()
+            measured = json.loads(running.stdout.read())
+        server.shutdown()
+    assert running.returncode == 0
+    assert 0 < failed < sent <= measured["requests"] == len(_Answers.seen)
+    assert set(_Answers.seen) == {"shop.example.com"}
+    assert measured["connections"] == -(-measured["requests"] // 4)
+    refused = measured["statuses"]["503"]
+    assert refused == measured["requests"] // 3
+    assert measured["without_retry_after"] == refused // 2
+    assert measured["answered_ms"] == sorted(measured["answered_ms"])
+    assert len(measured["answered_ms"]) == measured["statuses"]["200"]
+    assert measured["wrong"] == (measured["statuses"]["200"] if wrong else 0)
 
 
 def test_the_photo_server_waits_as_it_is_told_and_keeps_connections(small):
