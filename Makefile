@@ -23,12 +23,12 @@ help: ## List the commands
 
 %/.venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11, 3.12 or 3.13 on the PATH, or make PYTHON=/path/to/python3"; exit 1; }
-	@echo "==> $*/.venv"
+	@echo "==> $*/.venv" >&2
 	@$(PYTHON) -m venv $*/.venv
 
 # What a machine needs to run it …
 %/.venv/runtime.stamp: %/requirements.lock %/pyproject.toml | %/.venv/bin/python
-	@echo "==> installing $* (requirements.lock)"
+	@echo "==> installing $* (requirements.lock)" >&2
 	@$*/.venv/bin/python -m pip $(PIP_INSTALL) -r $*/requirements.lock
 	@$*/.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $*
 	@touch $@
@@ -39,11 +39,11 @@ JPEG_BUILDS = printf '\#include <Python.h>\n\#include <stdio.h>\n\#include <jpeg
 
 gateway/.venv/jpeg.stamp: $(addprefix gateway/jpeg/,pyproject.toml requirements-build.lock README.md) $(wildcard gateway/jpeg/src/clothing_jpeg/*.*) | gateway/.venv/bin/python
 	@if $(JPEG_BUILDS); then \
-	  echo "==> installing gateway/jpeg (requirements-build.lock)"; \
+	  echo "==> installing gateway/jpeg (requirements-build.lock)" >&2; \
 	  $(GATEWAY)/python -m pip $(PIP_INSTALL) -r gateway/jpeg/requirements-build.lock; \
 	  $(GATEWAY)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall gateway/jpeg; \
 	else \
-	  echo "==> no C compiler or no headers of libjpeg-turbo (libjpeg-dev, libjpeg-turbo-devel): photos are decoded by Pillow, with the same pixels, slower"; \
+	  echo "==> no C compiler or no headers of libjpeg-turbo (libjpeg-dev, libjpeg-turbo-devel): photos are decoded by Pillow, with the same pixels, slower" >&2; \
 	fi
 	@touch $@
 
@@ -51,7 +51,7 @@ gateway/.venv/runtime.stamp: gateway/.venv/jpeg.stamp
 
 # … and to work on it.
 %/.venv/dev.stamp: %/requirements-dev.lock %/.venv/runtime.stamp
-	@echo "==> installing $* (requirements-dev.lock)"
+	@echo "==> installing $* (requirements-dev.lock)" >&2
 	@$*/.venv/bin/python -m pip $(PIP_INSTALL) -r $*/requirements-dev.lock
 	@touch $@
 

@@ -4,11 +4,13 @@
 
 Takes what `clothing-model convert` takes, and stops where `verify` finds an error. The image is built by the first that
 runs of Docker, Podman, the one-node cluster's builder (../shared/cluster) and buildah; --builder names another command.
+Only the chart's values for the model go to stdout, so that they can be written into a file.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -72,7 +74,8 @@ def model_of(args: argparse.Namespace, models: Path, name: str) -> Path:
     code = cli.main(["convert", str(source), f"--name={name}", f"--output={models}", *options])
     if code == 0:
         say("verifying")
-        code = cli.main(["verify", str(models), f"--name={name}"])
+        with contextlib.redirect_stdout(sys.stderr):
+            code = cli.main(["verify", str(models), f"--name={name}"])
     if code:
         raise ModelError(f"{source} makes no model that can be served: no image was built")
     return savedmodel.locate(models / name)
@@ -135,7 +138,7 @@ def build(args: argparse.Namespace) -> None:
         command += [word for item in arguments.items() for word in ("--build-arg", "=".join(item))]
         command += [word for item in labels_of(version, reference).items() for word in ("--label", "=".join(item))]
         say(f"building {args.tag} from {dockerfile.relative_to(ROOT)} with `{shlex.join(command[:2])}`")
-        done = subprocess.run([*command, str(context)], check=False)
+        done = subprocess.run([*command, str(context)], stdout=sys.stderr, check=False)
         if done.returncode:
             raise ModelError(
                 f"`{shlex.join(command[:2])}` ended with {done.returncode}; its last lines say why. "

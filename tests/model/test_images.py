@@ -106,6 +106,7 @@ test "$1" != info || exit ${DOCKER_INFO:-0}
 for word; do printf '%s\\n' "$word"; done > "$RECORD"
 for context; do :; done
 find "$context" -type f | sort > "$RECORD.files"
+echo STEP 1
 exit ${DOCKER_BUILD:-0}
 """
 
@@ -214,6 +215,10 @@ def test_make_model_image(docker: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "clothing-model.version=9" in docker.read_text().splitlines()
+    # `make model-image … > my-values.yaml` has the chart's values in it, and nothing else.
+    assert done.stdout.startswith("model:\n")
+    assert all(re.match(r"(  )*\w+:", line) for line in done.stdout.splitlines()), done.stdout
+    assert "STEP 1" in done.stderr
     done = subprocess.run(make, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "make model-image MODEL=path TAG=kitchen-model:1" in done.stdout
