@@ -1,7 +1,10 @@
-"""What the documents say of the chart is so: each test that they name is there, and each object is explained."""
+"""What the documents say is so: tests that they name are there, objects are explained, figures were measured."""
 
+import json
 import re
+from statistics import median
 
+import pytest
 import yaml
 from charts import CLASSIFIER, EXAMPLES, ROOT, manifests
 
@@ -18,6 +21,16 @@ def there_is(reference: str) -> bool:
         return path.is_file() and f"\ndef {name}(" in path.read_text()
     path = CLASSIFIER / "tests" / file
     return path.is_file() and name in {test["it"] for test in yaml.safe_load(path.read_text())["tests"]}
+
+
+def table(name: str, header: str) -> list[list[str]]:
+    """The rows of a document's table, by what its header begins with."""
+    rows: list[list[str]] = []
+    for line in (ROOT / name).read_text().split(f"\n| {header} |", 1)[1].splitlines()[2:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
 
 
 def test_every_mark_for_this_chart_names_tests_that_there_are():
@@ -64,3 +77,72 @@ def test_every_example_has_its_line():
     text = (ROOT / "Chart-values-examples" / "README.md").read_text()
     assert re.findall(r"^\| \[([\w.-]+)\]\(\1\) \| .+ \|$", text, re.MULTILINE)
     assert set(re.findall(r"^\| \[([\w.-]+)\]", text, re.MULTILINE)) == {file.name for file in EXAMPLES}
+
+
+def test_every_threat_that_is_stopped_names_tests_that_there_are():
+    rows = table("docs/security.md", "threat")
+    assert len(rows) > 20
+    missing = []
+    for threat, mechanism, tests in rows:
+        references = re.findall("`(.+?)`", tests)
+        assert mechanism
+        assert references, f"{threat}: no test"
+        missing += [f"{threat}: {reference}" for reference in references if not there_is(reference)]
+    assert missing == []
+
+
+def test_the_comparison_has_a_mark_for_everyone():
+    [header, *rows] = [
+        line.strip("|").split("|")
+        for line in (ROOT / "docs/comparison.md").read_text().splitlines()
+        if line.startswith("|") and line.count("|") == 9 and "---" not in line
+    ]
+    looked_at = [row[0] for row in table("docs/comparison.md", "| what")]
+    assert [cell.strip() for cell in header[1:]] == [*looked_at, "this"]
+    assert len(rows) > 15
+    for row in rows:
+        for mark in row[1:]:
+            assert mark.strip()[0] in "YP–?" or mark.strip() == "n/a", row
+
+
+@pytest.mark.parametrize(
+    ("photo", "workloads"),
+    [
+        ("0.2 megapixels", ["small-upload"]),
+        ("the same", ["small-url"]),
+        ("12 megapixels", ["large-url", "large-upload"]),
+    ],
+)
+def test_the_capacity_formula_goes_by_what_was_measured(photo, workloads):
+    """A benchmark that is run again moves the figures a little; a document that is far off is wrong."""
+    cells = json.loads((ROOT / "docs/benchmarks/gateway.json").read_text())["cells"]
+    [said] = [float(row[1].removesuffix(" ms")) for row in table("docs/operating.md", "a photo") if photo in row[0]]
+    for workload in workloads:
+        measured = median(cell["cpu_ms"] for cell in cells[f"clothing-gateway {workload} 8"])
+        assert 2 / 3 < measured / said < 3 / 2, f"{workload}: {measured} ms"
+
+
+def test_the_cluster_of_the_tutorial_has_the_nodes_that_its_values_ask_for():
+    cluster = yaml.safe_load((ROOT / "ci/eks.yaml").read_text())
+    groups = {group["name"]: group for group in cluster["managedNodeGroups"]}
+    [server] = [
+        manifest["spec"]["template"]["spec"]
+        for manifest in manifests(CLASSIFIER, "--values", ROOT / "Chart-values-examples/eks-gpu.yaml")
+        if manifest["kind"] == "Deployment" and manifest["metadata"]["name"].endswith("-server")
+    ]
+    [taint] = groups["gpu"]["taints"]
+    assert {"key": taint["key"], "operator": "Exists", "effect": taint["effect"]} in server["tolerations"]
+    assert server["nodeSelector"]["node.kubernetes.io/instance-type"] == groups["gpu"]["instanceType"]
+    assert "taints" not in groups["cpu"]
+    assert all(group["disablePodIMDS"] for group in groups.values())
+    tutorial = (ROOT / "docs/tutorial.md").read_text()
+    assert f"REGION={cluster['metadata']['region']}" in tutorial
+    assert f"clusterName={cluster['metadata']['name']}" in tutorial
+    [role] = cluster["iam"]["podIdentityAssociations"]
+    assert f"serviceAccount.name={role['serviceAccountName']}" in tutorial
+
+
+def test_the_index_leads_to_every_document():
+    text = (ROOT / "docs/README.md").read_text()
+    documents = {file.relative_to(ROOT / "docs").as_posix() for file in (ROOT / "docs").rglob("*.md")} - {"README.md"}
+    assert {document for document in documents if f"]({document})" not in text} == set()

@@ -1,0 +1,361 @@
+"""Every command of the documents can be given: its target, flags and files are there; and every command is in them."""
+
+import argparse
+import re
+from collections import defaultdict
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+from charts import CLASSIFIER, ROOT, flatten, run, tool
+from clothing_gateway import cli
+from clothing_gateway.settings import Settings
+from commands import COMMANDS, DOCUMENTS, Command, anchors, blocks, commands_of, links, simple_commands, spans
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = dict(re.findall(r"^([a-z0-9-]+):[^=\n]*?(?:## (.*))?$", MAKEFILE, re.MULTILINE))
+MODEL = ROOT / "model-image/.venv/bin/clothing-model"
+VALUES = flatten(yaml.load((CLASSIFIER / "values.yaml").read_text(), yaml.CSafeLoader))
+SCHEMA = (CLASSIFIER / "values.schema.json").read_text()
+NAMES = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
+by_document = pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+
+
+def given(*programs: str) -> list[Command]:
+    """The commands of these programs that have words; a name alone only speaks of it."""
+    return [command for command in COMMANDS if command.program in programs and len(command.words) > 1]
+
+
+# What is not this repository's: the subcommands and flags that the documents need. Who writes a new one adds it here,
+# having tried it.
+SHARED_KUBECTL = {"--namespace", "--selector", "-l", "--output", "--all-namespaces"}
+KNOWN: dict[str, dict[str, set[str]]] = {
+    "kubectl": {
+        "config get-contexts": set(),
+        "config set-context": {"--current"},
+        "config use-context": set(),
+        "config view": {"--minify", "-o"},
+        "cp": set(),
+        "describe": set(),
+        "exec": {"--container", "-i", "-t"},
+        "get": {"--raw", "--watch"},
+        "logs": {"--container", "--tail", "--follow", "--previous"},
+        "port-forward": set(),
+        "rollout restart": set(),
+        "rollout status": {"--timeout"},
+        "scale": {"--replicas"},
+        "top": set(),
+    },
+    "docker": {
+        "build": {"-t", "-f", "--tag", "--file", "--build-arg"},
+        "buildx build": {"--load"},
+        "compose config": set(),
+        "compose up": {"--build"},
+        "compose --profile portable up": {"--profile", "--build"},
+        "inspect": set(),
+        "login": {"--username", "--password-stdin"},
+        "push": set(),
+        "tag": set(),
+    },
+    "kind": {
+        "create cluster": {"--config", "--name"},
+        "delete cluster": {"--name"},
+        "load": {"--name"},
+        "load docker-image": {"--name"},
+    },
+    "eksctl": {
+        "create cluster": {"--config-file"},
+        "delete cluster": {"--config-file", "--wait", "--disable-nodegroup-eviction"},
+        "scale nodegroup": {"--cluster", "--name", "--nodes"},
+    },
+    "aws": {
+        "ec2 describe-volumes": {"--region", "--filters", "--query"},
+        "ecr create-repository": {"--region", "--repository-name"},
+        "ecr delete-repository": {"--region", "--repository-name", "--force"},
+        "ecr get-login-password": {"--region"},
+        "eks describe-cluster": {"--region", "--name", "--query", "--output"},
+        "elbv2 describe-load-balancers": {"--region", "--query"},
+        "service-quotas get-service-quota": {"--service-code", "--quota-code", "--query"},
+        "sts get-caller-identity": {"--query", "--output"},
+    },
+    "curl": {
+        "": {"-F", "-d", "-s", "-H", "--form", "--json", "--data", "--data-binary", "--header"},
+    },
+}
+# Of the shell, of Python, and of distributions.
+OTHERS = {"apt-get", "cc", "git", "grep", "head", "mypy", "nvidia-smi", "perf", "pip", "python", "python3", "pytest"}
+OTHERS |= {"ruff", "sha256sum", "tar", "openssl", "base64", "cat", "cosign"}
+
+
+def subcommand(command: Command) -> str | None:
+    """The longest of the program's known subcommands that the command's words begin with."""
+    words = " ".join(command.words[1:])
+    fitting = [known for known in KNOWN[command.program] if f"{words} ".startswith(f"{known} ") or not known]
+    return max(fitting, key=len, default=None)
+
+
+def unknown(command: Command) -> list[str]:
+    found = subcommand(command)
+    if found is None:
+        return [str(command)]
+    allowed = KNOWN[command.program][found] | (SHARED_KUBECTL if command.program == "kubectl" else set())
+    return [f"{command}: {flag}" for flag in command.flags if flag not in allowed]
+
+
+def test_nothing_is_asked_of_other_programs_that_they_do_not_know():
+    found = given(*KNOWN)
+    assert len(found) > 60
+    assert [complaint for command in found for complaint in unknown(command)] == []
+
+
+def test_nothing_in_the_list_is_needless():
+    used = {(command.program, subcommand(command)) for command in given(*KNOWN)}
+    assert {(program, known) for program, each in KNOWN.items() for known in each} - used == set()
+
+
+def test_every_program_of_a_shells_block_is_known():
+    ours = {"make", "helm", "clothing-gateway", "clothing-model"}
+    scripts = {command.program for command in COMMANDS if command.strict}
+    strange = scripts - ours - set(KNOWN) - OTHERS
+    assert {program for program in strange if not list(ROOT.glob(f"ci/**/{program}"))} == set()
+
+
+# ---- make ----
+
+
+def test_every_target_of_make_is_there():
+    wrong = []
+    for command in given("make"):
+        for word in command.words[1:]:
+            variable, is_set, _ = word.partition("=")
+            if is_set:
+                if not re.search(rf"\b{variable}\b", MAKEFILE):
+                    wrong.append(f"{command}: {variable}")
+            elif re.fullmatch(r"[a-z][a-z0-9-]*", word) and word not in TARGETS:
+                wrong.append(str(command))
+    assert len(given("make")) > 30
+    assert wrong == []
+
+
+def test_every_target_that_make_lists_is_documented():
+    documented = {word for command in given("make") for word in command.words[1:]}
+    assert {target for target, about in TARGETS.items() if about} - documented - {"help"} == set()
+
+
+# ---- our programs ----
+
+
+def parses(parser: argparse.ArgumentParser, command: Command) -> bool:
+    try:
+        parser.parse_args(command.words[1:])
+    except SystemExit as end:  # of --help and --version with 0
+        return end.code == 0
+    return True
+
+
+def test_every_command_of_clothing_gateway_can_be_given(capsys):
+    found = given("clothing-gateway")
+    assert len(found) > 8
+    parser = cli._parser()
+    commands = next(action for action in parser._actions if action.dest == "command").choices
+    for command in found:
+        # What a sentence leaves out (…) can't be parsed; its flags can be looked up.
+        taken = {
+            flag
+            for choice in (parser, commands.get(command.words[1], parser))
+            for flag in choice._option_string_actions
+        }
+        assert command.words[1] in commands or command.words[1].startswith("-"), str(command)
+        assert set(command.flags) <= taken, str(command)
+        if command.strict and "…" not in "".join(command.words):
+            assert parses(parser, command), f"{command}: {capsys.readouterr().err}"
+
+
+def test_every_command_of_clothing_gateway_is_documented():
+    commands = next(action for action in cli._parser()._actions if action.dest == "command").choices
+    assert set(commands) - {command.words[1] for command in given("clothing-gateway")} == set()
+
+
+def helps(program: str | Path, *words: str) -> str:
+    done = run(program, *words, "--help")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_command_of_clothing_model_can_be_given_and_is_documented():
+    commands = set(re.findall(r"^    ([a-z]+) ", helps(MODEL), re.MULTILINE))
+    assert {"convert", "serve"} <= commands
+    flags = defaultdict(set)
+    for command in given("clothing-model"):
+        if command.words[1].startswith("-"):
+            assert command.words[1] in helps(MODEL), str(command)
+            continue
+        assert command.words[1] in commands, str(command)
+        flags[command.words[1]] |= set(command.flags)
+    assert commands - set(flags) == set()
+    for name, named in flags.items():
+        text = helps(MODEL, name)
+        assert {flag for flag in named if not re.search(rf"(?<![\w-]){flag}(?![\w-])", text)} == set(), name
+
+
+# ---- helm ----
+
+
+def test_every_flag_of_helm_is_there():
+    found = [command for command in given("helm") if command.words[1] != "diff"]  # a plugin
+    assert len(found) > 25
+    texts = {name: helps(tool("helm"), name) for name in {command.words[1] for command in found} - {"get"}}
+    texts["get"] = helps(tool("helm"), "get", "notes")
+    for command in found:
+        assert "Usage:\n  helm [command]" not in texts[command.words[1]], f"{command}: no such subcommand"
+        for flag in command.flags:
+            assert re.search(rf"(?<![\w-]){flag}(?![\w-])", texts[command.words[1]]), f"{command}: {flag}"
+
+
+INSTALLS = [
+    command
+    for command in given("helm")
+    if {"install", "upgrade", "template"} & set(command.words)
+    and "diff" not in command.words
+    and any(word.startswith("charts/") for word in command.words)
+]
+
+
+@pytest.mark.parametrize("command", INSTALLS, ids=str)
+def test_what_is_installed_can_be_rendered(command, tmp_path):
+    options: list[str] = []
+    words = list(command.words)[2:]
+    while words:
+        word = words.pop(0)
+        # Of the cluster, and not of the manifests.
+        if word in {"--wait", "--install"}:
+            continue
+        if word == "--timeout":
+            words.pop(0)
+            continue
+        if word in {"--values", "-f"}:
+            file = ROOT / words.pop(0).replace("FILE", "kind")
+            if file.parent == ROOT:  # the reader's own
+                file = tmp_path / "own.yaml"
+                file.write_text("model: {labels: [cup, fork]}\nserver: {image: {tag: '1'}}\n")
+                if "eks-gpu.yaml" in str(command):
+                    file.write_text("server: {image: {tag: 1-gpu}}\n")
+            options += ["--values", str(file)]
+            continue
+        # The reader's own: a release's NAME, a registry in a variable.
+        options.append(word.lower() if word.isupper() else re.sub(r"\$\w+", "registry.example.com", word))
+    done = run(tool("helm"), "template", *options, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "kind: Deployment" in done.stdout
+
+
+# ---- curl ----
+
+
+def test_every_route_that_curl_asks_is_there():
+    routes = set(yaml.safe_load((ROOT / "gateway/src/clothing_gateway/openapi.yaml").read_text())["paths"])
+    routes |= {"/healthz", "/readyz", "/metrics", "/v1/models/clothing-model", ""}
+    address = re.compile(r"(?:https?://)?(?:localhost|127\.0\.0\.1|\$\w+)(?::\d+)?(/[^?]*)?(\?.*)?")
+    asked = [
+        (str(command), match[1] or "")
+        for command in given("curl")
+        for word in command.words[1:]
+        if (match := address.fullmatch(word))
+    ]
+    assert len(asked) > 8
+    assert [one for one in asked if one[1] not in routes] == []
+
+
+# ---- files, links and names ----
+
+PLACES = "ci|charts|Chart-values-examples|docs|gateway|model-image|tests|dashboards"
+# What the reader makes.
+READERS = re.compile(r"model-image/models/|\.venv/|NAME|FILE|VERSION|\.cache/")
+
+
+@by_document
+def test_every_file_that_is_named_is_there(document):
+    named = {
+        word.rstrip(".,;:/")
+        for text in [*spans(document.read_text()), *(" ".join(command.words) for command in commands_of(document))]
+        # With :: it is a test, which test_docs.py looks for.
+        for word in re.findall(rf"(?<![\w./-])(?:{PLACES})/[\w./*-]+(?![\w./*-]|::)", text)
+    }
+    gone = [name for name in named if not READERS.search(name) and not list(ROOT.glob(name))]
+    # A name may be meant from the document's own folder.
+    assert [name for name in gone if not list(document.parent.glob(name))] == []
+
+
+@by_document
+def test_every_link_leads_somewhere(document):
+    wrong = []
+    for link in links(document):
+        path, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", path):
+            assert path.startswith("https://"), link
+            continue
+        target = (document.parent / path).resolve() if path else document
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            wrong.append(link)
+    assert wrong == []
+
+
+@by_document
+def test_every_name_is_one_that_there_is(document):
+    """Values of the chart, settings and metrics of the gateway, alerts."""
+    text = document.read_text()
+    code = "\n".join(spans(text))
+    top = "|".join({path.partition(".")[0] for path in VALUES})
+    named = set(re.findall(rf"^((?:{top})\.[a-z][\w.]*)(?=$|[:=])", code, re.MULTILINE))
+    missing = {
+        name
+        for name in named
+        if not any(f"{path}.".startswith(f"{name}.") or f"{name}.".startswith(f"{path}.") for path in VALUES)
+        and f'"{name.rsplit(".", 1)[-1]}"' not in SCHEMA
+        and not name.endswith((".json", ".yaml", ".h5"))
+    }
+    assert missing == set()
+    settings = {entry.metadata["variable"] for entry in fields(Settings)}
+    variables = set(re.findall(r"(?<![\w$])GATEWAY_[A-Z_]+[A-Z]\b", text)) - {"GATEWAY_URL"}
+    decided_against = {"GATEWAY_PORT", "GATEWAY_KEY"}
+    assert variables - settings - decided_against == set()
+    rules = (CLASSIFIER / "templates/_alerts.tpl").read_text()
+    assert {alert for alert in re.findall(r"\bClassifier[A-Z]\w+", text) if alert not in rules} == set()
+
+
+# ---- the tools of these tests ----
+
+
+def test_commands_are_found_in_the_shells_own_words(tmp_path):
+    document = tmp_path / "a.md"
+    document.write_text(
+        "Say `make demo` or:\n\n    A=1 b c | d --e > f   # g\n    i $(j k) && l\n\n"
+        "```console\n$ m 'n o'\nanswer\n```\n\n```yaml\np: q\n```\n"
+    )
+    assert [(command.words, command.strict) for command in commands_of(document)] == [
+        (("b", "c"), False),
+        (("d", "--e"), False),
+        (("j", "k"), False),
+        (("i", "substituted"), False),
+        (("l",), False),
+        (("m", "n o"), True),
+        (("make", "demo"), False),
+    ]
+    assert list(blocks("```sh\na\n```\n")) == [("sh", "a")]
+    assert list(simple_commands("for x in a b; do exec y $x; done")) == [("y", "$x")]
+
+
+def test_what_is_not_there_is_noticed():
+    document = ROOT / "a.md"
+    flag = Command(document, ("kubectl", "get", "pods", "--frobnicate"), strict=True)
+    assert unknown(flag) == ["a.md: kubectl get pods --frobnicate: --frobnicate"]
+    assert unknown(Command(document, ("kubectl", "fly"), strict=True)) == ["a.md: kubectl fly"]
+    assert unknown(Command(document, ("kubectl", "get", "pods", "-l", "a=b"), strict=True)) == []
+
+
+def test_links_and_anchors_are_githubs(tmp_path):
+    document = tmp_path / "a.md"
+    document.write_text("# A `b` c: d\n\n[x](#a-b-c-d) [y](no.md) `[z](w)`\n\n```\n# no heading\n[v](u)\n```\n")
+    assert anchors(document) == {"a-b-c-d"}
+    assert links(document) == ["#a-b-c-d", "no.md"]
