@@ -185,7 +185,7 @@ class ModelServer:
 class PhotoServer:
     """HTTP/1.1 on a loopback port, with whatever a test puts at a path."""
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.paths: dict = {}
         self.asked: list = []
         self.connections = 0
@@ -226,7 +226,7 @@ class PhotoServer:
             def handle_error(self, request, client_address):
                 pass  # a fetcher that cuts a connection is what some tests are about
 
-        self._server = Server((host, 0), Handler)
+        self._server = Server((host, port), Handler)
         self.port = self._server.server_address[1]
         self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()

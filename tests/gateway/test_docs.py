@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import tomllib
 from dataclasses import fields
@@ -11,13 +12,15 @@ from pathlib import Path
 import clothing_gateway
 import pytest
 import yaml
+from clothing_gateway import cli
 from clothing_gateway.admin import ROUTES as ADMIN_ROUTES
 from clothing_gateway.admission import Places
 from clothing_gateway.app import create_app
 from clothing_gateway.clients import Clients
 from clothing_gateway.errors import all_errors, from_status
 from clothing_gateway.metrics import Metrics
-from clothing_gateway.settings import Settings
+from clothing_gateway.settings import Settings, flag_of
+from fakes import LABELS, image_bytes
 from openapi_spec_validator import validate
 
 GATEWAY = Path(__file__).parents[2] / "gateway"
@@ -110,6 +113,40 @@ def test_every_route_is_in_the_readme():
             assert f"`{method.upper()} {path}" in text
     for path in ADMIN_ROUTES:
         assert f"`GET {path}`" in text
+
+
+def commands():
+    """Each command's parser."""
+    (action,) = (action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return action.choices
+
+
+def test_every_command_is_in_the_readme_and_no_other():
+    text = README.split("\n## Try it\n", 1)[1].split("\n## ", 1)[0]
+    assert set(re.findall(r"^\| `clothing-gateway ([a-z]+)", text, re.MULTILINE)) == set(commands())
+
+
+@pytest.mark.parametrize("command", [name for name in commands() if name != "serve"])
+def test_every_option_of_a_command_is_in_its_section_and_no_other(command):
+    section = README.split(f"\n## {command.capitalize()}\n", 1)[1].split("\n## ", 1)[0]
+    settings = {flag_of(entry.metadata["variable"]) for entry in fields(Settings)}
+    options = {
+        option for action in commands()[command]._actions for option in action.option_strings if option.startswith("--")
+    }
+    assert set(re.findall(r"--[a-z][a-z-]+", section)) - settings == options - settings - {"--help"}
+
+
+def test_the_programs_example_works(model_server, start_gateway, tmp_path, monkeypatch, capsys):
+    section = README.split("\n## In a program\n", 1)[1]
+    example = section.split("```python\n", 1)[1].split("```", 1)[0]
+    (tmp_path / "pants.jpg").write_bytes(image_bytes())
+    monkeypatch.chdir(tmp_path)
+    gateway = start_gateway(model_server.address)
+    exec(example.replace("localhost:9696", f"127.0.0.1:{gateway.port}"))
+    label, probability, version, request_id = capsys.readouterr().out.split()
+    assert label in LABELS
+    assert 0 < float(probability) < 1
+    assert (version, len(request_id)) == ("1", 32)
 
 
 def test_every_module_is_in_the_readme():

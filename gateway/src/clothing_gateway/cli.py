@@ -1,19 +1,18 @@
 """The command ``clothing-gateway``.
 
-Ends with 0 when it did what it was asked, 1 when that failed, 2 when it was asked in a way that can't be done.
+Ends with 0 when it did what it was asked, 1 when that failed, 2 when it was asked in a way that can't be done, and 130
+when it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +20,9 @@ from typing import Any, NoReturn
 from clothing_gateway import __version__
 from clothing_gateway.settings import Settings, SettingsError, flag_of, shown
 
-DONE, FAILED, USAGE = 0, 1, 2
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+# Not GATEWAY_…, as it is no setting of the gateway's own.
+KEY_VARIABLE = "CLOTHING_GATEWAY_KEY"
 
 # The settings that say which model is asked and how; the others are about serving.
 _MODEL_SETTINGS = (
@@ -51,7 +52,10 @@ class CommandError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command, and give its exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command == "classify" and (wrong := _contradictions(options)):
+        parser.error(wrong)
     if options.command == "download":
         return _download(options)
     try:
@@ -76,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"error: {error}")
         return FAILED
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     return status
 
 
@@ -117,26 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     for entry in fields(Settings):
         _add_flag(serve, entry)
 
-    classify = commands.add_parser(
-        "classify",
-        help="classify one photo",
-        description="Classify one photo: straight by a model server, over gRPC, or by a gateway.",
-    )
-    classify.add_argument("photo", metavar="PHOTO", help="a file; with --gateway also a URL")
-    asked = classify.add_mutually_exclusive_group()
-    asked.add_argument(
-        "--server",
-        dest="tf_serving_host",
-        metavar="HOST:PORT",
-        help="the model server (TF_SERVING_HOST, localhost:8500)",
-    )
-    asked.add_argument("--gateway", metavar="URL", help="the gateway, as in http://localhost:9696")
-    classify.add_argument("--key-file", metavar="FILE", help="a file that holds the key for the gateway, and no more")
-    classify.add_argument("--top", type=_positive, metavar="K", help="only the K best labels")
-    classify.add_argument("--json", action="store_true", help="print JSON")
-    for entry in fields(Settings):
-        if entry.name in _MODEL_SETTINGS:
-            _add_flag(classify, entry)
+    _add_classify(commands)
 
     download = commands.add_parser(
         "download",
@@ -159,6 +144,86 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_classify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    classify = commands.add_parser(
+        "classify",
+        help="classify photos",
+        description="Classify photos by a gateway, or straight by a model server, over gRPC, prepared here. Results "
+        "go to stdout, or to the file of --csv; progress and what failed go to stderr.",
+        epilog="Ends with 0 when every photo was classified, with 1 when some were not, with 2 when it was asked in a "
+        "way that can't be done, and with 130 after Ctrl-C; what was done by then is written.",
+    )
+    classify.add_argument(
+        "photos",
+        metavar="PHOTO",
+        nargs="+",
+        help="a file; a folder, for all files in and below it named like photos; with --gateway also a URL",
+    )
+    asked = classify.add_mutually_exclusive_group()
+    asked.add_argument(
+        "--server",
+        dest="tf_serving_host",
+        metavar="HOST:PORT",
+        help="the model server (TF_SERVING_HOST, localhost:8500)",
+    )
+    asked.add_argument("--gateway", metavar="URL", help="the gateway, as in http://localhost:9696")
+    classify.add_argument(
+        "--parallel", type=_positive, metavar="N", help="photos sent at a time (4: keeps a gateway of two cores busy)"
+    )
+
+    results = classify.add_argument_group("results")
+    results.add_argument(
+        "--top", type=_positive, metavar="K", help="only the K best labels (all; 3 of several photos, and of --csv)"
+    )
+    results.add_argument("--json", action="store_true", help="print a JSON object for each photo, as they come")
+    results.add_argument(
+        "--csv", metavar="FILE", help="write a row for each photo, as they come, to a file, or to stdout with -"
+    )
+    results.add_argument(
+        "--resume", action="store_true", help="add to the file of --csv, and leave out photos that it has answers for"
+    )
+
+    gateway = classify.add_argument_group("with --gateway")
+    gateway.add_argument(
+        "--key-file", metavar="FILE", help=f"a file that holds the key for the gateway, and no more ({KEY_VARIABLE})"
+    )
+    gateway.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for each attempt (40)")
+    gateway.add_argument(
+        "--attempts", type=_positive, metavar="N", help="for each photo, where the gateway is away or full (5)"
+    )
+    gateway.add_argument(
+        "--retry-seconds",
+        type=_seconds,
+        metavar="SECONDS",
+        help="no attempt later than this after a photo's first; bounds the waiting for a rate, too (60)",
+    )
+
+    server = classify.add_argument_group("with --server")
+    for entry in fields(Settings):
+        if entry.name in _MODEL_SETTINGS:
+            _add_flag(server, entry)
+
+
+def _contradictions(options: argparse.Namespace) -> str | None:
+    """What of the options of ``classify`` don't go together."""
+    if options.json and options.csv == "-":
+        return "--json and --csv - would both write to stdout: choose one, or give --csv a file"
+    if options.resume and options.csv in (None, "-"):
+        return "--resume adds to the file of --csv: name one"
+    if options.gateway is None:
+        for name in ("key_file", "timeout", "attempts", "retry_seconds"):
+            if getattr(options, name) is not None:
+                return f"--{name.replace('_', '-')} is for --gateway"
+    return None
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 86400:
+        raise ValueError
+    return number
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -166,7 +231,7 @@ def _positive(text: str) -> int:
     return number
 
 
-def _add_flag(parser: argparse.ArgumentParser, entry: Field[Any]) -> None:
+def _add_flag(parser: argparse._ActionsContainer, entry: Field[Any]) -> None:
     about = entry.metadata
     default = f"default {about['default']}" if about["default"] else "empty by default"
     text = f"{about['reason']} [{about['variable']}, {about['unit']}, {default}]"
@@ -225,114 +290,50 @@ def _download(options: argparse.Namespace) -> int:
     return DONE
 
 
-class _Times:
-    """How long each step took, in the order of the steps."""
-
-    def __init__(self) -> None:
-        self.milliseconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Time a block."""
-        start = time.perf_counter()
-        yield
-        self.milliseconds[name] = (time.perf_counter() - start) * 1000
-
-
 def _classify(settings: Settings, options: argparse.Namespace) -> int:
+    from clothing_gateway import classify
+    from clothing_gateway.client import ATTEMPTS, RETRY_SECONDS, TIMEOUT_SECONDS, Client
+    from clothing_gateway.results import ResultsError
+
     # What fails is said once, as the command's error, and not by the log as well.
     logging.getLogger("clothing_gateway").addHandler(logging.NullHandler())
-    times = _Times()
-    is_url = options.photo.startswith(("http://", "https://"))
-    if options.gateway is not None:
-        key = _read(Path(options.key_file)).decode("utf-8", "replace").strip() if options.key_file else None
-        result = _ask_gateway(options.gateway, options.photo, times, settings, is_url=is_url, key=key)
-    elif is_url:
-        raise CommandError("a model server takes no URL: give a file, or ask a gateway with --gateway")
-    else:
-        result = _ask_server(Path(options.photo), times, settings)
-    result["predictions"] = result["predictions"][: options.top]
-    if options.json:
-        print(json.dumps({**result, "milliseconds": {step: round(ms, 2) for step, ms in times.milliseconds.items()}}))
-        return DONE
-    width = max(len(prediction["label"]) for prediction in result["predictions"])
-    print(f"model {result['model']['name']}, version {result['model']['version']}")
-    for prediction in result["predictions"]:
-        print(f"  {prediction['label']:<{width}}  {prediction['probability']:7.2%}  score {prediction['score']:8.3f}")
-    print("  ".join(f"{step} {milliseconds:.1f} ms" for step, milliseconds in times.milliseconds.items()))
-    return DONE
-
-
-def _read(path: Path) -> bytes:
+    parallel = options.parallel or classify.PARALLEL
+    notes = classify.Notes()
+    way: AbstractContextManager[classify.Ask]
     try:
-        return path.read_bytes()
+        if options.gateway is None:
+            way = classify.by_server(settings)
+        else:
+            client = Client(
+                options.gateway,
+                key=_key(options.key_file),
+                timeout=options.timeout or TIMEOUT_SECONDS,
+                attempts=options.attempts or ATTEMPTS,
+                retry_seconds=RETRY_SECONDS if options.retry_seconds is None else options.retry_seconds,
+                connections=parallel,
+                on_retry=notes.retry,
+            )
+            way = classify.by_gateway(client, options.top)
+    except ValueError as error:
+        _say(f"error: {error}")
+        return USAGE
+    output = classify.Output(options.top, json=options.json, csv=options.csv, resume=options.resume)
+    try:
+        with way as ask:
+            return DONE if classify.run(options.photos, ask, output, parallel, notes) else FAILED
+    except (classify.CommandError, ResultsError) as error:
+        raise CommandError(str(error)) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a photo's own are its outcome
+        raise CommandError(f"can't write the results: {error.strerror}") from None
+
+
+def _key(path: str | None) -> str | None:
+    """The key for the gateway: never a flag's value, which all users of the machine can see."""
+    if path is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError as error:
         raise CommandError(f"can't read {path}: {error.strerror}") from None
-
-
-def _ask_server(path: Path, times: _Times, settings: Settings) -> dict[str, Any]:
-    from clothing_gateway.classifier import prepare, ranked, read_header
-    from clothing_gateway.deadline import Deadline
-    from clothing_gateway.errors import GatewayError
-    from clothing_gateway.predictor import Predictor
-
-    with times.step("read"):
-        data = _read(path)
-    predictor = Predictor(settings)
-    try:
-        with times.step("metadata"):
-            predictor.check()
-            if predictor.not_ready:
-                raise CommandError(predictor.not_ready)
-            model = predictor.model()
-        with times.step("decode"):
-            element = prepare(data, read_header(data, settings, settings.decode_memory_bytes), model, settings)
-        with times.step("predict"):
-            prediction = predictor.predict(model, [element], Deadline.after(settings.request_timeout_seconds))
-    except GatewayError as error:
-        raise CommandError(f"{error.detail}" + (f" ({error.cause})" if error.cause else "")) from None
-    finally:
-        predictor.close()
-    return {
-        "model": {"name": model.name, "version": str(prediction.version)},
-        "predictions": ranked(settings.labels, prediction.scores[0]),
-    }
-
-
-def _ask_gateway(
-    base: str, photo: str, times: _Times, settings: Settings, *, is_url: bool, key: str | None
-) -> dict[str, Any]:
-    import urllib3
-
-    if is_url:
-        body, kind = json.dumps({"url": photo}).encode(), "application/json"
-    else:
-        with times.step("read"):
-            body, kind = _read(Path(photo)), "application/octet-stream"
-    address = base.rstrip("/") + "/classify"
-    headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {key}"} if key else {})
-    try:
-        with times.step("gateway"):
-            response = urllib3.request(
-                "POST",
-                address,
-                body=body,
-                headers=headers,
-                retries=False,
-                timeout=settings.request_timeout_seconds + 1,
-            )
-    except urllib3.exceptions.HTTPError as error:
-        raise CommandError(f"can't reach {address}: {error}") from None
-    try:
-        answer: Any = response.json()
-        if response.status == 200:
-            return {"model": answer["model"], "predictions": answer["predictions"]}
-        _refused(answer, response.status)
-    except (ValueError, KeyError, TypeError):
-        raise CommandError(f"{address} answered {response.status}, and not as a gateway does: is it one?") from None
-
-
-def _refused(problem: Any, status: int) -> NoReturn:  # noqa: ANN401 - whatever JSON came
-    raise CommandError(
-        f"the gateway answered {status}, {problem['code']}: {problem['detail']} (request id {problem['request_id']})"
-    )
