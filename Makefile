@@ -85,7 +85,7 @@ model-image: model-image/.venv/$(if $(wildcard $(MODEL)/.),runtime,dev).stamp ##
 
 .PHONY: kind
 kind: tools ## Images built, a Kind cluster, the chart installed, the address printed
-	@$(PYTHON) ci/cluster.py --on kind up images install
+	@$(PYTHON) ci/clusters.py --on kind up images install
 
 # ---- checks ----
 
@@ -166,9 +166,9 @@ bench: gateway/.venv/runtime.stamp ## What a photo costs, beside other servers a
 E2E ?= short
 
 .PHONY: e2e
-e2e: dev tools ## The rest, on a cluster: Kind where Docker runs, else the one-node cluster; E2E=full: 3,000 requests through each scenario
+e2e: dev tools ## The rest, on a cluster: Kind where Docker runs, else two nodes of its own; E2E=full: 3,000 requests through each scenario
 	@case $(E2E) in full|short) ;; *) echo "make e2e E2E=$(E2E): is none of full, short"; exit 2;; esac
-	@$(GATEWAY)/python ci/cluster.py up images
+	@$(GATEWAY)/python ci/clusters.py up images
 	@E2E=$(E2E) $(PYTEST) --timeout=600 tests/e2e
 
 .PHONY: docs

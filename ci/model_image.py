@@ -3,8 +3,8 @@
     python ci/model_image.py models/kitchen.keras --tag kitchen-model:1 --labels cup,fork,glass,knife,plate,spoon
 
 Takes what `clothing-model convert` takes, and stops where `verify` finds an error. The image is built by the first that
-runs of Docker, Podman, the one-node cluster's builder (../shared/cluster) and buildah; --builder names another command.
-Only the chart's values for the model go to stdout, so that they can be written into a file.
+runs of Docker, Podman and buildah (as root by ci/cluster, which finds a base image without a registry); --builder names
+another command. Only the chart's values for the model go to stdout, so that they can be written into a file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from clothing_model.errors import ModelError
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "model-image"
-CLUSTER = Path(os.environ.get("E2E_CLUSTER", ROOT.parent / "shared/cluster/cluster"))
+CLUSTER = Path(os.environ.get("E2E_CLUSTER", ROOT / "ci/cluster/cluster"))
 # What the Dockerfiles copy, beside the model.
 SOURCES = ("src", "pyproject.toml", "README.md", "requirements.lock", ".dockerignore")
 # Options that are passed on to `convert`.
@@ -52,9 +52,9 @@ def builder(wanted: str) -> list[str]:
             if subprocess.run([tool, "info"], capture_output=True, check=False).returncode == 0:
                 return [tool, "build"]
             asleep.append(tool)
-    if CLUSTER.is_file():
-        return [str(CLUSTER), "build", "--layers"]
     if shutil.which("buildah") is not None:
+        if CLUSTER.is_file() and os.geteuid() == 0:
+            return [str(CLUSTER), "build", "--layers"]
         return ["buildah", "build", "--layers"]
     raise ModelError(
         f"`{' info` and `'.join(asleep)} info` fail: start the engine, or see whether this user may use it"

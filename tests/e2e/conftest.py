@@ -1,7 +1,7 @@
 """The cluster, the release and a server of photos inside the cluster, for the end-to-end tests.
 
-`make e2e` has started the cluster and loaded the images (ci/cluster.py); here they are used. What failed is kept: logs,
-events and descriptions of all pods go to e2e-report/.
+`make e2e` has started the cluster and loaded the images (ci/clusters.py); here they are used. What failed is kept:
+logs, events and descriptions of all pods, and what the cluster's own daemons logged, go to e2e-report/.
 """
 
 from __future__ import annotations
@@ -102,3 +102,5 @@ def _collect(cluster: clusters.Cluster, folder: Path) -> None:
     }.items():
         with contextlib.suppress(clusters.ClusterError):
             (folder / f"{name}.txt").write_text(cluster.kubectl("--namespace", NAMESPACE, *arguments))
+    with contextlib.suppress(clusters.ClusterError):
+        cluster.report(folder / "cluster")

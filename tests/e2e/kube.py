@@ -17,7 +17,7 @@ import pytest
 
 sys.path.insert(0, str(processes.ROOT / "ci"))
 
-import cluster as clusters
+import clusters
 
 # Another one lets two runs share a cluster.
 NAMESPACE = os.environ.get("E2E_NAMESPACE", "clothing-e2e")

@@ -17,9 +17,7 @@ def proxy(cluster: clusters.Cluster) -> str:
     """Base URL of Contour's Envoy, which takes the Ingress class and the Gateway that are named contour."""
     classes = cluster.kubectl("get", "ingressclasses", "--output=name").split()
     if "ingressclass.networking.k8s.io/contour" not in classes:
-        pytest.skip(
-            "this cluster has no Ingress class contour: run ../shared/cluster/cluster ingress, or install Contour"
-        )
+        pytest.skip("this cluster has no Ingress class contour: run `ci/cluster/cluster ingress`, or install Contour")
     path = "--output=jsonpath={.status.loadBalancer.ingress[0].ip}"
     return f"http://{cluster.kubectl('--namespace', 'projectcontour', 'get', 'service', 'envoy', path)}"
 

@@ -1,10 +1,10 @@
 """A cluster to install the chart on, with the images built and loaded; for `make kind` and for the end-to-end tests.
 
-    python ci/cluster.py [--on kind|node] up images install    # any of the three, in this order
+    python ci/clusters.py [--on kind|own] up images install    # any of the three, in this order
 
-Where Docker runs the cluster is Kind's. On a Linux machine without Docker it is the one-node cluster whose command
-lies in ../shared/cluster (or where E2E_CLUSTER says). E2E_CONTEXT names a context of the current kubeconfig to use as
-it is, on a cluster that can pull from the registry that E2E_REGISTRY names.
+Where Docker runs the cluster is Kind's. On a Linux machine without Docker it is the project's own, of two nodes
+(ci/cluster, or the command that E2E_CLUSTER names), which needs root. E2E_CONTEXT names a context of the current
+kubeconfig to use as it is, on a cluster that can pull from the registry that E2E_REGISTRY names.
 
 Images are tagged by their content, so that an upgrade restarts just what changed and no tag ever means two things.
 """
@@ -78,6 +78,9 @@ class Cluster(abc.ABC):
     def tag(self, name: str, tag: str, new: str) -> None:
         """Give an image that was built a second tag, also in the cluster."""
 
+    def report(self, folder: Path) -> None:  # noqa: B027 - of a cluster that isn't ours nothing but kubectl's is had
+        """Write what the cluster itself logs into a folder."""
+
     def kubectl(self, *arguments: str, **options: object) -> str:
         """Run kubectl; its output."""
         return run("kubectl", *arguments, env=self.process_environment(), **options)
@@ -102,16 +105,23 @@ class Cluster(abc.ABC):
         return values
 
 
-class Node(Cluster):
-    """The one-node cluster of ../shared/cluster: no Docker, images by buildah."""
+class Own(Cluster):
+    """The two nodes of ci/cluster: no Docker, images by buildah."""
 
     def __init__(self, command: Path) -> None:
         self.command = str(command)
         super().__init__({"KUBECONFIG": run(self.command, "kubeconfig").strip()}, registry="localhost")
 
     def up(self) -> None:
-        say("starting the one-node cluster (the first time it builds Kubernetes, for up to 20 minutes)")
+        say("starting the cluster of ci/cluster (the first time it builds Kubernetes, for up to 20 minutes)")
         run(self.command, "up")
+        try:
+            run(self.command, "ingress")
+        except ClusterError as error:
+            say(f"no Ingress controller, so tests of routes are left out: {error}")
+
+    def report(self, folder: Path) -> None:
+        run(self.command, "report", str(folder), stderr=subprocess.STDOUT)
 
     def build(self, image: Image) -> str:
         name = f"localhost/{image.name}"
@@ -152,6 +162,9 @@ class Kind(Cluster):
     def tag(self, name: str, tag: str, new: str) -> None:
         run("docker", "tag", f"{name}:{tag}", f"{name}:{new}")
         self._load(f"{name}:{new}")
+
+    def report(self, folder: Path) -> None:
+        run("kind", "export", "logs", str(folder), "--name", KIND_NAME, stderr=subprocess.STDOUT)
 
     def _load(self, reference: str) -> None:
         run("kind", "load", "docker-image", reference, "--name", KIND_NAME)
@@ -221,12 +234,15 @@ def find(wanted: str = "") -> Cluster:
                 "no Docker engine answers; start Docker, or use a machine that has it: Kind runs in Docker"
             )
         return Kind()
-    command = Path(os.environ.get("E2E_CLUSTER", ROOT.parent / "shared/cluster/cluster"))
+    command = Path(os.environ.get("E2E_CLUSTER", ROOT / "ci/cluster/cluster"))
     if not command.is_file():
+        raise ClusterError(f"E2E_CLUSTER={command}: there is no such command")
+    if sys.platform != "linux" or os.geteuid() != 0:
         raise ClusterError(
-            f"no Docker engine answers and there is no {command}; start Docker, or set E2E_CONTEXT and E2E_REGISTRY"
+            "no Docker engine answers, and the project's own cluster needs Linux and root: "
+            "start Docker, run this as root, or set E2E_CONTEXT and E2E_REGISTRY"
         )
-    return Node(command)
+    return Own(command)
 
 
 TAGS = ROOT / ".cache/image-tags.json"
@@ -259,7 +275,7 @@ def main() -> int:
     """Run the steps asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--on", choices=("kind", "node"), default="", help="the kind of cluster; found by itself when left out"
+        "--on", choices=("kind", "own"), default="", help="the kind of cluster; found by itself when left out"
     )
     parser.add_argument("steps", nargs="+", choices=("up", "images", "install"))
     arguments = parser.parse_args()
