@@ -176,6 +176,10 @@ docs: dev tools ## Regenerate the charts' READMEs from their values, and the exa
 	@helm-docs --chart-search-root charts --sort-values-order file
 	@$(GATEWAY)/python tests/chart/golden.py
 
+.PHONY: pictures
+pictures: dev ## Take the documents' pictures of the page anew, in Chromium, of a real gateway with the demo model
+	@$(GATEWAY)/python tests/page/pictures.py
+
 .PHONY: clean
 clean: ## Remove what the other commands installed
 	rm -rf gateway/.venv model-image/.venv .tools .cache e2e-report page-report

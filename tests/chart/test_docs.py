@@ -146,3 +146,12 @@ def test_the_index_leads_to_every_document():
     text = (ROOT / "docs/README.md").read_text()
     documents = {file.relative_to(ROOT / "docs").as_posix() for file in (ROOT / "docs").rglob("*.md")} - {"README.md"}
     assert {document for document in documents if f"]({document})" not in text} == set()
+
+
+def test_every_picture_is_shown_and_small():
+    pictures = {file.name for kind in ("*.png", "*.svg") for file in (ROOT / "docs").rglob(kind)}
+    shown = "".join(file.read_text() for file in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"])
+    assert {"page.png", "page-phone.png", "architecture.svg"} <= pictures
+    assert {name for name in pictures if f"/{name}" not in shown and f"({name})" not in shown} == set()
+    for file in (ROOT / "docs/pictures").iterdir():
+        assert file.stat().st_size < 150_000, file.name
