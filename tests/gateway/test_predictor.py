@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
 import time
 from concurrent import futures
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -448,35 +450,60 @@ def test_targets_and_options():
     assert target_of("model:8500") == "dns:///model:8500"
     assert target_of("[::1]:8500") == "dns:///[::1]:8500"
     assert target_of("unix:/run/model.sock") == "unix:/run/model.sock"
-    options = dict(channel_options(123))
+    options = dict(channel_options(123, 32))
     config = json.loads(options["grpc.service_config"])
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
     assert config["methodConfig"][0]["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
-    assert config["retryThrottling"]["maxTokens"]
+    assert config["retryThrottling"]["maxTokens"] == 128
+    assert json.loads(dict(channel_options(1, 5000))["grpc.service_config"])["retryThrottling"]["maxTokens"] == 1000
     assert options["grpc.per_rpc_retry_buffer_size"] == 123
-    assert options["grpc.keepalive_time_ms"] == 30000
+    assert options["grpc.keepalive_time_ms"] == 5000
 
 
-def test_a_server_that_is_killed_while_it_works_is_made_up_for_by_another(make, model_server):
-    """Its connection breaks before an answer: gRPC tries again, on the server that is left."""
+@contextmanager
+def doomed_server():
+    """A model server in a process of its own, that says "asked" when it has a call, and answers none."""
     script = (
         "import time\nfrom fakes import FakeModel, ModelServer\n"
         "server = ModelServer(FakeModel(delay=30))\nprint(server.port, flush=True)\n"
         "server.model.asked.wait(30)\nprint('asked', flush=True)\ntime.sleep(30)"
     )
-    doomed = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True
     )
     try:
-        port = int(doomed.stdout.readline())
+        yield process, int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+def test_a_server_that_ends_or_hangs_while_it_works_is_made_up_for_by_another(make, model_server, monkeypatch, end):
+    """Its connection breaks, or is found dead by a ping: gRPC tries again, on the server that is left.
+
+    So many calls are on their way as a full gateway has: the limit on retries must let all of them through.
+    """
+    monkeypatch.setattr(predictor_module, "_PING_SECONDS", 1)
+    with doomed_server() as (doomed, port):
         predictor = make(f"ipv4:127.0.0.1:{port},127.0.0.1:{model_server.port}")
         predictor.check()
-        with futures.ThreadPoolExecutor(4) as clients:
-            answers = [clients.submit(ask, predictor, None, 20.0) for _ in range(4)]
+        with futures.ThreadPoolExecutor(32) as clients:
+            answers = [clients.submit(ask, predictor, None, 20.0) for _ in range(32)]
             assert doomed.stdout.readline() == "asked\n"
-            doomed.kill()
-            assert [answer.result().version for answer in answers] == [1] * 4
-    finally:
-        doomed.kill()
-        doomed.wait()
-        doomed.stdout.close()
+            wait_until(lambda: sum(answer.done() for answer in answers) >= 12)
+            doomed.send_signal(end)
+            assert [answer.result().version for answer in answers] == [1] * 32
+
+
+def test_a_full_queue_is_not_tripled_by_retries(make, model_server):
+    """TensorFlow's full batching queue looks like an absent server. Retries of it end when too many calls fail."""
+    predictor = make(model_server.address, max_in_flight=8)
+    predictor.check()
+    words = "The batch scheduling queue to which this task was submitted is full"
+    model_server.model.fail = [(Code.UNAVAILABLE, words)] * 300
+    for _ in range(100):
+        with pytest.raises(Overloaded):
+            ask(predictor)
+    assert len(model_server.model.calls) < 150

@@ -51,6 +51,11 @@ _CHECK_AGAIN_SECONDS = 1.0
 _LOST_AFTER = 3
 # A call that lasts longer is made so that it can be cancelled, and its client looked at so often.
 _SLOW_SECONDS = 0.1
+# A connection on which calls wait and nothing comes is asked so often whether its server lives, and has so long to say
+# so: a server that hangs is found while its calls have time left for another one.
+_PING_SECONDS = 5
+# gRPC ends retries when half the tokens are gone, a failed call costs one, and there may be no more than this.
+_MOST_TOKENS = 1000
 # TensorFlow's batching says UNAVAILABLE, as an absent server does, when its queue is full (shared_batch_scheduler.h).
 _QUEUE_FULL = "batch scheduling queue"
 
@@ -62,7 +67,7 @@ def target_of(address: str) -> str:
     return address if address.startswith(("dns:", "ipv4:", "ipv6:", "unix:", "passthrough:")) else f"dns:///{address}"
 
 
-def channel_options(retry_buffer_bytes: int) -> list[tuple[str, Any]]:
+def channel_options(retry_buffer_bytes: int, max_in_flight: int) -> list[tuple[str, Any]]:
     """The channel's options, each with the reason that it is there."""
     service_config = {
         # One connection to each pod and calls in turn; the default, pick_first, sends all to one.
@@ -80,8 +85,9 @@ def channel_options(retry_buffer_bytes: int) -> list[tuple[str, Any]]:
                 },
             }
         ],
-        # A full batching queue is UNAVAILABLE, too: without this, retries triple the load that filled it.
-        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+        # A full batching queue is UNAVAILABLE, too: without this, retries triple the load that filled it. A server that
+        # is lost with all calls that this gateway can have, and a second one after it, must not end them.
+        "retryThrottling": {"maxTokens": min(4 * max_in_flight, _MOST_TOKENS), "tokenRatio": 0.1},
     }
     return [
         ("grpc.service_config", json.dumps(service_config)),
@@ -91,9 +97,13 @@ def channel_options(retry_buffer_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.service_config_disable_resolution", 1),
         # 30 s by default: too long for a pod that has just come.
         ("grpc.dns_min_time_between_resolutions_ms", 5000),
-        # A node that vanishes closes no connection. Pings only during calls: servers refuse them more often.
-        ("grpc.keepalive_time_ms", 30000),
-        ("grpc.keepalive_timeout_ms", 5000),
+        # A node that vanishes, or a server that hangs, closes no connection. Pings only during calls, and only where
+        # nothing else comes: a server that was not told to expect them (the chart tells it) takes three without an
+        # answer to send, so that no call of GATEWAY_REQUEST_TIMEOUT_SECONDS' 20 meets its limit.
+        ("grpc.keepalive_time_ms", _PING_SECONDS * 1000),
+        ("grpc.keepalive_timeout_ms", _PING_SECONDS * 1000),
+        # What gRPC goes by since 1.60, whatever the line above says; its default is a minute.
+        ("grpc.http2.ping_timeout_ms", _PING_SECONDS * 1000),
         # Up to 120 s by default: the model server would be back long before it is tried again.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
@@ -115,7 +125,8 @@ class _Connection:
 
     def __init__(self, settings: Settings, retry_buffer_bytes: int, files: TlsFiles | None) -> None:
         self.retry_buffer_bytes = retry_buffer_bytes
-        target, options = target_of(settings.tf_serving_host), channel_options(retry_buffer_bytes)
+        target = target_of(settings.tf_serving_host)
+        options = channel_options(retry_buffer_bytes, settings.max_in_flight)
         if files is None:
             self.channel = grpc.insecure_channel(target, options=options)
         else:

@@ -93,9 +93,12 @@ model_config_list {
 {{- if include "clothing-classifier.server.knowsGrpcHealth" . }}
 - --enable_grpc_healthcheck_service=true
 {{- end }}
+{{- /* A gateway asks a silent connection every 5 seconds whether the server lives; without leave for it the server would hang up on it. */}}
+{{- $arguments := list "grpc.http2.min_recv_ping_interval_without_data_ms=4000" }}
 {{- with .Values.server.maxConnectionAgeSeconds }}
-- --grpc_channel_arguments=grpc.max_connection_age_ms={{ mul . 1000 }},grpc.max_connection_age_grace_ms={{ mul (ceil $.Values.gateway.requestTimeoutSeconds) 1000 }}
+{{- $arguments = concat $arguments (list (printf "grpc.max_connection_age_ms=%d" (mul . 1000)) (printf "grpc.max_connection_age_grace_ms=%d" (mul (ceil $.Values.gateway.requestTimeoutSeconds) 1000))) }}
 {{- end }}
+- --grpc_channel_arguments={{ join "," $arguments }}
 {{- if and .Values.server.gpu.enabled (not (kindIs "invalid" .Values.server.gpu.memoryFraction)) }}
 - --per_process_gpu_memory_fraction={{ .Values.server.gpu.memoryFraction }}
 {{- end }}
