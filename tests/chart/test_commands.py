@@ -10,6 +10,8 @@ import pytest
 import yaml
 from charts import CLASSIFIER, ROOT, flatten, run, tool
 from clothing_gateway import cli
+from clothing_gateway.errors import all_errors
+from clothing_gateway.metrics import Metrics
 from clothing_gateway.settings import Settings
 from commands import COMMANDS, DOCUMENTS, Command, anchors, blocks, commands_of, links, simple_commands, spans
 
@@ -320,8 +322,23 @@ def test_every_name_is_one_that_there_is(document):
     variables = set(re.findall(r"(?<![\w$])GATEWAY_[A-Z_]+[A-Z]\b", text)) - {"GATEWAY_URL"}
     decided_against = {"GATEWAY_PORT", "GATEWAY_KEY"}
     assert variables - settings - decided_against == set()
+    metrics = {family.name for family in Metrics().registry.collect()}
+    counted = {re.sub("_(total|bucket|sum|count)$", "", name) for name in re.findall(r"\bgateway_[a-z_]+[a-z]\b", code)}
+    assert counted - metrics == set()
     rules = (CLASSIFIER / "templates/_alerts.tpl").read_text()
     assert {alert for alert in re.findall(r"\bClassifier[A-Z]\w+", text) if alert not in rules} == set()
+
+
+def test_the_runbooks_and_the_questions_name_errors_that_there_are():
+    codes = {error.code for error in all_errors()}
+    named = {
+        span
+        for name in ("docs/faq.md", "docs/runbooks/alerts.md")
+        for span in spans((ROOT / name).read_text())
+        if re.fullmatch("(model|too|photo|out|not|address)(-[a-z]+)+", span)
+    }
+    assert len(named) > 4
+    assert named - codes == set()
 
 
 # ---- the tools of these tests ----
