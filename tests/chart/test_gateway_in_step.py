@@ -1,8 +1,12 @@
 """What the chart says a second time is what the gateway says."""
 
+import ast
+import re
 from ipaddress import IPv6Network
 
-from charts import CLASSIFIER, manifests
+import yaml
+from charts import CLASSIFIER, ROOT, flatten, manifests
+from clothing_gateway.doctor.chart import CHART_VALUES
 from clothing_gateway.fetch.policy import FORBIDDEN_IPV4, FORBIDDEN_IPV6
 from clothing_gateway.settings import Settings
 
@@ -32,3 +36,46 @@ def test_an_ingress_takes_as_much_as_the_gateway_does():
     ingress = next(m for m in found if m["kind"] == "Ingress")
     size = ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"]
     assert int(size) == Settings().max_body_bytes
+
+
+def test_the_doctor_names_the_value_behind_each_setting():
+    """clothing-gateway doctor says which value to change: each setting's is the one that the chart makes it of."""
+    text = (CLASSIFIER / "templates/gateway/_env.tpl").read_text()
+    parts = re.split(r'- name: (?=[A-Z])|\(list "(?=[A-Z])', text)
+    made = {re.match(r"[A-Z_]+", part)[0]: part for part in parts[1:]}
+    # Named by a helper, or inside a `with` or an `if` that names them.
+    elsewhere = {
+        "GATEWAY_MODEL_VERSION": "model.version",
+        "GATEWAY_SELECTABLE_VERSIONS": "model.selectableVersions",
+        "GATEWAY_DRAIN_TIMEOUT_SECONDS": "gateway.requestTimeoutSeconds",
+        "GATEWAY_FETCH_ALLOWED_NETWORKS": "gateway.fetch.allowedNetworks",
+        "GATEWAY_KEYS_FILE": "gateway.keys.secretName",
+        "GATEWAY_MODEL_TLS": "gateway.serverTls.secretName",
+        "GATEWAY_MODEL_TLS_CA_FILE": "gateway.serverTls.secretName",
+        "GATEWAY_MODEL_TLS_CERTIFICATE_FILE": "gateway.serverTls.mutual",
+        "GATEWAY_MODEL_TLS_KEY_FILE": "gateway.serverTls.mutual",
+        "GATEWAY_MODEL_TLS_SERVER_NAME": "gateway.serverTls.serverName",
+    }
+    for variable, value in CHART_VALUES.items():
+        if variable == "TF_SERVING_HOST" or variable not in made:
+            assert value == "gateway.extraEnv", variable
+        elif variable in elsewhere:
+            assert value == elsewhere[variable]
+        else:
+            assert re.search(rf"\.Values\.{re.escape(value)}\b(?!\.)", made[variable]), variable
+
+
+def test_the_doctor_names_values_that_there_are():
+    values = flatten(yaml.safe_load((CLASSIFIER / "values.yaml").read_text()))
+    top = "|".join({path.partition(".")[0] for path in values})
+    files = sorted((ROOT / "gateway/src/clothing_gateway/doctor").glob("*.py"))
+    strings = [
+        node.value
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    named = {name for text in strings for name in re.findall(rf"(?<![\w/.])((?:{top})\.[a-z]\w*(?:\.\w+)*)", text)}
+    assert len(named) > 60
+    named = {name.removesuffix(".limits.cpu") for name in named}  # which is not set by default
+    assert {name for name in named if not any(f"{path}.".startswith(f"{name}.") for path in values)} == set()

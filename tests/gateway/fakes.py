@@ -22,6 +22,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+from clothing_gateway.doctor import status
 from PIL import Image
 from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import (
@@ -56,6 +57,7 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
     name: str = "clothing-model"
     version: int = 1
     others: tuple = ()  # further versions that are loaded
+    statuses: tuple | None = None  # (version, state, error) of GetModelStatus; by default what is loaded is available
     labels: dict = field(default_factory=dict)  # version labels
     inputs_of: dict = field(default_factory=dict)  # inputs of a version that has its own
     signature_name: str = "serving_default"
@@ -90,6 +92,17 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
                 for size in shape or ():
                     there[name].tensor_shape.dim.add().size = size
         response.metadata["signature_def"].Pack(signatures)
+        return response
+
+    def GetModelStatus(self, request, context):  # noqa: N802
+        if request.model_spec.name != self.name:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {request.model_spec.name}")
+        response = status.message_class()()
+        for version, state, error in self.statuses or [
+            (one, status.AVAILABLE, "") for one in (self.version, *self.others)
+        ]:
+            found = response.model_version_status.add(version=version, state=state)
+            found.status.error_message = error
         return response
 
     def _version(self, spec, context):
@@ -162,12 +175,24 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
 class ModelServer:
     """A FakeModel behind a real gRPC server on a loopback port."""
 
-    def __init__(self, model: FakeModel | None = None, port: int = 0, credentials=None) -> None:
+    def __init__(
+        self, model: FakeModel | None = None, port: int = 0, credentials=None, host: str = "127.0.0.1"
+    ) -> None:
         self.model = model or FakeModel()
         options = [("grpc.max_receive_message_length", 1 << 30), ("grpc.so_reuseport", 0)]
         self._server = grpc.server(futures.ThreadPoolExecutor(16), options=options)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self.model, self._server)
-        address = f"127.0.0.1:{port}"
+        # tensorflow-protobuf's own module for this service can't be imported (clothing_gateway/doctor/status.py).
+        get_model_status = grpc.unary_unary_rpc_method_handler(
+            self.model.GetModelStatus,
+            request_deserializer=get_model_metadata_pb2.GetModelMetadataRequest.FromString,
+            response_serializer=lambda response: response.SerializeToString(),
+        )
+        handlers = {"GetModelStatus": get_model_status}
+        self._server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler("tensorflow.serving.ModelService", handlers)]
+        )
+        address = f"{host}:{port}"
         if credentials is None:
             self.port = self._server.add_insecure_port(address)
         else:

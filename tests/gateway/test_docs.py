@@ -152,8 +152,19 @@ def test_the_programs_example_works(model_server, start_gateway, tmp_path, monke
 def test_every_module_is_in_the_readme():
     table = README.split("\n## Working on it\n", 1)[1]
     modules = {file.stem for file in (GATEWAY / "src/clothing_gateway").glob("*.py")} - {"__init__", "__main__"}
-    for name in modules | {file.stem for file in (GATEWAY / "src/clothing_gateway/fetch").glob("*.py")} - {"__init__"}:
+    for package in ("fetch", "doctor"):
+        modules |= {file.stem for file in (GATEWAY / "src/clothing_gateway" / package).glob("*.py")} - {"__init__"}
+        assert f"`{package}`" in table
+    for name in modules:
         assert f"`{name}`" in table, name
+
+
+def test_every_check_of_the_doctor_is_in_the_readme():
+    files = (GATEWAY / "src/clothing_gateway/doctor").glob("*.py")
+    checks = {name for file in files for name in re.findall(r'Finding\(\s*"([a-z]+)"', file.read_text())}
+    section = README.split("\n## Doctor\n", 1)[1].split("\n| option |", 1)[0]
+    first_cells = re.findall(r"^\| (`.+?) \|", section, re.MULTILINE)
+    assert {name for cell in first_cells for name in re.findall("`([a-z]+)`", cell)} == checks
 
 
 def test_the_version_is_in_one_place():

@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(wrong)
     if options.command == "download":
         return _download(options)
+    if options.command == "doctor":
+        return _doctor(parser, options)
     try:
         flags = {entry.name: getattr(options, entry.name, None) for entry in fields(Settings)}
         settings, sources, warnings = Settings.load(os.environ, flags)
@@ -122,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_flag(serve, entry)
 
     _add_classify(commands)
+    _add_doctor(commands)
 
     download = commands.add_parser(
         "download",
@@ -202,6 +205,26 @@ def _add_classify(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     for entry in fields(Settings):
         if entry.name in _MODEL_SETTINGS:
             _add_flag(server, entry)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="look for what is wrong with an installation",
+        description="Look at settings, DNS, model servers, the model, a gateway's admin port, fetching and limits, and "
+        "say what is wrong and which of the chart's values mend it. In a pod: kubectl exec deployment/… -- "
+        "clothing-gateway doctor, with the pod's settings. Elsewhere: with the same flags as serve, and kubectl "
+        "port-forward to ports 8500 and 9697.",
+        epilog="Ends with 0 when nothing failed, and with 1 when something did; a warning is no failure.",
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.add_argument(
+        "--admin", metavar="URL", help="a gateway's admin port (http://localhost: and --admin-listen-port)"
+    )
+    doctor.add_argument("--photo", metavar="URL", help="fetch this as the gateway would, and say why it can't be")
+    settings = doctor.add_argument_group("settings, as of serve")
+    for entry in fields(Settings):
+        _add_flag(settings, entry)
 
 
 def _contradictions(options: argparse.Namespace) -> str | None:
@@ -288,6 +311,29 @@ def _download(options: argparse.Namespace) -> int:
         _say(f"error: {error}")
         return FAILED
     return DONE
+
+
+def _doctor(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    # The findings say what went wrong, and gRPC need not say it as well.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    logging.getLogger("clothing_gateway").addHandler(logging.NullHandler())
+    from clothing_gateway.doctor import Question, examine, own, report
+
+    try:
+        running = parser.parse_args(["serve", *own.flags_of_the_gateway()])
+        flags = {entry.name: getattr(options, entry.name) or getattr(running, entry.name) for entry in fields(Settings)}
+        findings: list[report.Finding] = []
+        for finding in examine(Question(os.environ, flags, options.admin, options.photo)):
+            findings.append(finding)
+            if not options.json:
+                print(report.as_text(finding), flush=True)
+        print(report.as_json(findings) if options.json else report.summary(findings), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return DONE if report.healthy(findings) else FAILED
 
 
 def _classify(settings: Settings, options: argparse.Namespace) -> int:

@@ -120,19 +120,23 @@ class Prediction:
     version: int
 
 
+def open_channel(settings: Settings, retry_buffer_bytes: int, files: TlsFiles | None) -> grpc.Channel:
+    """A channel to the model server, as the settings say; it connects when it is first used."""
+    target = target_of(settings.tf_serving_host)
+    options = channel_options(retry_buffer_bytes, settings.max_in_flight)
+    if files is None:
+        return grpc.insecure_channel(target, options=options)
+    if settings.model_tls_server_name:
+        options.append(("grpc.ssl_target_name_override", settings.model_tls_server_name))
+    return grpc.secure_channel(target, files.credentials(), options=options)
+
+
 class _Connection:
     """A channel and the two calls made on it."""
 
     def __init__(self, settings: Settings, retry_buffer_bytes: int, files: TlsFiles | None) -> None:
         self.retry_buffer_bytes = retry_buffer_bytes
-        target = target_of(settings.tf_serving_host)
-        options = channel_options(retry_buffer_bytes, settings.max_in_flight)
-        if files is None:
-            self.channel = grpc.insecure_channel(target, options=options)
-        else:
-            if settings.model_tls_server_name:
-                options.append(("grpc.ssl_target_name_override", settings.model_tls_server_name))
-            self.channel = grpc.secure_channel(target, files.credentials(), options=options)
+        self.channel = open_channel(settings, retry_buffer_bytes, files)
         stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
         # Called, or started with .future; with bytes that are a PredictRequest already.
         self.predict: Any = self.channel.unary_unary(
@@ -244,6 +248,11 @@ class Predictor:
         """Why no photo can be classified now, in words for the operator; None where one can."""
         state = self._stable.state
         return state if isinstance(state, str) else None
+
+    @property
+    def states(self) -> dict[str, Model | str]:
+        """Each way to name a version (stable, canary, selected …), and its model or why there is none."""
+        return {name: track.state for name, track in self._tracks.items()}
 
     def model(self, request_id: str = "", selected: str | None = None) -> Model:
         """The model for a request, or ModelNotReady.

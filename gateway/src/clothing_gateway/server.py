@@ -16,14 +16,13 @@ import threading
 import time
 from types import FrameType
 
-from clothing_gateway import __version__, resources, tracing
+from clothing_gateway import __version__, fetch, resources, tracing
 from clothing_gateway.admin import create_admin
 from clothing_gateway.admission import ByteBudget, DecodeGate, Places
 from clothing_gateway.app import create_app
 from clothing_gateway.classifier import Classifier
 from clothing_gateway.clients import Clients, KeysError
 from clothing_gateway.errors import GatewayError
-from clothing_gateway.fetch import Fetcher, Policy
 from clothing_gateway.listener import Limits, Listener
 from clothing_gateway.metrics import Metrics
 from clothing_gateway.photo import jpeg_decoder
@@ -89,19 +88,8 @@ class Gateway:
         gate = DecodeGate(settings.decode_slots, settings.decode_memory_bytes)
         self.metrics.watch(lambda: places.taken, lambda: gate.waiting, lambda: budget.reserved)
         self.predictor = Predictor(settings, count=lambda method, code: self.metrics.rpcs.labels(method, code).inc())
-        self._fetcher = Fetcher(
-            Policy(
-                settings.fetch_allowed_ports,
-                settings.fetch_allowed_networks,
-                settings.fetch_allowed_hosts,
-                settings.fetch_denied_hosts,
-            ),
-            budget,
-            timeout_seconds=settings.fetch_timeout_seconds,
-            max_bytes=settings.fetch_max_bytes,
-            max_redirects=settings.fetch_max_redirects,
-            proxy=settings.fetch_proxy,
-            count=lambda result: self.metrics.fetches.labels(result).inc(),
+        self._fetcher = fetch.by_settings(
+            settings, budget, count=lambda result: self.metrics.fetches.labels(result).inc()
         )
         self._classifier = Classifier(settings, self.predictor, self._fetcher, gate, self.metrics)
         self.listener = Listener(

@@ -1,7 +1,34 @@
 """Fetching a photo by a URL that a client gave: the policy, the resolver, and the client that keeps to both."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from clothing_gateway.admission import ByteBudget
 from clothing_gateway.fetch.client import Fetcher, Photo
 from clothing_gateway.fetch.policy import Policy
 from clothing_gateway.fetch.resolver import Resolver
+from clothing_gateway.settings import Settings
 
-__all__ = ["Fetcher", "Photo", "Policy", "Resolver"]
+__all__ = ["Fetcher", "Photo", "Policy", "Resolver", "by_settings"]
+
+
+def by_settings(
+    settings: Settings, budget: ByteBudget, *, count: Callable[[str], object] = lambda result: None
+) -> Fetcher:
+    """A fetcher that keeps to the settings."""
+    policy = Policy(
+        settings.fetch_allowed_ports,
+        settings.fetch_allowed_networks,
+        settings.fetch_allowed_hosts,
+        settings.fetch_denied_hosts,
+    )
+    return Fetcher(
+        policy,
+        budget,
+        timeout_seconds=settings.fetch_timeout_seconds,
+        max_bytes=settings.fetch_max_bytes,
+        max_redirects=settings.fetch_max_redirects,
+        proxy=settings.fetch_proxy,
+        count=count,
+    )

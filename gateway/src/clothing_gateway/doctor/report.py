@@ -1,0 +1,48 @@
+"""What the doctor found, and how it is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+OK, WARNING, FAIL, SKIPPED = "ok", "warning", "fail", "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    check: str
+    state: str
+    text: str  # what is so, and where it is wrong the cause
+    change: str = ""  # which of the chart's values mend it
+
+
+def healthy(findings: Iterable[Finding]) -> bool:
+    """Whether nothing failed."""
+    return all(finding.state != FAIL for finding in findings)
+
+
+def as_text(finding: Finding) -> str:
+    """A finding for people."""
+    state = "FAIL" if finding.state == FAIL else finding.state
+    text = f"{state:<8} {finding.check:<11} {finding.text}"
+    return f"{text}\n{'':20} change: {finding.change}" if finding.change else text
+
+
+def summary(findings: list[Finding]) -> str:
+    """The last line for people."""
+    failed = sum(finding.state == FAIL for finding in findings)
+    warned = sum(finding.state == WARNING for finding in findings)
+    warnings = f"{warned} warning" + ("" if warned == 1 else "s")
+    return f"{failed} FAIL, {warnings}" if failed else f"healthy, {warnings}"
+
+
+def as_json(findings: list[Finding]) -> str:
+    """All findings for programs."""
+    checks = [
+        {"check": finding.check, "state": finding.state, "text": finding.text, "change": finding.change or None}
+        for finding in findings
+    ]
+    return json.dumps({"healthy": healthy(findings), "checks": checks}, indent=2)
