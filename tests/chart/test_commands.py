@@ -40,6 +40,7 @@ KNOWN: dict[str, dict[str, set[str]]] = {
         "config view": {"--minify", "-o"},
         "cp": set(),
         "describe": set(),
+        "drain": set(),
         "exec": {"--container", "-i", "-t"},
         "get": {"--raw", "--watch"},
         "logs": {"--container", "--tail", "--follow", "--previous"},

@@ -21,10 +21,13 @@ images() { # only what is on each node
 
 load() { # IMAGE...
   needs_root
-  local image name archive=$WORK/image.tar
+  local image names name archive=$WORK/image.tar
   mkdir -p "$WORK"
   for image in "$@"; do
-    name=$(buildah images --format '{{.Name}}:{{.Tag}}' "$image" | head -n 1) || die "buildah's store has no image $image; build it with: cluster build -t $image ..."
+    names=$(buildah images --format '{{.Name}}:{{.Tag}}' "$image" 2>/dev/null) ||
+      die "buildah's store has no image $image; build it with: cluster build -t $image ..."
+    name=$image # of an image that has several names; else its only one, for an id or a short name
+    has "$image" <<<"$names" || name=${names%%$'\n'*}
     buildah push -q "$image" "docker-archive:$archive:$name"
     import "$archive"
   done
