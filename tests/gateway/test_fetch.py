@@ -12,7 +12,13 @@ from ipaddress import ip_address, ip_network
 import pytest
 from clothing_gateway.admission import ByteBudget
 from clothing_gateway.deadline import Deadline
-from clothing_gateway.errors import AddressNotAllowed, OutOfTime, Overloaded, PhotoServerFailed, TooManyBytes
+from clothing_gateway.errors import (
+    AddressNotAllowed,
+    OutOfTime,
+    Overloaded,
+    PhotoServerFailed,
+    TooManyBytes,
+)
 from clothing_gateway.fetch import Fetcher, Policy, Resolver
 from fakes import ConnectProxy, PhotoServer
 
@@ -25,7 +31,12 @@ def budget():
 @pytest.fixture
 def make(photo_server, budget, stack):
     def make(ports=(), look_up=None, hosts=(), **changes):
-        options = {"timeout_seconds": 5, "max_bytes": 100_000, "max_redirects": 3, **changes}
+        options = {
+            "timeout_seconds": 5,
+            "max_bytes": 100_000,
+            "max_redirects": 3,
+            **changes,
+        }
         allowed = (ip_network("127.0.0.1/32"), ip_network("::1/128"))
         fetcher = Fetcher(
             Policy(frozenset({photo_server.port, *ports}), allowed, hosts),
@@ -279,7 +290,10 @@ def drip(data, pause):
         drip(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nphoto", 0.05),  # the whole answer, byte by byte
         drip(b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 1000, 0.02),  # headers without end
         lambda connection: time.sleep(1),  # nothing
-        lambda connection: (connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"), time.sleep(1)),
+        lambda connection: (
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"),
+            time.sleep(1),
+        ),
     ],
     ids=["drip", "headers", "silence", "half"],
 )
@@ -300,28 +314,178 @@ def test_the_requests_own_deadline_is_out_of_time(make, stack):
     assert time.monotonic() - start < 0.7
 
 
+# A whole answer of a careful server, and what must not change it.
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nphoto"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        WHOLE,
+        b"HTTP/1.1 200 \r\ncontent-length:5\r\n\r\nphoto",
+        b"HTTP/1.1 200\r\nContent-Length:\t 5 \t\r\nContent-Length: 5\r\n\r\nphoto",
+        b"HTTP/1.1 200 Tr\xe8s bien\r\nX-Empty:\r\nX-Note: \xe9\xff\tb\r\nContent-Length: 00005\r\n\r\nphoto",
+        b"HTTP/1.0 200 OK\r\n\r\nphoto",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\nphoto",
+        b"HTTP/1.1 200 OK\r\n\r\nphoto",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n2\r\nph\r\n003;a=b\r\noto\r\n0\r\nX-Trailer: a\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n" + WHOLE,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nphotoHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: Identity\r\nContent-Length: 5\r\n\r\nphoto",
+        b"HTTP/1.1 200 OK\r\nX-Content-Length: 9\r\nContent-Length: 5\r\n\r\nphoto",
+    ],
+)
+def test_answers_that_servers_really_send(make, stack, answer):
+    """In one piece, and byte by byte."""
+    pieces = [[answer], [bytes([byte]) for byte in answer]]
+    connections = []
+
+    def talk(connection):
+        connections.append(connection)
+        for piece in pieces[len(connections) - 1]:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sendall(piece)
+
+    port = raw_server(stack, talk)
+    fetcher = make(ports=[port])
+    for _ in pieces:
+        assert get(fetcher, f"http://127.0.0.1:{port}/") == b"photo"
+    assert len(connections) == 2
+
+
+_LINES = b"HTTP/1.1 200 OK\r\n%s\r\n\r\nphoto"
+
+
 @pytest.mark.parametrize(
     "answer",
     [
         b"",
         b"220 smtp ready\r\n",
+        b"photo",  # HTTP/0.9
+        b"\xff\xd8\xff\xe0 no head at all \r\n\r\n",
+        b"\r\n" + WHOLE,
+        b" " + WHOLE,
         b"HTTP/1.1\r\n\r\n",
         b"HTTP/1.1 abc OK\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\nConnection: close\r\n\r\n12345",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nx\r\n0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\n" + b"X: " + b"a" * 70_000 + b"\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: a\r\n" % n for n in range(300)) + b"\r\n",
+        b"HTTP/1.1  200 OK\r\n\r\nphoto",
+        b"HTTP/1.1 2000 OK\r\n\r\nphoto",
+        b"HTTP/1.1 099 OK\r\n\r\nphoto",
+        b"HTTP/1.2 200 OK\r\n\r\nphoto",
+        b"HTTP/2 200\r\n\r\nphoto",
+        b"HTTP/1.1 200 O\0K\r\n\r\nphoto",
+        b"http/1.1 200 OK\r\n\r\nphoto",
+        b"ICY 200 OK\r\n\r\nphoto",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nphoto",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5",  # the end within the head
+        b"HTTP/1.1 200 OK\nContent-Length: 5\n\nphoto",  # bare line feeds
+        _LINES % b"X: a\nContent-Length: 5",
+        _LINES % b"X: a\rContent-Length: 5",
+        _LINES % b"X: a\r\n folded: b",
+        _LINES % b"X: a\r\n\tContent-Length: 5",
+        _LINES % b"X : a",
+        _LINES % b"no field",
+        _LINES % b": a",
+        _LINES % b"X\xe9: a",
+        _LINES % b"X: a\0b",
+        _LINES % b"X: a\x7fb",
+        _LINES % b"Content-Length: -5\r\nConnection: close",
+        _LINES % b"Content-Length: +5",
+        _LINES % b"Content-Length: 5, 5",
+        _LINES % b"Content-Length: 0x5",
+        _LINES % b"Content-Length: 5 5",
+        _LINES % b"Content-Length:",
+        _LINES % b"Content-Length: \xb25",
+        _LINES % (b"Content-Length: " + b"9" * 5000),
+        _LINES % b"Content-Length: 5\r\nContent-Length: 4",
+        _LINES % b"Content-Length: 5\r\ncontent-length: 05",
+        _LINES % b"Content-Length: 6",  # more than comes
+        _LINES % b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+        _LINES % b"Transfer-Encoding: identity",
+        _LINES % b"Transfer-Encoding: gzip, chunked",
+        _LINES % b"Transfer-Encoding: chunked, chunked",
+        _LINES % b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        _LINES % b"Transfer-Encoding: xchunked",
+        _LINES % b"Content-Encoding: gzip\r\nContent-Encoding: identity",
+        b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nphoto\r\n0\r\n\r\n",
+        *(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body
+            for body in (
+                b"zz\r\nx\r\n0\r\n\r\n",
+                b"-5\r\nphoto\r\n0\r\n\r\n",
+                b"0x5\r\nphoto\r\n0\r\n\r\n",
+                b"5 \r\nphoto\r\n0\r\n\r\n",
+                b"5\nphoto\n0\n\n",
+                b"5\r\nphotos\r\n0\r\n\r\n",
+                b"4\r\nphoto\r\n0\r\n\r\n",
+                b"5\r\nphoto\r\n",  # no last chunk
+                b"5\r\nphoto\r\n0\r\n",  # no end of it
+                b"6\r\nphoto\r\n0\r\n\r\n",
+                b"\r\nphoto\r\n0\r\n\r\n",
+                b"ffffffffff\r\nphoto",
+                b"5;" + b"a" * 70_000 + b"\r\nphoto\r\n0\r\n\r\n",
+                b"5\r\nphoto\r\n0\r\n" + b"X: a\r\n" * 20_000 + b"\r\n",
+            )
+        ),
+        _LINES % (b"X: " + b"a" * 70_000),
+        _LINES % b"\r\n".join(b"X-%d: a" % n for n in range(300)),
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 5000 + WHOLE,
         b"HTTP/1.1 302 Found\r\nLocation: http://[\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /a\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: \r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /\xe9\r\n evil: 1\r\n\r\n",
     ],
 )
-def test_an_answer_that_is_no_http_is_a_clear_error(make, stack, answer):
+def test_an_answer_that_could_mean_two_things_is_a_clear_error(make, stack, answer, budget):
     port = raw_server(stack, lambda connection: connection.sendall(answer))
-    try:
-        data = get(make(ports=[port]), f"http://127.0.0.1:{port}/")
-    except (PhotoServerFailed, AddressNotAllowed) as error:
-        assert "127.0.0.1" not in error.detail  # noqa: PT017
-    else:
-        assert data == b"12345"  # a length below zero counts as none
+    fetcher = make(ports=[port])
+    with pytest.raises((PhotoServerFailed, AddressNotAllowed)) as caught:
+        get(fetcher, f"http://127.0.0.1:{port}/")
+    assert "127.0.0.1" not in caught.value.detail
+    assert budget.reserved == 0
+    assert not fetcher._idle
+
+
+def test_lines_without_content_come_to_an_end(make, stack):
+    """A server whose chunks have one byte each, behind as much that is none as it likes."""
+    sent = []
+
+    def talk(connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            connection.sendall(b"1;" + b"a" * 1000 + b"\r\nx\r\n")
+            sent.append(1)
+
+    port = raw_server(stack, talk)
+    with pytest.raises(PhotoServerFailed) as caught:
+        get(make(ports=[port]), f"http://127.0.0.1:{port}/")
+    assert "no content" in caught.value.cause
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        WHOLE + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",  # what nobody asked for
+        WHOLE + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: Close\r\n\r\nphoto",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: x\r\nConnection: y , close\r\n\r\nphoto",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nphoto",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nphoto\r\n0\r\n\r\nx",
+    ],
+)
+def test_a_connection_that_may_not_be_used_again_is_not(make, stack, first):
+    asked = []
+
+    def talk(connection):
+        asked.append(connection)
+        connection.sendall(first)
+        asked.append(connection.recv(65536))  # b"": closed, and no second request
+
+    port = raw_server(stack, talk)
+    fetcher = make(ports=[port])
+    assert get(fetcher, f"http://127.0.0.1:{port}/") == b"photo"
+    assert get(fetcher, f"http://127.0.0.1:{port}/") == b"photo"
+    assert asked[1] == b""
+    assert asked[2] is not asked[0]
 
 
 def test_nobody_listening_is_the_photo_servers_failure(make):
@@ -410,7 +574,11 @@ def test_a_tls_server_that_drips_is_cut_off(make, tls_server, certificate):
 
     tls_server.paths["/slow"] = drip_body
     trusting = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
-    fetcher = make(tls=trusting, look_up=lambda host: [ip_address("127.0.0.1")], timeout_seconds=0.4)
+    fetcher = make(
+        tls=trusting,
+        look_up=lambda host: [ip_address("127.0.0.1")],
+        timeout_seconds=0.4,
+    )
     start = time.monotonic()
     with pytest.raises(PhotoServerFailed, match="in time"):
         get(fetcher, f"https://photos.example:{tls_server.port}/slow")
@@ -430,8 +598,16 @@ def test_results_are_counted(make, photo_server):
 
 def test_a_redirect_leads_to_allowed_hosts_only(make, photo_server):
     photo_server.paths["/a"] = b"photo"
-    photo_server.paths["/to-b"] = (302, b"", {"Location": f"http://b.example:{photo_server.port}/a"})
-    photo_server.paths["/to-c"] = (302, b"", {"Location": f"http://c.test:{photo_server.port}/a"})
+    photo_server.paths["/to-b"] = (
+        302,
+        b"",
+        {"Location": f"http://b.example:{photo_server.port}/a"},
+    )
+    photo_server.paths["/to-c"] = (
+        302,
+        b"",
+        {"Location": f"http://c.test:{photo_server.port}/a"},
+    )
     fetcher = make(look_up=lambda host: [ip_address("127.0.0.1")], hosts=("*.example",))
     assert get(fetcher, f"http://a.example:{photo_server.port}/to-b") == b"photo"
     with pytest.raises(AddressNotAllowed):
@@ -459,7 +635,11 @@ def test_photos_come_through_the_proxy_which_gets_the_checked_address(make, phot
 
 def test_tls_goes_through_the_proxy_to_the_name_of_the_certificate(make, tls_server, certificate, proxy):
     trusting = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
-    fetcher = make(tls=trusting, look_up=lambda host: [ip_address("127.0.0.1")], proxy=proxy.address)
+    fetcher = make(
+        tls=trusting,
+        look_up=lambda host: [ip_address("127.0.0.1")],
+        proxy=proxy.address,
+    )
     assert get(fetcher, f"https://photos.example:{tls_server.port}/a") == b"photo"
     assert tls_server.names == ["photos.example"]
     with pytest.raises(PhotoServerFailed) as caught:
@@ -471,7 +651,11 @@ def test_tls_goes_through_the_proxy_to_the_name_of_the_certificate(make, tls_ser
 def test_the_proxy_is_not_asked_for_what_is_forbidden(make, photo_server, proxy):
     photo_server.paths["/inside"] = (302, b"", {"Location": "http://169.254.169.254/"})
     fetcher = make(look_up=lambda host: [ip_address("10.0.0.1")], proxy=proxy.address, ports=(80,))
-    for url in ("http://10.0.0.1/", "http://inside.example/", photo_server.url + "/inside"):
+    for url in (
+        "http://10.0.0.1/",
+        "http://inside.example/",
+        photo_server.url + "/inside",
+    ):
         with pytest.raises(AddressNotAllowed):
             get(fetcher, url)
     assert proxy.asked == [f"CONNECT 127.0.0.1:{photo_server.port}"]
@@ -490,7 +674,14 @@ def test_a_proxy_that_refuses_or_is_not_there(make, photo_server, proxy):
 
 def test_proxy_variables_of_the_environment_are_not_used(make, photo_server, proxy, monkeypatch):
     photo_server.paths["/a"] = b"photo"
-    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in (
+        "http_proxy",
+        "HTTP_PROXY",
+        "https_proxy",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ):
         monkeypatch.setenv(name, "http://{}:{}".format(*proxy.address))
     assert get(make(), photo_server.url + "/a") == b"photo"
     assert not proxy.asked

@@ -9,6 +9,7 @@ one of the settings is asked to CONNECT to the checked address, never to a name.
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import threading
 import time
@@ -21,7 +22,6 @@ from urllib.parse import urljoin
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
-from urllib3.response import BaseHTTPResponse
 
 from clothing_gateway import __version__
 from clothing_gateway.admission import ByteBudget
@@ -35,9 +35,9 @@ from clothing_gateway.errors import (
     PhotoServerFailed,
     TooManyBytes,
 )
+from clothing_gateway.fetch.answer import Answer, Head
 from clothing_gateway.fetch.policy import Address, NotAllowed, Policy, Target
 from clothing_gateway.fetch.resolver import NoAddress, NoAnswer, Resolver
-from clothing_gateway.fetch.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +47,11 @@ CHUNK_BYTES = 64 * 1024
 IDLE_CONNECTIONS = 32
 IDLE_SECONDS = 15.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_HEADERS = {
-    # Many photo servers answer 403 to the names of HTTP libraries.
-    "User-Agent": f"clothing-gateway/{__version__}",
-    "Accept": "image/*,*/*;q=0.5",
-    "Accept-Encoding": "identity",
-}
+# How often clients are looked at during a fetch, and how long it waits at a time for the photo's server.
+_LOOK_SECONDS = 0.1
+# Many photo servers answer 403 to the names of HTTP libraries.
+_USER_AGENT = f"clothing-gateway/{__version__}"
+_FIELDS = f"User-Agent: {_USER_AGENT}\r\nAccept: image/*,*/*;q=0.5\r\nAccept-Encoding: identity\r\n"
 
 _Key = tuple[str, str, int, str]
 HasLeft = Callable[[], bool]
@@ -80,6 +79,35 @@ class _Hold:
     def release(self) -> None:
         self._budget.release(self._held)
         self._held = 0
+
+
+class _Watched:
+    """What a connection has next, for as long as there is time and the client stays.
+
+    A socket's timeout starts anew with each byte, so a server that drips one byte a second would hold a fetch for ever:
+    with urllib3's ``Timeout(total=1.0)`` one was seen to last 3.6 s. So the clock is looked at after each piece.
+    """
+
+    def __init__(self, sock: socket.socket, limit: _Limit) -> None:
+        self._sock = sock
+        self._limit = limit
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+
+    def __call__(self) -> bytes:
+        while True:
+            now = time.monotonic()
+            left = self._limit.at - now
+            if left <= 0:
+                raise TimeoutError("the photo did not come in time")
+            if now >= self._look_at:
+                if self._limit.has_left():
+                    raise TimeoutError("nobody waits for the photo any more")
+                self._look_at = now + _LOOK_SECONDS
+            wait = min(left, _LOOK_SECONDS)
+            if self._sock.gettimeout() != wait:  # to set it is a call of the system
+                self._sock.settimeout(wait)
+            with suppress(TimeoutError):
+                return self._sock.recv(CHUNK_BYTES)
 
 
 class Photo:
@@ -117,7 +145,6 @@ class Fetcher:
         self._max_bytes = max_bytes
         self._max_redirects = max_redirects
         self._resolver = resolver or Resolver()
-        self._watchdog = Watchdog()
         self._count = count
         self._tls = tls
         self._proxy = proxy
@@ -236,67 +263,53 @@ class Fetcher:
         Plain http goes through a tunnel, too: asked for http://name/ a proxy would look the name up by itself.
         """
         if self._proxy is not None:
-            connection.set_tunnel(address, target.port, {"User-Agent": _HEADERS["User-Agent"]}, scheme="http")
+            connection.set_tunnel(address, target.port, {"User-Agent": _USER_AGENT}, scheme="http")
         return connection
 
     def _exchange(
         self, connection: HTTPConnection, key: _Key, target: Target, limit: _Limit, hold: _Hold
     ) -> bytes | str:
-        done = False
+        sock = connection.sock
+        if sock is None:
+            raise OSError("not connected")
+        answer = Answer(_Watched(sock, limit))
+        keep = False
         try:
-            sock = connection.sock
-            left = limit.remaining()
-            if sock is None or left <= 0:
-                raise TimeoutError("no time left to ask")
-            sock.settimeout(left)
-            with self._watchdog.watch(sock, limit, limit.has_left) as watched:
-                try:
-                    connection.request(
-                        "GET",
-                        target.path,
-                        headers={"Host": target.host_header, **_HEADERS},
-                        preload_content=False,
-                        decode_content=False,
-                    )
-                    response = connection.getresponse()
-                except ConnectionError as error:
-                    raise _StaleConnectionError(f"{type(error).__name__}: {error}") from error
-                if response.status in _REDIRECTS and response.headers.get("Location"):
-                    return response.headers["Location"]
-                data = self._read(response, hold)
-            if watched.cut or limit.remaining() <= 0:
-                # Cut by the watchdog: in the headers, or in a body without a length, that looks like a proper end.
-                raise TimeoutError("the photo did not come in time")
-            done = True
+            try:
+                sock.sendall(
+                    f"GET {target.path} HTTP/1.1\r\nHost: {target.host_header}\r\n{_FIELDS}\r\n".encode("ascii")
+                )
+                head = answer.head()
+            except ConnectionError as error:
+                raise _StaleConnectionError(f"{type(error).__name__}: {error}") from error
+            if head.status in _REDIRECTS and head.location:
+                return head.location
+            data = self._read(answer, head, hold)
+            keep = head.reusable and not answer.surplus
             return data
         finally:
-            if done and connection.sock is not None:  # http.client has closed it where the server wants no more
+            if keep:
                 self._keep_idle(connection, key)
             else:
                 connection.close()
 
-    def _read(self, response: BaseHTTPResponse, hold: _Hold) -> bytes:
-        if response.status != 200:
-            raise PhotoServerFailed(f"The photo's server answered with status {response.status} instead of the photo.")
-        encoding = response.headers.get("Content-Encoding", "identity")
-        if encoding.lower() != "identity":
+    def _read(self, answer: Answer, head: Head, hold: _Hold) -> bytes:
+        if head.status != 200:
+            raise PhotoServerFailed(f"The photo's server answered with status {head.status} instead of the photo.")
+        if head.encoding != "identity":
             raise PhotoServerFailed("The photo's server sent it compressed, though asked not to.")
         too_many = TooManyBytes(f"The photo at this address has more than {self._max_bytes} bytes.")
-        announced = response.headers.get("Content-Length")
-        length = int(announced) if announced and announced.isascii() and announced.isdigit() else None
-        if length is not None and length > self._max_bytes:
+        if head.length is not None and head.length > self._max_bytes:
             raise too_many
-        chunks: list[bytes] = []
+        pieces: list[bytes] = []
         total = 0
-        while chunk := response.read1(CHUNK_BYTES, decode_content=False):
-            total += len(chunk)
+        for piece in answer.body(head):
+            total += len(piece)
             if total > self._max_bytes:
                 raise too_many
-            hold.grow(len(chunk))  # as they come: what a server only announces must not crowd others out
-            chunks.append(chunk)
-        if length is not None and total != length:
-            raise OSError(f"{total} of {length} bytes came")
-        return b"".join(chunks)
+            hold.grow(len(piece))  # as they come: what a server only announces must not crowd others out
+            pieces.append(piece)
+        return b"".join(pieces)
 
     def _take_idle(self, target: Target, addresses: list[Address]) -> tuple[HTTPConnection, _Key] | None:
         """An open connection to one of the addresses just looked up and checked, the last used first."""

@@ -1,0 +1,166 @@
+"""An answer of a photo's server, read by the letter of RFC 9112.
+
+http.client reads heads with Python's parser for e-mail: it takes folded lines, bare line feeds, two lengths, and costs
+more than all the rest of a fetch. This takes what servers really send, and nothing that two readers could take for two
+things: whoever writes so may mean something else with the next answer on the same connection.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+# As many as this gateway itself takes from clients. Answers that come before count, and what stands between chunks.
+MAX_HEAD_BYTES = 64 * 1024
+# As in http.client.
+MAX_FIELDS = 100
+
+# Possessive quantifiers (++, *+): a head that doesn't fit is refused in one pass.
+_TEXT = rb"[^\x00-\x08\x0a-\x1f\x7f]*+"
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_LINE = _TOKEN + rb":" + _TEXT + rb"\r\n"
+_HEAD = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: " + _TEXT + rb")?\r\n(?:" + _LINE + rb")*+")
+# The fields that say where the answer ends, and what it is.
+_FIELDS = re.compile(
+    rb"\n(content-length|transfer-encoding|connection|content-encoding|location):[ \t]*+([^\r]*)", re.IGNORECASE
+)
+_LENGTH = re.compile(rb"[0-9]{1,15}")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*+;" + _TEXT + rb")?")
+
+
+class BadAnswer(ValueError):
+    """Not an answer of HTTP/1.0 or 1.1, or one that could be taken for two things."""
+
+
+class NoAnswer(ConnectionError):
+    """The connection ended before an answer began."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What an answer's head says."""
+
+    status: int
+    length: int | None  # the body's; None where it comes in chunks, or goes on until the connection ends
+    chunked: bool
+    encoding: str  # of the content: identity, or how it is compressed
+    location: str | None
+    reusable: bool  # whether the connection may serve another request after the body
+
+
+def parse(data: bytes) -> Head:
+    """A head, each line with its end and without the empty one; BadAnswer where it is none."""
+    match = _HEAD.fullmatch(data)
+    if match is None:
+        raise BadAnswer("the head is no head of HTTP/1.0 or 1.1")
+    if data.count(b"\n") > MAX_FIELDS + 1:
+        raise BadAnswer(f"more than {MAX_FIELDS} header fields")
+    fields: dict[bytes, bytes] = {}
+    for found, raw in _FIELDS.findall(data):
+        name, value = found.lower(), raw.rstrip(b" \t")
+        if name == b"connection" and name in fields:
+            value = fields[name] + b"," + value
+        elif fields.get(name, value) != value:
+            raise BadAnswer(f"{name.decode()} is there twice")
+        elif name in fields and name == b"transfer-encoding":
+            raise BadAnswer("chunks within chunks")
+        fields[name] = value
+    old = match[1] == b"0"
+    length = fields.get(b"content-length")
+    if length is not None and not _LENGTH.fullmatch(length):
+        raise BadAnswer("the length is no number")
+    coding = fields.get(b"transfer-encoding")
+    if coding is not None and (coding.lower() != b"chunked" or old or length is not None):
+        raise BadAnswer("a transfer encoding that is not chunked, or beside a length, or in HTTP/1.0")
+    options = {option.strip(b" \t").lower() for option in fields.get(b"connection", b"").split(b",")}
+    location = fields.get(b"location")
+    return Head(
+        status=int(match[2]),
+        length=None if length is None else int(length),
+        chunked=coding is not None,
+        encoding=fields.get(b"content-encoding", b"identity").decode("latin-1").lower(),
+        location=location.decode("latin-1") if location else None,
+        reusable=(length or coding) is not None and (b"keep-alive" in options if old else b"close" not in options),
+    )
+
+
+class Answer:
+    """One answer: first its head, then its body in pieces as they come."""
+
+    def __init__(self, receive: Callable[[], bytes]) -> None:
+        self._receive = receive  # what the connection has next; nothing at its end
+        self._rest = b""
+        self._overhead = 0
+
+    @property
+    def surplus(self) -> bool:
+        """Whether more came than the answer: then nobody knows what the next one on this connection belongs to."""
+        return bool(self._rest)
+
+    def head(self) -> Head:
+        """The head of the answer itself; those that only announce it (100, 103) are passed over."""
+        self._rest = self._receive()
+        if not self._rest:
+            raise NoAnswer("the connection ended without an answer")
+        while True:
+            head = parse(self._until(b"\r\n\r\n") + b"\r\n")
+            if head.status // 100 != 1 or head.status == 101:
+                return head
+
+    def body(self, head: Head) -> Iterator[bytes]:
+        """The body's pieces, to its very end or an error."""
+        if head.chunked:
+            yield from self._chunks()
+        elif head.length is not None:
+            yield from self._take(head.length)
+        else:
+            data, self._rest = self._rest or self._receive(), b""
+            while data:
+                yield data
+                data = self._receive()
+
+    def _take(self, length: int) -> Iterator[bytes]:
+        left = length
+        while left > 0:
+            data, self._rest = self._rest or self._receive(), b""
+            if not data:
+                raise BadAnswer(f"{left} of {length} bytes are missing")
+            if len(data) > left:
+                data, self._rest = data[:left], data[left:]
+            left -= len(data)
+            yield data
+
+    def _chunks(self) -> Iterator[bytes]:
+        content = 0
+        while True:
+            match = _CHUNK.fullmatch(self._until(b"\r\n", content))
+            if match is None:
+                raise BadAnswer("a chunk without a length")
+            size = int(match[1], 16)
+            if size == 0:
+                break
+            yield from self._take(size)
+            content += size
+            if self._until(b"\r\n", content):
+                raise BadAnswer("a chunk longer than its length")
+        while self._until(b"\r\n", content):
+            pass  # trailers: nobody asks for them
+
+    def _until(self, mark: bytes, content: int = 0) -> bytes:
+        """What comes before a mark, which is taken, too; not more of it than of content, or it would never end."""
+        limit = MAX_HEAD_BYTES + content - self._overhead
+        data = self._rest or self._receive()
+        end = data.find(mark)
+        while end < 0 and len(data) <= limit:
+            more = self._receive()
+            if not more:
+                raise BadAnswer("the connection ended within the answer")
+            seen = max(len(data) - len(mark) + 1, 0)
+            data += more
+            end = data.find(mark, seen)
+        if not 0 <= end <= limit:
+            raise BadAnswer(f"more than {MAX_HEAD_BYTES} bytes that are no content")
+        self._rest = data[end + len(mark) :]
+        self._overhead += end + len(mark)
+        return data[:end]
