@@ -112,6 +112,22 @@ def test_the_curl_of_the_notes_works_as_it_is_printed(
     assert json.loads(printed.stdout) == upload(http, gateway, SAMPLE)
 
 
+def test_the_doctor_of_the_notes_looks_from_inside_the_pod(release: Release) -> None:
+    """In the container as it is: no root, nothing that can be written, the pod's own environment and limits."""
+    notes = release.cluster.helm("get", "notes", release.name, "--namespace", release.namespace)
+    (command,) = [line for line in notes.splitlines() if "clothing-gateway doctor" in line]
+    printed = subprocess.run(
+        ["bash", "-euc", f"{command} --json"],
+        env=release.cluster.process_environment(),
+        capture_output=True,
+        check=True,
+    )
+    answer = json.loads(printed.stdout)
+    found = {check["check"]: check["state"] for check in answer["checks"]}
+    assert answer["healthy"] is True
+    assert found["predict"] == found["gateway"] == found["memory"] == "ok", answer
+
+
 @pytest.mark.parametrize("ports", ["8080:80", "9696:9696"], ids=["service-8080-80", "pod-9696"])
 def test_port_forward(cluster: clusters.Cluster, namespace: str, release: Release, http: Http, ports: str) -> None:
     what = f"{'service' if ports.endswith(':80') else 'deployment'}/{release.gateway}"

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import grpc
 import pytest
-from clothing_gateway import __version__
-from clothing_gateway.doctor import Question, chart, examine, network, own, report
+from clothing_gateway import __version__, cli
+from clothing_gateway.doctor import Question, chart, examine, network, own, report, status
 from clothing_gateway.settings import Settings
 from fakes import FakeModel, GatewayProcess, ModelServer, image_bytes
 from processes import free_port
@@ -169,6 +169,16 @@ def test_what_is_wrong_is_named_with_the_value(stack, sick):
     assert [finding for finding in findings if "broke off" in finding.text] == []
 
 
+def test_the_status_is_read_as_tensorflow_serving_writes_it():
+    """By the numbers of get_model_status.proto: the newest version first, END (50) with a code and words."""
+    words = b"no SavedModel"
+    failed = b"\x08\x02\x10\x32\x1a" + bytes([len(words) + 4]) + b"\x08\x09\x12" + bytes([len(words)]) + words
+    wire = b"\x0a" + bytes([len(failed)]) + failed + b"\x0a\x06\x08\x01\x10\x1e\x1a\x00"
+    first, second = status.message_class().FromString(wire).model_version_status
+    assert (first.version, status.STATES[first.state], first.status.error_message) == (2, "END", words.decode())
+    assert (second.version, status.STATES[second.state], second.status.error_message) == (1, "AVAILABLE", "")
+
+
 def test_a_batch_that_is_too_large(stack):
     refuse = (grpc.StatusCode.INVALID_ARGUMENT, "Task size 8 was larger than maximum input batch size 4")
     model = FakeModel()
@@ -295,12 +305,12 @@ def certificates(tmp_path_factory):
     def openssl(command):
         subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
 
-    names = "-addext subjectAltName=DNS:server.example"
+    new = (
+        "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=a -addext subjectAltName=DNS:server.example"
+    )
     for name, days in (("server", 90), ("stranger", 90), ("soon", 2)):
-        openssl(
-            f"req -x509 -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.crt -days {days} -subj /CN=a {names}"
-        )
-    openssl(f"req -newkey rsa:2048 -nodes -keyout past.key -out past.csr -subj /CN=a {names}")
+        openssl(f"req -x509 {new} -keyout {name}.key -out {name}.crt -days {days}")
+    openssl(f"req {new} -keyout past.key -out past.csr")
     openssl("x509 -req -in past.csr -signkey past.key -out past.crt -days -1 -copy_extensions copy")
     return folder
 
@@ -576,10 +586,13 @@ def test_the_command(model_server, stack):
     (failed,) = [check for check in answer["checks"] if check["state"] == "fail"]
     assert failed["check"] == "model"
     assert failed["change"].startswith("model.name")
-    done = run("--labels", "a,a", "--tf-serving-host", "nowhere")
-    assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.splitlines()[-1] == "2 FAIL, 0 warnings"
-    assert run("--nothing").returncode == 2
+
+
+def test_wrong_settings_end_the_command_with_1_and_wrong_use_with_2(capsys):
+    assert cli.main(["doctor", "--labels", "a,a", "--tf-serving-host", "nowhere"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "2 FAIL, 0 warnings"
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["doctor", "--nothing"])
 
 
 def test_nothing_is_waited_for_without_end():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import processes
 import pytest
+from clothing_gateway.doctor import Question, examine, report
 from processes import DEMO_MODEL, GATEWAY_BIN, LABELS, MODEL_BIN, PNG, ROOT, SAMPLE
 
 
@@ -97,6 +98,28 @@ def test_classify_command_straight_to_the_server(model: processes.Running, gatew
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     for step in ("decode", "predict", " ms"):
         assert step in shown.stdout + shown.stderr
+
+
+def test_the_doctor_finds_what_is_wrong(model: processes.Running, gateway: processes.Running) -> None:
+    def look(**changes: str) -> list[tuple[str, str]]:
+        """What failed, and which values mend it."""
+        settings = {"tf_serving_host": f"localhost:{model.ports['grpc']}", "labels": ",".join(LABELS)} | changes
+        findings = list(examine(Question({}, settings, f"http://127.0.0.1:{gateway.ports['admin']}")))
+        assert ("predict", report.OK) in [(one.check, one.state) for one in findings] or changes
+        return [(one.check, one.change) for one in findings if one.state == report.FAIL]
+
+    assert look() == []
+    assert look(labels="a,b") == [("signature", "model.labels")]
+    assert look(model_version="3") == [("signature", "model.name, model.version, model.versionLabel")]
+    assert look(input_name="x") == [("signature", "model.inputName")]
+    ((check, change),) = look(model_name="other")
+    assert (check, change.partition(",")[0]) == ("model", "model.name")
+    ((check, change),) = look(model_tls="on")
+    assert (check, change.partition(",")[0]) == ("tls", "server.tls.secretName")
+    ((check, change),) = look(tf_serving_host=f"127.0.0.1:{model.ports['http']}")
+    assert (check, change.partition(" ")[0]) == ("model", "TF_SERVING_HOST")
+    ((check, change),) = look(tf_serving_host=f"127.0.0.1:{CLOSED_PORT}")
+    assert (check, change.partition(" ")[0]) == ("connection", "server.startup.maxSeconds")
 
 
 @pytest.mark.parametrize(
