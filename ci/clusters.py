@@ -108,6 +108,8 @@ class Cluster(abc.ABC):
 class Own(Cluster):
     """The two nodes of ci/cluster: no Docker, images by buildah."""
 
+    nodes = ("control-plane", "worker")  # as its command names them
+
     def __init__(self, command: Path) -> None:
         self.command = str(command)
         super().__init__({"KUBECONFIG": run(self.command, "kubeconfig").strip()}, registry="localhost")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -117,19 +118,18 @@ def walled(
 
 @pytest.fixture
 def metadata(cluster: clusters.Cluster, tmp_path: Path) -> Iterator[bool]:
-    """A stand-in for a cloud's metadata service, where the node is at hand; whether there is one."""
-    if not isinstance(cluster, clusters.Node):
-        yield False
-        return
-    node = [cluster.command, "exec"]
-    subprocess.run([*node, "ip", "address", "replace", f"{METADATA}/32", "dev", "lo"], check=True)
-    serve = [sys.executable, "-m", "http.server", "80", "--bind", METADATA, "--directory", str(tmp_path)]
-    with subprocess.Popen([*node, *serve], start_new_session=True, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield True
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            subprocess.run([*node, "ip", "address", "delete", f"{METADATA}/32", "dev", "lo"], check=True)
+    """A stand-in for a cloud's metadata service, on each node where these are at hand; whether there is one."""
+    with contextlib.ExitStack() as stack:
+        for name in cluster.nodes if isinstance(cluster, clusters.Own) else ():
+            node = [cluster.command, "exec", name]
+            address = [f"{METADATA}/32", "dev", "lo"]
+            subprocess.run([*node, "ip", "address", "replace", *address], check=True)
+            stack.callback(subprocess.run, [*node, "ip", "address", "delete", *address], check=True)
+            serve = [sys.executable, "-m", "http.server", "80", "--bind", METADATA, "--directory", str(tmp_path)]
+            process = subprocess.Popen([*node, *serve], start_new_session=True, stderr=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(os.killpg, process.pid, signal.SIGTERM)
+        yield isinstance(cluster, clusters.Own)
 
 
 def test_a_stranger_reaches_the_gateway_and_neither_server_nor_admin_port(walled: Walled) -> None:
