@@ -1,4 +1,4 @@
-"""An image of one's own model, really built: by Docker, or by the builder of the one-node cluster."""
+"""An image of one's own model, really built: by Docker, or by the builder of ci/cluster."""
 
 from __future__ import annotations
 
