@@ -351,7 +351,7 @@ def test_unavailable_for_good_is_unavailable(make, model_server):
 
 
 def test_retries_are_throttled(make, model_server):
-    predictor = make(model_server.address)
+    predictor = make(model_server.address, max_in_flight=2, max_photos=2)  # which the throttle goes by
     predictor.check()
     model_server.model.fail = [Code.UNAVAILABLE] * 1000
     for _ in range(20):
