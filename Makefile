@@ -177,8 +177,9 @@ docs: dev tools ## Regenerate the charts' READMEs from their values, and the exa
 	@$(GATEWAY)/python tests/chart/golden.py
 
 .PHONY: pictures
-pictures: dev ## Take the documents' pictures of the page anew, in Chromium, of a real gateway with the demo model
+pictures: dev tools ## Take the documents' pictures anew: the page in Chromium, and five minutes of the dashboard; with the demo model
 	@$(GATEWAY)/python tests/page/pictures.py
+	@$(GATEWAY)/python tests/load/dashboard.py docs/pictures/dashboard.png
 
 .PHONY: clean
 clean: ## Remove what the other commands installed

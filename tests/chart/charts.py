@@ -42,7 +42,8 @@ def tool(program: str) -> str:
 
 
 def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=50, **options)
+    options = {"timeout": 50} | options
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, **options)
 
 
 def helm_template(

@@ -1,0 +1,108 @@
+"""A loaded gateway and model server, scraped by Prometheus: the chart's dashboard has something to show."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from monitored import NAMESPACE, PODS, RELEASE, Installation, installation, load, targets
+from processes import wait_for
+
+
+@pytest.fixture(scope="module")
+def sent() -> Counter[int]:
+    """How many requests with photos were answered with each status."""
+    return Counter()
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory, sent: Counter[int]) -> Iterator[Installation]:
+    settings = {"GATEWAY_MAX_IN_FLIGHT": "2", "GATEWAY_MAX_PHOTOS": "2"}
+    with installation(tmp_path_factory.mktemp("monitored"), "1s", **settings) as system:
+        # More clients than places: some are turned away with 503, which the rate of 5xx shows.
+        sent.update(load(system, seconds=5, clients=5))
+        system.gateway.get("/ping")
+        total = 'sum(gateway_request_duration_seconds_count{route=~"/predict|/classify"})'
+        wait_for("the last scrape", lambda: float(system.prometheus.value(total)[0]["value"][1]) == sent.total(), 20)
+        yield system
+
+
+def test_prometheus_reads_both_without_an_error(watched: Installation) -> None:
+    found = watched.prometheus.api("targets")["activeTargets"]
+    assert {target["labels"]["pod"] for target in found} == set(PODS.values())
+    assert [(target["lastError"], target["health"]) for target in found] == [("", "up")] * 2
+
+
+def test_every_query_of_the_dashboard_gives_numbers(watched: Installation) -> None:
+    queries = targets(watched.monitoring.dashboard, "10s")
+    assert len(queries) > 20
+    empty = []
+    for query in queries:
+        found = [float(series["value"][1]) for series in watched.prometheus.value(query.expression)]
+        if not found or not all(math.isfinite(value) and value >= 0 for value in found):
+            empty.append((query.panel, query.legend, found))
+    assert empty == []
+
+
+def test_the_labels_that_legends_are_made_of_are_there(watched: Installation) -> None:
+    for query in targets(watched.monitoring.dashboard, "10s"):
+        for label in (part.partition("}}")[0] for part in query.legend.split("{{")[1:]):
+            assert all(label in series["metric"] for series in watched.prometheus.value(query.expression)), query
+
+
+def test_a_gateway_without_errors_shows_a_rate_of_none(watched: Installation) -> None:
+    (query,) = (t for t in targets(watched.monitoring.dashboard, "10s") if t.panel == "Answered with 5xx")
+    (shown,) = watched.prometheus.value(query.expression.replace("5..", "599"))
+    assert shown["value"][1] == "0"
+
+
+def test_the_variables_find_the_release(watched: Installation) -> None:
+    variables = {variable["name"]: variable for variable in watched.monitoring.dashboard["templating"]["list"]}
+    assert variables["namespace"]["query"] == "label_values(gateway_ready, namespace)"
+    assert watched.prometheus.api("label/namespace/values", **{"match[]": "gateway_ready"}) == [NAMESPACE]
+    assert variables["release"]["query"] == 'label_values(gateway_ready{namespace="$namespace"}, pod)'
+    (pod,) = watched.prometheus.api("label/pod/values", **{"match[]": f'gateway_ready{{namespace="{NAMESPACE}"}}'})
+    assert variables["release"]["regex"] == "/(.+)-gateway-.+/"
+    assert pod.rpartition("-gateway-")[0] == RELEASE
+
+
+def test_what_is_counted_is_what_was_sent(watched: Installation, sent: Counter[int]) -> None:
+    assert {200, 415, 424, 503} <= set(sent)
+    by_status = 'sum by (status) (gateway_request_duration_seconds_count{route=~"/predict|/classify"})'
+    counted = {int(s["metric"]["status"]): int(s["value"][1]) for s in watched.prometheus.value(by_status)}
+    assert counted == dict(sent)
+
+
+def test_probes_are_dropped(watched: Installation) -> None:
+    """The monitors' rules, as Prometheus understands them."""
+    assert watched.prometheus.value('gateway_request_duration_seconds_count{route="/ping"}') == []
+    assert watched.prometheus.value(':tensorflow:serving:request_latency_count{API="",entrypoint="REST"}') == []
+    assert b'route="/ping"' in watched.gateway.get("/metrics", "admin").data
+
+
+def test_the_rules_are_evaluated_without_an_error(watched: Installation) -> None:
+    def evaluated() -> list[dict[str, str]]:
+        (group,) = watched.prometheus.api("rules")["groups"]
+        return group["rules"] if all(rule["health"] != "unknown" for rule in group["rules"]) else []
+
+    rules = wait_for("the rules", evaluated, 20)
+    assert {rule["health"] for rule in rules} == {"ok"}, [rule.get("lastError") for rule in rules]
+    (burn,) = watched.prometheus.value("clothing_classifier:errors:ratio_rate5m")
+    assert 0 < float(burn["value"][1]) < 1
+
+
+def test_a_gateway_that_loses_its_model_is_a_pending_alert_that_clears(watched: Installation) -> None:
+    def state() -> str:
+        found = watched.prometheus.value('ALERTS{alertname="ClassifierNoGatewayReady"}')
+        return found[0]["metric"]["alertstate"] if found else "inactive"
+
+    assert state() == "inactive"
+    watched.model.process.send_signal(signal.SIGSTOP)  # SIGSTOP: there, and silent
+    try:
+        wait_for("the alert", lambda: state() == "pending", 40)
+    finally:
+        watched.model.process.send_signal(signal.SIGCONT)
+    wait_for("its end", lambda: state() == "inactive", 40)
