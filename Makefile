@@ -91,11 +91,11 @@ kind: tools ## Images built, a Kind cluster, the chart installed, the address pr
 
 PYTEST := $(GATEWAY)/python -m pytest -c gateway/pyproject.toml --rootdir .
 # The Python that the gateway's environment checks; the rest is the model's.
-GATEWAY_PYTHON := gateway/src gateway/jpeg/src ci tests/conftest.py tests/processes.py tests/gateway tests/chart tests/integration tests/load tests/page tests/e2e
+GATEWAY_PYTHON := gateway/src gateway/jpeg/src ci ci/release ci/version tests/conftest.py tests/processes.py tests/monitored.py tests/gateway tests/chart tests/integration tests/load tests/page tests/e2e
 MODEL_PYTHON := model-image/src tests/model tests/model_factory.py tests/architectures.py tests/reference_scores.py
 
-.PHONY: lint lint-python lint-charts
-lint: lint-python lint-charts ## Formats, lints, types, charts
+.PHONY: lint lint-python lint-charts lint-workflows
+lint: lint-python lint-charts lint-workflows ## Formats, lints, types, charts, workflows, one version everywhere
 
 lint-python: dev
 	@echo "==> ruff, mypy"
@@ -112,6 +112,11 @@ lint-charts: dev tools
 	@echo "==> what is generated: READMEs and golden renders"
 	@$(PYTEST) --quiet tests/chart/test_values.py -k readme
 	@$(PYTEST) --quiet tests/chart/test_contract.py -k golden
+
+lint-workflows: tools
+	@echo "==> workflows, version"
+	@actionlint
+	@ci/version >/dev/null
 
 .PHONY: test test-gateway test-model test-charts test-integration test-load test-page
 test: lint test-charts test-gateway test-model test-integration test-load test-page ## Everything that needs no cluster: lint, unit, charts, integration with TensorFlow
@@ -181,6 +186,17 @@ pictures: dev tools ## Take the documents' pictures anew: the page in Chromium, 
 	@$(GATEWAY)/python tests/page/pictures.py
 	@$(GATEWAY)/python tests/load/dashboard.py docs/pictures/dashboard.png
 
+# ---- releases: docs/releasing.md ----
+
+.PHONY: version release-dry-run
+version: dev tools ## Write a new version everywhere: make version NEW=0.2.0
+	@test -n "$(NEW)" || { echo "make version NEW=0.2.0: names the new version; this is $$(ci/version)"; exit 2; }
+	@ci/version "$(NEW)"
+	@$(MAKE) docs
+
+release-dry-run: dev tools ## All of a release that needs no registry, in dist/: charts, Python packages, SBOMs, notes, checksums
+	@ci/release dist
+
 .PHONY: clean
 clean: ## Remove what the other commands installed
-	rm -rf gateway/.venv model-image/.venv .tools .cache e2e-report page-report
+	rm -rf gateway/.venv model-image/.venv .tools .cache dist e2e-report page-report

@@ -69,6 +69,7 @@ KNOWN: dict[str, dict[str, set[str]]] = {
     "docker": {
         "build": {"-t", "-f", "--tag", "--file", "--build-arg"},
         "buildx build": {"--load"},
+        "buildx imagetools inspect": {"--format"},
         "compose config": set(),
         "compose up": {"--build"},
         "compose --profile portable up": {"--profile", "--build"},
@@ -83,6 +84,7 @@ KNOWN: dict[str, dict[str, set[str]]] = {
         "load": {"--name"},
         "load docker-image": {"--name"},
     },
+    "gh": {"attestation verify": {"--owner"}},
     "eksctl": {
         "create cluster": {"--config-file"},
         "delete cluster": {"--config-file", "--wait", "--disable-nodegroup-eviction"},

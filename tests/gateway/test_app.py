@@ -15,7 +15,7 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
-from clothing_gateway import preprocessing
+from clothing_gateway import __version__, preprocessing
 from clothing_gateway.errors import all_errors
 from clothing_gateway.photo import jpeg_decoder
 from fakes import LABELS, FakeModel, GatewayProcess, ModelServer, PhotoServer, image_bytes, multipart
@@ -558,7 +558,7 @@ def test_metrics_count_by_route_and_code(gateway, photos):
         "gateway_ready 1.0",
         "gateway_in_flight_photos 0.0",
         "gateway_buffered_bytes 0.0",
-        f'gateway_build_info{{jpeg_decoder="{jpeg_decoder()}",version="0.1.0"}} 1.0',
+        f'gateway_build_info{{jpeg_decoder="{jpeg_decoder()}",version="{__version__}"}} 1.0',
         "process_resident_memory_bytes",
     ):
         assert line in text, line
