@@ -125,7 +125,7 @@ class Classifier:
             with self._metrics.stage("predict", ticket.stages, ticket.note), ticket.waiting():
                 prediction = self._predictor.predict(model, elements, ticket.deadline, ticket.metadata, ticket.has_left)
             version = prediction.version
-            self._metrics.predictions.labels(model.track, str(version)).inc(len(elements))
+            self._metrics.count_predictions(model.track, version, len(elements))
             rows = list(prediction.scores)
         outcomes: list[Scores | GatewayError] = [one.error or rows.pop(0) for one in prepared]
         return Answer(model, version, outcomes)

@@ -9,6 +9,8 @@ import traceback
 from datetime import UTC, datetime
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+# Made once: json.dumps would make one for each line.
+_encode = json.JSONEncoder(default=str).encode
 
 
 class JsonFormatter(logging.Formatter):
@@ -25,7 +27,7 @@ class JsonFormatter(logging.Formatter):
         line.update((key, value) for key, value in vars(record).items() if key not in _PLAIN)
         if record.exc_info:
             line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
-        return json.dumps(line, default=str)
+        return _encode(line)
 
 
 def set_up(level: str) -> logging.Logger:
@@ -34,6 +36,8 @@ def set_up(level: str) -> logging.Logger:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.captureWarnings(capture=True)
+    # Looked up for each record otherwise, and in none of our lines: logging's own documentation, "Optimization".
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # Places are counted and refused in admission.py; how deep waitress's own queue is by then tells an operator
     # nothing.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)

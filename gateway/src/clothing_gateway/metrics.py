@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -41,8 +42,8 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        # Looked up once: a label's lookup costs as much as the observation.
-        self._request_children: dict[tuple[str, int], Histogram] = {}
+        # Looked up once each: a label's lookup costs as much as the observation.
+        self._request = functools.cache(self.requests.labels)
         self._stages = Histogram(
             "gateway_stage_duration_seconds",
             "Time of a photo in a stage: fetch, wait (for a decoder), decode (with preprocessing), predict (a call).",
@@ -60,18 +61,21 @@ class Metrics:
         self.fetches = Counter(
             "gateway_fetches_total", "Fetched photos, by result.", ("result",), registry=self.registry
         )
+        self._fetch = functools.cache(self.fetches.labels)
         self.rpcs = Counter(
             "gateway_rpcs_total",
             "Calls to the model server, by method and gRPC status code.",
             ("method", "code"),
             registry=self.registry,
         )
+        self._rpc = functools.cache(self.rpcs.labels)
         self.predictions = Counter(
             "gateway_predictions_total",
             "Photos that the model answered for, by track (stable, canary, selected …) and version.",
             ("track", "version"),
             registry=self.registry,
         )
+        self._prediction = functools.cache(self.predictions.labels)
         self.photo_pixels = Histogram(
             "gateway_photo_pixels", "Width times height of the photos.", buckets=_PIXELS, registry=self.registry
         )
@@ -110,14 +114,23 @@ class Metrics:
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         """Count a request, and the time that it took."""
-        child = self._request_children.get((route, status))
-        if child is None:
-            child = self._request_children[route, status] = self.requests.labels(route, status)
-        child.observe(seconds)
+        self._request(route, status).observe(seconds)
 
     def count_error(self, code: str) -> None:
         """Count an error, of a request or of one of its photos."""
         self.errors.labels(code).inc()
+
+    def count_fetch(self, result: str) -> None:
+        """Count a photo that was fetched, or not."""
+        self._fetch(result).inc()
+
+    def count_rpc(self, method: str, code: str) -> None:
+        """Count a call to the model server."""
+        self._rpc(method, code).inc()
+
+    def count_predictions(self, track: str, version: int, photos: int) -> None:
+        """Count photos that the model has answered for."""
+        self._prediction(track, version).inc(photos)
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """Count one photo's time in a stage."""

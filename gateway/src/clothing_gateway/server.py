@@ -87,10 +87,8 @@ class Gateway:
         places = Places(settings.max_in_flight)
         gate = DecodeGate(settings.decode_slots, settings.decode_memory_bytes)
         self.metrics.watch(lambda: places.taken, lambda: gate.waiting, lambda: budget.reserved)
-        self.predictor = Predictor(settings, count=lambda method, code: self.metrics.rpcs.labels(method, code).inc())
-        self._fetcher = fetch.by_settings(
-            settings, budget, count=lambda result: self.metrics.fetches.labels(result).inc()
-        )
+        self.predictor = Predictor(settings, count=self.metrics.count_rpc)
+        self._fetcher = fetch.by_settings(settings, budget, count=self.metrics.count_fetch)
         self._classifier = Classifier(settings, self.predictor, self._fetcher, gate, self.metrics)
         self.listener = Listener(
             create_app(settings, self._classifier, places, self.metrics, known, tracer=self._tracer),

@@ -8,6 +8,7 @@ IPv4 may be anything outside the table. IPv6 may only be global unicast, 2000::/
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -189,6 +190,7 @@ def _matches(host: str, hosts: tuple[str, ...]) -> bool:
     return any(host.endswith(one[1:]) if one.startswith("*.") else host == one for one in hosts)
 
 
+@functools.lru_cache(1024)  # photos come from few hosts, and what a spelling means never changes
 def _host(host: str) -> tuple[str, Address | None]:
     """The host in lower case without its last dot, and its address where it is written as one."""
     if host.startswith("[") and host.endswith("]"):
