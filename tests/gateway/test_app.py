@@ -179,6 +179,30 @@ def test_versions_by_request(start_gateway, stack, route):
     assert 'gateway_predictions_total{track="stable",version="1"}' in counted
 
 
+def test_the_stable_version_stands_in_for_a_canary_that_a_server_does_not_have(start_gateway, stack):
+    """As while several servers take a new configuration: one has said that it has the canary, another is asked."""
+    model = FakeModel(others=(2,), inputs_of={2: {"input_16": (types_pb2.DT_FLOAT, (-1, 16, 16, 3))}})
+    server = ModelServer(model)
+    stack.callback(server.stop)
+    gateway = start_gateway(
+        server.address, model_version=1, canary_version=2, canary_percent=100, selectable_versions="2"
+    )
+    assert gateway.post("/predict", PHOTO)[2]["X-Model-Version"] == "2"
+    refusal = (grpc.StatusCode.NOT_FOUND, "Servable not found for request: Specific(clothing-model, 2)")
+    model.fail = [refusal]
+    status, body, headers = gateway.post("/predict", PHOTO)
+    assert (status, headers["X-Model-Version"]) == (200, "1")
+    assert body == dict(zip(LABELS, expected_scores(PHOTO), strict=True))
+    counted = gateway.admin("/metrics")[1]
+    assert 'gateway_predictions_total{track="stable",version="1"} 1.0' in counted
+    assert 'gateway_rpcs_total{code="NOT_FOUND",method="Predict"} 1.0' in counted
+    # Nothing stands in for what both refuse, nor for a version that the client has named.
+    model.fail = [refusal, refusal]
+    assert gateway.post("/predict", PHOTO)[0] == 502
+    model.fail = [refusal]
+    assert gateway.post("/predict", PHOTO, **{"X-Model-Version": "2"})[0] == 502
+
+
 def test_labels_are_sorted_in_predict_whatever_their_order(start_gateway, model_server):
     labels = "b,a,d,c,f,e,h,g,j,i"
     gateway = start_gateway(model_server.address, labels=labels)

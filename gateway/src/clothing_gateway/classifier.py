@@ -15,7 +15,7 @@ import numpy.typing as npt
 from clothing_gateway import photo
 from clothing_gateway.admission import DecodeGate
 from clothing_gateway.deadline import Deadline
-from clothing_gateway.errors import ClientLeft, GatewayError
+from clothing_gateway.errors import ClientLeft, GatewayError, ModelRefused
 from clothing_gateway.fetch import Fetcher
 from clothing_gateway.metrics import Metrics
 from clothing_gateway.predictor import Predictor
@@ -107,6 +107,16 @@ class Classifier:
         """Scores for each photo. One photo's failure is its own; the model's failure is everyone's and is raised."""
         # Before any work: without a model all of it would be in vain.
         model = self._predictor.model(ticket.request_id, ticket.selected)
+        try:
+            return self._classify(sources, ticket, model)
+        except ModelRefused:
+            stable = self._predictor.stand_in(model)
+            if stable is None:
+                raise
+        return self._classify(sources, ticket, stable)
+
+    def _classify(self, sources: Sequence[Source], ticket: Ticket, model: Model) -> Answer:
+        ticket.photos = ticket.bytes = ticket.pixels = 0
         if len(sources) == 1:
             prepared = [self._prepare(sources[0], model, ticket)]
         else:

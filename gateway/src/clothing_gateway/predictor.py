@@ -283,6 +283,15 @@ class Predictor:
             raise ModelNotReady(cause=state)
         return state
 
+    def stand_in(self, refused: Model) -> Model | None:
+        """The stable version for a request whose canary was refused; None where none can stand in.
+
+        Servers read their configuration one after the other: for a while one has the canary that another hasn't yet,
+        or has no more. The photos may have to be prepared anew.
+        """
+        state = self._stable.state
+        return state if refused.track == CANARY and isinstance(state, Model) else None
+
     def predict(
         self,
         model: Model,
