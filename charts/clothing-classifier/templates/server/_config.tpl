@@ -188,6 +188,17 @@ recreate
 {{- end -}}
 {{- end -}}
 
+{{- /* A gateway that finds no model leaves its Service, as another may find one. Where an upgrade takes all servers away, none does: the
+       gateways stay for as long as the model may load, and answer 503 with Retry-After, where clients would find a closed port. */ -}}
+{{- define "clothing-classifier.gateway.readinessFailures" -}}
+{{- $mode := include "clothing-classifier.server.rolloutMode" . -}}
+{{- if or (eq $mode "recreate") (and (eq $mode "inPlace") (eq (include "clothing-classifier.minReplicas" .Values.server | int) 1)) -}}
+{{- max 2 (div (add .Values.server.startup.maxSeconds 2) 3) -}}
+{{- else -}}
+2
+{{- end -}}
+{{- end -}}
+
 {{- /* Starting may take server.startup.maxSeconds, pulling the image five minutes more. */ -}}
 {{- define "clothing-classifier.server.progressDeadlineSeconds" -}}
 {{- add .Values.server.startup.maxSeconds (include "clothing-classifier.server.minReadySeconds" .) 300 -}}
