@@ -70,6 +70,11 @@ class Cluster(abc.ABC):
     def up(self) -> None:
         """Start it, or do nothing where it runs."""
 
+    @property
+    def has_official_server(self) -> bool:
+        """Whether its model image is made on tensorflow/serving, and not on the portable server."""
+        return False
+
     @abc.abstractmethod
     def build(self, image: Image) -> str:
         """Build an image and make it known to the cluster; its tag."""
@@ -136,12 +141,15 @@ class Own(Cluster):
         return tag
 
     def tag(self, name: str, tag: str, new: str) -> None:
-        run("buildah", "tag", f"localhost/{name}:{tag}", f"localhost/{name}:{new}")
-        run(self.command, "load", f"localhost/{name}:{new}")
+        run(self.command, "tag", f"localhost/{name}:{tag}", f"localhost/{name}:{new}")
 
 
 class Kind(Cluster):
     """Kubernetes in Docker."""
+
+    @property
+    def has_official_server(self) -> bool:
+        return os.uname().machine == "x86_64"
 
     def up(self) -> None:
         for tool, where in (
@@ -250,10 +258,10 @@ def find(wanted: str = "") -> Cluster:
 TAGS = ROOT / ".cache/image-tags.json"
 
 
-def build_images(cluster: Cluster, *, official: bool = False) -> dict[str, str]:
+def build_images(cluster: Cluster) -> dict[str, str]:
     """Build and load the images; their tags by name, also kept in .cache for the tests."""
     tags = {}
-    for image in (GATEWAY, MODEL_OFFICIAL if official else MODEL_PORTABLE, PING):
+    for image in (GATEWAY, MODEL_OFFICIAL if cluster.has_official_server else MODEL_PORTABLE, PING):
         started = time.monotonic()
         say(f"building {image.name} from {image.dockerfile}")
         tags[image.name] = cluster.build(image)
@@ -287,8 +295,7 @@ def main() -> int:
         if "up" in arguments.steps:
             cluster.up()
         if "images" in arguments.steps:
-            machine = os.uname().machine
-            tags = build_images(cluster, official=isinstance(cluster, Kind) and machine == "x86_64")
+            tags = build_images(cluster)
         if "install" in arguments.steps:
             install(cluster, tags or json.loads(TAGS.read_text()))
     except ClusterError as error:

@@ -93,14 +93,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 def _collect(cluster: clusters.Cluster, folder: Path) -> None:
-    for name, arguments in {
-        "objects": ("get", "all", "--output=wide"),
-        "events": ("get", "events", "--sort-by=.lastTimestamp"),
-        "pods": ("describe", "pods"),
-        "gateway": ("logs", "--selector=app.kubernetes.io/component=gateway", "--tail=500", "--prefix"),
-        "server": ("logs", "--selector=app.kubernetes.io/component=server", "--tail=500", "--prefix"),
-    }.items():
-        with contextlib.suppress(clusters.ClusterError):
-            (folder / f"{name}.txt").write_text(cluster.kubectl("--namespace", NAMESPACE, *arguments))
+    names = cluster.kubectl("get", "namespaces", "--output=jsonpath={.items[*].metadata.name}").split()
+    for namespace in (name for name in names if name.startswith(NAMESPACE)):
+        (folder / namespace).mkdir(exist_ok=True)
+        for name, arguments in {
+            "objects": ("get", "all", "--output=wide"),
+            "events": ("get", "events", "--sort-by=.lastTimestamp"),
+            "pods": ("describe", "pods"),
+            "gateway": ("logs", "--selector=app.kubernetes.io/component=gateway", "--tail=500", "--prefix"),
+            "server": ("logs", "--selector=app.kubernetes.io/component=server", "--tail=500", "--prefix"),
+        }.items():
+            with contextlib.suppress(clusters.ClusterError):
+                said = cluster.kubectl("--namespace", namespace, *arguments)
+                (folder / namespace / f"{name}.txt").write_text(said)
     with contextlib.suppress(clusters.ClusterError):
         cluster.report(folder / "cluster")

@@ -121,6 +121,11 @@ def image(cluster: clusters.Cluster, tags: dict[str, str], name: str) -> str:
     return f"{cluster.registry}/{name}:{tags[name]}".removeprefix("/")
 
 
+def as_upstream(cluster: clusters.Cluster) -> tuple[str, ...]:
+    """Values with which the servers have no handler for signals, as TensorFlow Serving: the portable one would."""
+    return () if cluster.has_official_server else ("server.extraArgs={--handle_signals=false}",)
+
+
 def make_namespace(cluster: clusters.Cluster, name: str) -> None:
     """An empty namespace that enforces Pod Security "restricted"."""
     cluster.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait", "--timeout=180s")

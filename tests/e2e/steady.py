@@ -23,7 +23,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +33,7 @@ from typing import Self
 
 import processes
 import urllib3
-from kube import REPORT, clusters
+from kube import REPORT, Release, as_upstream, clusters, make_namespace
 
 sys.path.append(str(processes.ROOT / "tests/load"))
 
@@ -103,6 +105,70 @@ def photo_host(cluster: clusters.Cluster) -> Iterator[PhotoHost]:
         yield PhotoHost(address, small, large)
 
 
+TIERS = ("gateway", "server")
+# Two of each, so that one of each can go; little CPU asked for, so that a surge has room on two cores.
+TWO_OF_EACH = (
+    "gateway.replicas=2", "server.replicas=2",
+    "gateway.resources.requests.cpu=50m", "server.resources.requests.cpu=100m",
+)  # fmt: skip
+# A rollout of servers waits for the gateways, which look for new servers when a connection has reached its age: with
+# the default of 30 s half a minute for each server.
+SOONER = () if FULL else ("server.maxConnectionAgeSeconds=5",)
+
+
+class Steady(Release):
+    """A release under load, that may fetch from the photo server on this machine."""
+
+    def reach(self, host: PhotoHost, *values: str, timeout: str = "5m") -> None:
+        """Install or upgrade, and wait."""
+        wanted = (*TWO_OF_EACH, *SOONER, *as_upstream(self.cluster), *host.values, *values)
+        settings = [argument for value in wanted for argument in ("--set", value)]
+        images = self.cluster.image_values(self.tags)
+        self.helm("upgrade", str(clusters.CHART), "--install", "--wait", *images, *settings, timeout=timeout)
+
+    def deployment(self, tier: str) -> str:
+        """``deployment/NAME`` of a tier."""
+        return f"deployment/{getattr(self, tier)}"
+
+    def settle(self, *tiers: str) -> None:
+        """Wait until the pods of these tiers, else of all, are the new ones, available, and others are gone."""
+        for tier in tiers or TIERS:
+            self.kubectl("rollout", "status", self.deployment(tier), "--timeout=300s")
+        selector = f"--selector=app.kubernetes.io/instance={self.name}"
+        ending = ("get", "pods", selector, "--output=jsonpath={.items[*].metadata.deletionTimestamp}")
+        processes.wait_for("the old pods to be gone", lambda: time.sleep(0.5) or not self.kubectl(*ending).strip(), 120)
+
+    def pod_ids(self, *tiers: str) -> set[str]:
+        """The pods that there are."""
+        return {pod["metadata"]["uid"] for pod in self.pods(*tiers)}
+
+    def calls(self) -> dict[str, float]:
+        """Predict calls that each server has answered, asked for at the same time."""
+        names = [pod["metadata"]["name"] for pod in self.pods("server")]
+        with ThreadPoolExecutor() as pool:
+            return dict(zip(names, pool.map(self.predictions, names), strict=True))
+
+    def evict(self, pod: str) -> bool:
+        """Ask for a pod's eviction, as `kubectl drain` does; whether the budget allows it."""
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/eviction"
+        try:
+            self.cluster.kubectl("create", "--raw", path, "--filename=-", input=json.dumps(eviction))
+        except clusters.ClusterError:
+            return False
+        return True
+
+
+@contextmanager
+def steady_release(cluster: clusters.Cluster, tags: dict[str, str], namespace: str) -> Iterator[Steady]:
+    """A release that is yet to be installed, in a namespace of its own while it lasts."""
+    make_namespace(cluster, namespace)
+    try:
+        yield Steady("steady", cluster, dict(tags), namespace)
+    finally:
+        cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What the clients of a scenario saw."""
@@ -116,6 +182,8 @@ class Outcome:
     causes: dict[str, int]
     refused: int = 0  # of the failed, those that were told to come again: a 503 with Retry-After
     silent: int = 0  # 503s without Retry-After
+    versions: dict[str, int] = field(default_factory=dict)  # answers by the model's version
+    connections: int = 0
 
     @property
     def per_second(self) -> float:
@@ -136,6 +204,9 @@ def outcome_of(measured: list[dict[str, object]], seconds: float) -> Outcome:
         if each["wrong"]:
             causes[f"wrong: {each['first_wrong']}"] = int(each["wrong"])  # type: ignore[call-overload]
     edges = [0, *moments, round(seconds * 1000)]
+    versions: Counter[str] = Counter()
+    for each in measured:
+        versions.update(each.get("counted", {}))  # type: ignore[arg-type]
     silent = sum(int(each["without_retry_after"]) for each in measured)  # type: ignore[call-overload]
     return Outcome(
         requests=sum(int(each["requests"]) for each in measured),  # type: ignore[call-overload]
@@ -147,6 +218,8 @@ def outcome_of(measured: list[dict[str, object]], seconds: float) -> Outcome:
         causes=causes,
         refused=causes.get("503", 0) - silent,
         silent=silent,
+        versions=dict(versions),
+        connections=sum(int(each.get("connections", 0)) for each in measured),  # type: ignore[call-overload]
     )
 
 
@@ -163,6 +236,7 @@ class Load:
     path: str = "/predict"
     forms: tuple[str, ...] = ("raw", "url")
     keep: int | None = None  # requests over one connection; None: all for uploads, ten for URLs
+    pause_seconds: float = 0  # between an answer and the next photo
     _running: list[subprocess.Popen[str]] = field(default_factory=list)
     _sent: dict[int, int] = field(default_factory=dict)
     _failed: dict[int, int] = field(default_factory=dict)
@@ -201,6 +275,7 @@ class Load:
                 str(programs.BIN / "loadgen"), "-target", f"{self.base}{self.path}", "-photos", str(self._file),
                 "-form", form, "-clients", str(self.clients // len(self.forms)), "-keep", str(keep), "-moments",
                 "-tolerance", str(TOLERANCE), "-timeout", TIMEOUT, "-host", self.name,
+                "-count", "X-Model-Version", "-pause", f"{self.pause_seconds}s",
             ]  # fmt: skip
             one = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             self._running.append(one)

@@ -1,42 +1,95 @@
-"""Nothing is lost while the cluster changes under steady load: upgrades, deletions, drains."""
+"""Nothing is lost while the cluster changes under steady load: upgrades, restarts, deletions, drains, scaling."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Self
 
+import processes
 import pytest
-from kube import NAMESPACE, Release, clusters, load_balancer, make_namespace
-from steady import Load, PhotoHost, Table
+from kube import NAMESPACE, Release, clusters, load_balancer
+from steady import TIERS, Load, PhotoHost, Steady, Table, steady_release
 
 HERE = f"{NAMESPACE}-steady"
-# Two of each, so that one of each can go; little CPU asked for, so that the surge has room on two cores.
-VALUES = (
-    "gateway.replicas=2", "server.replicas=2",
-    "gateway.resources.requests.cpu=20m", "server.resources.requests.cpu=50m",
-)  # fmt: skip
+# How far each of three servers may be from a third of the calls.
+SPREAD_POINTS = 5
+SPREAD_SECONDS = 60
+# The autoscaler looks every 15 s, at metrics that are some 15 s old.
+SCALED_SECONDS = 60
 
 
-class Steady(Release):
-    """The release under load."""
+def shares(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """Percentage of the calls between two looks that each server got."""
+    calls = {pod: after[pod] - before.get(pod, 0) for pod in after}
+    return {pod: 100 * count / max(1, sum(calls.values())) for pod, count in calls.items()}
 
-    def reach(self, host: PhotoHost, *values: str) -> None:
-        """Install or upgrade, and wait."""
-        settings = [argument for value in (*VALUES, *host.values, *values) for argument in ("--set", value)]
-        images = self.cluster.image_values(self.tags)
-        self.helm("upgrade", str(clusters.CHART), "--install", "--wait", *images, *settings)
 
-    def pod_ids(self) -> set[str]:
-        """The pods that there are."""
-        return {pod["metadata"]["uid"] for pod in self.pods()}
+def is_even(found: dict[str, float], servers: int) -> bool:
+    return len(found) == servers and all(abs(one - 100 / servers) <= SPREAD_POINTS for one in found.values())
+
+
+def words(found: dict[str, float]) -> str:
+    return " / ".join(f"{one:.0f}" for one in sorted(found.values())) + " %"
+
+
+@dataclass
+class Replicas:
+    """How many pods each Deployment of a release wants and has, change by change, while it lasts."""
+
+    release: Release
+    seen: list[tuple[float, str, int, int]] = field(default_factory=list)  # when, Deployment, wanted, ready
+
+    def __enter__(self) -> Self:
+        columns = r'jsonpath={.metadata.name} {.spec.replicas} {.status.readyReplicas}{"\n"}'
+        selector = f"--selector=app.kubernetes.io/instance={self.release.name}"
+        command = ["kubectl", "--namespace", self.release.namespace, "get", "deployments", selector]
+        self._process = subprocess.Popen(
+            [*command, "--watch", f"--output={columns}"],
+            env=self.release.cluster.process_environment(), stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._thread = threading.Thread(target=self._follow)
+        self._thread.start()
+        return self
+
+    def _follow(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            name, wanted, *ready = line.split()
+            self.seen.append((time.monotonic(), name, int(wanted), int(ready[0]) if ready else 0))
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        with self._process:
+            self._thread.join()
+
+    def all_want(self, pods: int) -> bool:
+        """Whether each Deployment wants so many now."""
+        latest = {name: wanted for _, name, wanted, _ in self.seen}
+        return bool(latest) and set(latest.values()) == {pods}
+
+    def fewest(self, since: float) -> int:
+        """The fewest that any Deployment wanted after a moment."""
+        return min((wanted for when, _, wanted, _ in self.seen if when >= since), default=0)
+
+    def took(self, since: float, pods: int, *, ready: bool = False) -> float:
+        """Seconds from a moment until the last Deployment wanted so many for the first time, or had them ready."""
+        first: dict[str, float] = {}
+        for when, name, wanted, there in self.seen:
+            if when >= since and (there if ready else wanted) == pods:
+                first.setdefault(name, when)
+        return max(first.values()) - since
 
 
 @pytest.fixture(scope="module")
 def steady(cluster: clusters.Cluster, tags: dict[str, str], photo_host: PhotoHost) -> Iterator[Steady]:
-    make_namespace(cluster, HERE)
-    release = Steady("steady", cluster, tags, HERE)
-    release.reach(photo_host)
-    yield release
-    cluster.kubectl("delete", "namespace", HERE, "--wait=false")
+    with steady_release(cluster, tags, HERE) as release:
+        release.reach(photo_host)
+        yield release
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +97,26 @@ def base(steady: Steady) -> str:
     return load_balancer(steady.cluster, HERE, steady.gateway)
 
 
-def test_gateway_image(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
-    new = f"{steady.tags['clothing-gateway']}-new"
-    steady.cluster.tag("clothing-gateway", steady.tags["clothing-gateway"], new)
-    before = {pod["metadata"]["uid"] for pod in steady.pods("gateway")}
+@pytest.mark.parametrize("tier", TIERS)
+def test_new_image(steady: Steady, base: str, photo_host: PhotoHost, table: Table, tier: str) -> None:
+    image = {"gateway": "clothing-gateway", "server": "clothing-model"}[tier]
+    new = f"{steady.tags[image]}-new"
+    steady.cluster.tag(image, steady.tags[image], new)
+    before = {one: steady.pod_ids(one) for one in TIERS}
     with Load(base, photo_host) as load:
-        steady.reach(photo_host, f"gateway.image.tag={new}")
-        assert not before & steady.pod_ids()
-    table.add("helm upgrade: the gateway's image", load.outcome)
+        started = time.monotonic()
+        steady.tags[image] = new
+        steady.reach(photo_host)
+        steady.settle()
+        took = time.monotonic() - started
+        for one in TIERS:
+            assert steady.pod_ids(one).isdisjoint(before[one]) is (one == tier)
+    table.add(f"helm upgrade: the {tier}'s image", load.outcome, f"all replaced after {took:.0f} s")
     assert load.outcome.failed == 0, load.outcome.causes
 
 
 def test_chart_only(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
     """An upgrade that changes nothing of the pods restarts none."""
-    steady.reach(photo_host)
     before = steady.pod_ids()
     with Load(base, photo_host) as load:
         steady.reach(photo_host, "gateway.service.annotations.changed=yes")
@@ -65,3 +124,168 @@ def test_chart_only(steady: Steady, base: str, photo_host: PhotoHost, table: Tab
         assert steady.pod_ids() == before
     table.add("helm upgrade: nothing in the pods", load.outcome, "no pod restarted")
     assert load.outcome.failed == 0, load.outcome.causes
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_deleted_pod(steady: Steady, base: str, photo_host: PhotoHost, table: Table, tier: str) -> None:
+    pod = steady.pods(tier)[0]["metadata"]["name"]
+    with Load(base, photo_host) as load:
+        started = time.monotonic()
+        steady.kubectl("delete", "pod", pod)
+        gone = time.monotonic() - started
+        steady.settle(tier)
+        took = time.monotonic() - started
+    table.add(f"kubectl delete pod: a {tier}", load.outcome, f"gone after {gone:.0f} s, replaced after {took:.0f} s")
+    assert load.outcome.failed == 0, load.outcome.causes
+
+
+def test_restart(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
+    before = steady.pod_ids()
+    with Load(base, photo_host) as load:
+        started = time.monotonic()
+        steady.kubectl("rollout", "restart", *(steady.deployment(tier) for tier in TIERS))
+        steady.settle()
+        took = time.monotonic() - started
+        assert not before & steady.pod_ids()
+    table.add("kubectl rollout restart: both tiers at once", load.outcome, f"all replaced after {took:.0f} s")
+    assert load.outcome.failed == 0, load.outcome.causes
+
+
+def test_evictions(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
+    """The budgets let one pod of each tier go at a time, and block no drain: the second goes when the first is back."""
+    pods = {tier: [pod["metadata"]["name"] for pod in steady.pods(tier)] for tier in TIERS}
+    with Load(base, photo_host) as load:
+        started = time.monotonic()
+        for tier in TIERS:
+            first, second = pods[tier]
+            assert steady.evict(first)
+            assert not steady.evict(second)
+        for tier in TIERS:
+            processes.wait_for(f"the second {tier} to be let go", lambda pod=pods[tier][1]: steady.evict(pod), 120)
+        steady.settle()
+        took = time.monotonic() - started
+    table.add("every pod evicted, one of each tier at a time", load.outcome, f"all replaced after {took:.0f} s")
+    assert load.outcome.failed == 0, load.outcome.causes
+
+
+def test_drain(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
+    nodes = json.loads(steady.cluster.kubectl("get", "nodes", "--output=json"))["items"]
+    open_ones = [
+        node["metadata"]["name"]
+        for node in nodes
+        if not any(taint["effect"] != "PreferNoSchedule" for taint in node["spec"].get("taints", []))
+    ]
+    if len(open_ones) < 2:
+        pytest.skip("a drain needs a second node that takes pods; test_evictions has the budgets")
+    homes = [pod["spec"]["nodeName"] for pod in steady.pods()]
+    node = max(open_ones, key=homes.count)
+    try:
+        with Load(base, photo_host) as load:
+            started = time.monotonic()
+            selector = f"--pod-selector=app.kubernetes.io/instance={steady.name}"  # others' pods stay
+            steady.cluster.kubectl(
+                "drain", node, selector, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s"
+            )
+            steady.settle()
+            took = time.monotonic() - started
+            assert node not in [pod["spec"]["nodeName"] for pod in steady.pods()]
+    finally:
+        steady.cluster.kubectl("uncordon", node)
+    note = f"{homes.count(node)} of {len(homes)} pods moved within {took:.0f} s"
+    table.add("kubectl drain of a node", load.outcome, note)
+    assert load.outcome.failed == 0, load.outcome.causes
+
+
+def test_scaled_by_hand(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
+    with Load(base, photo_host) as load:
+        started = time.monotonic()
+        steady.kubectl("scale", "--replicas=3", *(steady.deployment(tier) for tier in TIERS))
+        steady.settle()
+        up = time.monotonic() - started
+        started = time.monotonic()
+        steady.reach(photo_host, "gateway.replicas=1", "server.replicas=1")
+        steady.settle()
+        down = time.monotonic() - started
+        assert len(steady.pods()) == len(TIERS)
+    note = f"up after {up:.0f} s, down after {down:.0f} s"
+    table.add("kubectl scale: from 2 to 3 of each tier; helm upgrade: to 1", load.outcome, note)
+    assert load.outcome.failed == 0, load.outcome.causes
+
+
+def test_spread(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
+    """New servers get their part of clients that were there before them, and of one client on one connection."""
+    steady.reach(photo_host, "server.replicas=1")
+    steady.settle()
+    with Load(base, photo_host) as load:
+        started = time.monotonic()
+        steady.reach(photo_host, "server.replicas=3")
+        processes.wait_for("calls to each server", lambda: min(steady.calls().values()) > 0)
+    table.add("helm upgrade: from 1 to 3 servers", load.outcome)
+    assert load.outcome.failed == 0, load.outcome.causes
+
+    while True:  # servers count exactly while nobody asks them
+        took, before = time.monotonic() - started, steady.calls()
+        with Load(base, photo_host) as load:
+            pass
+        found = shares(before, steady.calls())
+        assert load.outcome.failed == 0, load.outcome.causes
+        if is_even(found, 3):
+            break
+        assert took <= SPREAD_SECONDS, found
+    note = f"begun {took:.0f} s after the first was alone; their parts: {words(found)}"
+    table.add("three servers: all clients", load.outcome, note)
+    assert took <= SPREAD_SECONDS
+
+    before = steady.calls()
+    with Load(base, photo_host, clients=1, forms=("raw",)) as load:
+        pass
+    found = shares(before, steady.calls())
+    table.add("three servers: one client on one connection", load.outcome, f"their parts: {words(found)}")
+    assert load.outcome.failed == 0, load.outcome.causes
+    assert load.outcome.connections == 1
+    assert is_even(found, 3), found
+
+
+@pytest.mark.parametrize("by", ["hpa", "keda"])
+def test_autoscaling(steady: Steady, base: str, photo_host: PhotoHost, table: Table, by: str) -> None:
+    """By the pods' CPU: up with the load, and down when all but two clients that take their time have left."""
+    if not steady.cluster.kubectl("get", "apiservices", "v1beta1.metrics.k8s.io", "--ignore-not-found"):
+        pytest.skip("this cluster has no metrics API")
+    if by == "keda" and not steady.cluster.kubectl("get", "crd", "scaledobjects.keda.sh", "--ignore-not-found"):
+        pytest.skip("this cluster has no KEDA")
+    settings = [
+        f"{tier}.autoscaling.{value}"
+        for tier in TIERS
+        for value in (
+            "enabled=true",
+            "minReplicas=2",
+            "maxReplicas=3",
+            "behavior.scaleDown.stabilizationWindowSeconds=15",
+        )
+    ]
+    if by == "keda":
+        settings.append("server.autoscaling.keda.enabled=true")
+    with Replicas(steady) as replicas:
+        steady.reach(photo_host, *settings)
+        # A Deployment whose manifest has no replicas any more falls to one, until the autoscaler has spoken.
+        processes.wait_for("the autoscalers' minimum", lambda: replicas.all_want(2), 120)
+        steady.settle()
+        began = time.monotonic()
+        with Load(base, photo_host) as load:
+            processes.wait_for("a third pod of each tier", lambda: replicas.all_want(3), 180)
+            steady.settle()
+        up, ready = replicas.took(began, 3), replicas.took(began, 3, ready=True)
+        ended = time.monotonic()
+        with Load(base, photo_host, clients=2, pause_seconds=0.5, requests=0) as few:
+            processes.wait_for("two pods of each tier", lambda: replicas.all_want(2), 180)
+            steady.settle()
+        down = replicas.took(ended, 2)
+        assert replicas.fewest(began) == 2
+    name = {"hpa": "HorizontalPodAutoscaler", "keda": "KEDA"}[by]
+    note = f"{up:.0f} s after the load's rise, ready after {ready:.0f} s"
+    table.add(f"{name}: both tiers from 2 to 3 by their CPU", load.outcome, note)
+    note = f"{down:.0f} s after the load's fall, never fewer"
+    table.add(f"{name}: both tiers back to 2", few.outcome, note)
+    assert load.outcome.failed == 0, load.outcome.causes
+    assert few.outcome.failed == 0, few.outcome.causes
+    assert up <= SCALED_SECONDS

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 from pathlib import Path
-from typing import Self
 
 import processes
 import pytest
 import urllib3
 from kube import Release, clusters, image, load_balancer, make_namespace, objects, port_forward
-from processes import LABELS, PNG, SAMPLE
+from processes import LABELS, SAMPLE
 
 Http = urllib3.PoolManager
 
@@ -22,35 +20,6 @@ def upload(http: Http, gateway: str, photo: Path) -> dict[str, float]:
     answer = http.request("POST", f"{gateway}/predict", body=photo.read_bytes(), headers={"Content-Type": kind})
     assert answer.status == 200, answer.data
     return dict(answer.json())
-
-
-class Asking:
-    """Uploads, one after the other, while it lasts; none may fail."""
-
-    def __init__(self, http: Http, gateway: str) -> None:
-        self.sent = 0
-        self.failed: list[str] = []
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._ask, args=(http, gateway))
-
-    def _ask(self, http: Http, gateway: str) -> None:
-        while not self._done.is_set():
-            self.sent += 1
-            try:
-                answer = http.request("POST", f"{gateway}/predict", body=SAMPLE.read_bytes(), headers=PNG)
-            except urllib3.exceptions.HTTPError as error:
-                self.failed.append(repr(error))
-                continue
-            if answer.status != 200:
-                self.failed.append(f"{answer.status} {answer.data[:200]!r}")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
 
 
 def test_pods_are_restricted_and_ready(release: Release) -> None:
@@ -140,40 +109,6 @@ def test_helm_test(release: Release) -> None:
     assert "Phase:          Succeeded" in release.helm("test", timeout="3m")
 
 
-def test_upgrade_under_requests_and_two_servers_that_share_them(release: Release, gateway: str, http: Http) -> None:
-    """An upgrade that replaces every pod and doubles them: no request fails, and the gateway finds the new servers."""
-    with Asking(http, gateway) as asking:
-        release.apply("server.replicas=2", "gateway.replicas=2", "gateway.requestTimeoutSeconds=15")
-        release.kubectl("rollout", "status", f"deployment/{release.server}", "--timeout=180s")
-        servers = [pod["metadata"]["name"] for pod in release.pods("server")]
-        assert len(servers) == 2
-        processes.wait_for("both servers to answer", lambda: all(release.predictions(pod) > 0 for pod in servers))
-    assert not asking.failed, f"{len(asking.failed)} of {asking.sent} failed: {asking.failed[:3]}"
-    assert asking.sent > 50
-    print(f"\n{asking.sent} requests, none failed")
-
-
-def test_a_drain_takes_one_gateway_at_a_time_and_is_never_blocked(release: Release, gateway: str, http: Http) -> None:
-    """What `kubectl drain` asks for each pod: the second waits until the first is replaced, and no request fails."""
-
-    def evict(pod: str) -> bool:
-        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
-        path = f"/api/v1/namespaces/{release.namespace}/pods/{pod}/eviction"
-        try:
-            release.cluster.kubectl("create", "--raw", path, "--filename=-", input=json.dumps(eviction))
-        except clusters.ClusterError:
-            return False
-        return True
-
-    first, second = (pod["metadata"]["name"] for pod in release.pods("gateway"))
-    with Asking(http, gateway) as asking:
-        assert evict(first)
-        assert not evict(second)
-        processes.wait_for("the second to be let go", lambda: evict(second), 60)
-        release.kubectl("rollout", "status", f"deployment/{release.gateway}", "--timeout=60s")
-    assert not asking.failed, f"{len(asking.failed)} of {asking.sent} failed: {asking.failed[:3]}"
-
-
 def test_labels_that_do_not_fit_stop_an_upgrade_and_say_why(release: Release, gateway: str, http: Http) -> None:
     """The rollout halts at a gateway that is not ready, the old ones go on answering, and a rollback mends it."""
     with pytest.raises(clusters.ClusterError):
@@ -212,10 +147,6 @@ def test_second_release_that_scales_itself_and_uninstalls_that_leave_nothing(
     )  # fmt: skip
     with port_forward(cluster, namespace, f"service/{second.gateway}", "18080:80") as base:
         assert upload(http, base, SAMPLE) == upload(http, gateway, SAMPLE)
-    if cluster.kubectl("get", "apiservices", "v1beta1.metrics.k8s.io", "--ignore-not-found"):
-        for scaled in (second.gateway, second.server):  # each finds the load of its pods, so it could act on it
-            wait = ["wait", f"horizontalpodautoscaler/{scaled}", "--for=condition=ScalingActive", "--timeout=120s"]
-            second.kubectl(*wait)
     for one in (second, release):
         if one is release:  # the other is gone, and this one doesn't mind
             assert set(upload(http, gateway, SAMPLE)) == set(LABELS)

@@ -218,7 +218,8 @@ def test_the_load_generator_counts_connections_that_fail(small, tmp_path):
 
 
 class _Answers(http.server.BaseHTTPRequestHandler):
-    """Refuses every third photo, and says when to come again every other time; the others get a score that is off."""
+    """Refuses every third photo, and says when to come again every other time; the others get a score that is off, by
+    two versions of the model in turn."""
 
     protocol_version = "HTTP/1.1"
     seen: ClassVar[list[str]] = []
@@ -231,6 +232,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         self.send_response(503 if refused else 200)
         if refused and len(self.seen) % 2:
             self.send_header("Retry-After", "1")
+        self.send_header("X-Model-Version", str(len(self.seen) % 3))
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -251,6 +253,7 @@ def test_the_load_generator_goes_on_until_it_is_told_to_end(small, tmp_path, mon
         command = [
             programs.BIN / "loadgen", "-target", f"http://127.0.0.1:{server.server_port}/predict", "-photos", listing,
             "-keep", "4", "-tolerance", tolerance, "-moments", "-host", "shop.example.com",
+            "-count", "X-Model-Version", "-pause", "20ms",
         ]  # fmt: skip
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
             sent, failed = map(int, running.stderr.readline().split())
@@ -258,7 +261,7 @@ def test_the_load_generator_goes_on_until_it_is_told_to_end(small, tmp_path, mon
             measured = json.loads(running.stdout.read())
         server.shutdown()
     assert running.returncode == 0
-    assert 0 < failed < sent <= measured["requests"] == len(_Answers.seen)
+    assert 0 < failed <= sent <= measured["requests"] == len(_Answers.seen)
     assert set(_Answers.seen) == {"shop.example.com"}
     assert measured["connections"] == -(-measured["requests"] // 4)
     refused = measured["statuses"]["503"]
@@ -266,6 +269,9 @@ def test_the_load_generator_goes_on_until_it_is_told_to_end(small, tmp_path, mon
     assert measured["without_retry_after"] == refused // 2
     assert measured["answered_ms"] == sorted(measured["answered_ms"])
     assert len(measured["answered_ms"]) == measured["statuses"]["200"]
+    assert set(measured["counted"]) == {"1", "2"}
+    assert sum(measured["counted"].values()) == measured["statuses"]["200"]
+    assert measured["requests"] * 0.02 <= measured["seconds"] + 0.02  # a pause after each
     assert measured["wrong"] == (measured["statuses"]["200"] if wrong else 0)
 
 

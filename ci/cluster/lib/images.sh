@@ -33,6 +33,14 @@ load() { # IMAGE...
   done
 }
 
+tag() { # IMAGE NEW: no bytes are moved, however large the image is
+  needs_root
+  local node
+  for node in "${NODES[@]}"; do
+    containerd_images "$node" tag --force "$1" "$2" >/dev/null || die "$node has no image $1; what is loaded: cluster images"
+  done
+}
+
 import() { # ARCHIVE: on all nodes at once
   local node jobs=() job failed=0
   for node in "${NODES[@]}"; do

@@ -63,13 +63,14 @@ type result struct {
 	Errors      map[string]int     `json:"errors"`
 	Silent      int                `json:"without_retry_after"` // 503s that don't say when to come again
 	Connections int                `json:"connections"`
+	Counted     map[string]int     `json:"counted,omitempty"` // 200s by what they have in the header -count
 	Latencies   map[string][]int64 `json:"latencies_us"`
 	Answered    []int64            `json:"answered_ms,omitempty"` // when each 200 came, since the start
 	CPUSeconds  float64            `json:"loadgen_cpu_seconds"`
 }
 
 func newResult() *result {
-	return &result{Statuses: map[string]int{}, Errors: map[string]int{}, Latencies: map[string][]int64{}}
+	return &result{Statuses: map[string]int{}, Errors: map[string]int{}, Counted: map[string]int{}, Latencies: map[string][]int64{}}
 }
 
 func (r *result) add(other *result) {
@@ -88,6 +89,9 @@ func (r *result) add(other *result) {
 	for words, count := range other.Errors {
 		r.Errors[words] += count
 	}
+	for value, count := range other.Counted {
+		r.Counted[value] += count
+	}
 }
 
 type load struct {
@@ -98,6 +102,8 @@ type load struct {
 	timeout   time.Duration
 	limit     int64
 	keep      int
+	pause     time.Duration
+	count     string
 	moments   bool
 	start     time.Time
 	end       context.Context
@@ -120,6 +126,8 @@ func main() {
 	requests := flag.Int64("requests", 0, "how many in all; 0: as many as fit into -seconds")
 	seconds := flag.Float64("seconds", 0, "for how long; 0: until -requests are sent, or until SIGTERM")
 	keep := flag.Int("keep", 0, "how many requests go over one connection; 0: as many as the server takes")
+	pause := flag.Duration("pause", 0, "how long a client waits between an answer and its next photo")
+	count := flag.String("count", "", "`name` of a header by whose values the answers are counted")
 	tolerance := flag.Float64("tolerance", 0, "how far a score may be from the expected one")
 	moments := flag.Bool("moments", false, "say when each answer came, too")
 	timeout := flag.Duration("timeout", time.Minute, "how long one answer may take")
@@ -139,7 +147,7 @@ func main() {
 	if *clients < 1 {
 		log.Fatal("-clients: at least one")
 	}
-	l := &load{address: address, timeout: *timeout, limit: *requests, keep: *keep, tolerance: *tolerance, moments: *moments}
+	l := &load{address: address, timeout: *timeout, limit: *requests, keep: *keep, pause: *pause, count: *count, tolerance: *tolerance, moments: *moments}
 	if *answer != "" {
 		l.answer = strings.Split(*answer, ".")
 	}
@@ -267,7 +275,7 @@ func (l *load) client(seen *result) {
 		}
 		photo := &l.photos[number%int64(len(l.photos))]
 		start := time.Now()
-		status, body, again, closed, err := 0, []byte(nil), "", true, error(nil)
+		status, body, header, closed, err := 0, []byte(nil), http.Header(nil), true, error(nil)
 		if conn == nil {
 			if conn, err = net.DialTimeout("tcp", l.address, l.timeout); err == nil {
 				reader = bufio.NewReader(conn)
@@ -277,7 +285,7 @@ func (l *load) client(seen *result) {
 		}
 		if err == nil {
 			conn.SetDeadline(start.Add(l.timeout))
-			status, body, again, closed, err = exchange(conn, reader, photo.request)
+			status, body, header, closed, err = exchange(conn, reader, photo.request)
 			carried++
 			closed = closed || carried == l.keep
 		}
@@ -292,10 +300,13 @@ func (l *load) client(seen *result) {
 			key := strconv.Itoa(status)
 			seen.Statuses[key]++
 			seen.Latencies[key] = append(seen.Latencies[key], latency.Microseconds())
-			if status == http.StatusServiceUnavailable && again == "" {
+			if status == http.StatusServiceUnavailable && header.Get("Retry-After") == "" {
 				seen.Silent++
 			}
 			if status == http.StatusOK {
+				if l.count != "" {
+					seen.Counted[header.Get(l.count)]++
+				}
 				if l.moments {
 					seen.Answered = append(seen.Answered, time.Since(l.start).Milliseconds())
 				}
@@ -316,12 +327,18 @@ func (l *load) client(seen *result) {
 			conn.Close()
 			conn = nil
 		}
+		if l.pause > 0 {
+			select {
+			case <-time.After(l.pause):
+			case <-l.end.Done():
+			}
+		}
 	}
 }
 
 // exchange sends a request and reads its answer. A server may answer and close before it has read a whole upload: then
-// the answer counts, not the broken pipe. again is the answer's Retry-After.
-func exchange(conn net.Conn, reader *bufio.Reader, request []byte) (status int, body []byte, again string, closed bool, err error) {
+// the answer counts, not the broken pipe.
+func exchange(conn net.Conn, reader *bufio.Reader, request []byte) (status int, body []byte, header http.Header, closed bool, err error) {
 	_, sending := conn.Write(request)
 	response, err := http.ReadResponse(reader, nil)
 	for err == nil && response.StatusCode == http.StatusContinue {
@@ -331,11 +348,11 @@ func exchange(conn net.Conn, reader *bufio.Reader, request []byte) (status int, 
 		if sending != nil {
 			err = sending
 		}
-		return 0, nil, "", true, err
+		return 0, nil, nil, true, err
 	}
 	body, err = io.ReadAll(response.Body)
 	response.Body.Close()
-	return response.StatusCode, body, response.Header.Get("Retry-After"), response.Close || sending != nil, err
+	return response.StatusCode, body, response.Header, response.Close || sending != nil, err
 }
 
 // cause is an error in words without addresses, so that equal ones count together.
