@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
@@ -515,10 +516,24 @@ def test_what_waitress_refuses_looks_the_same(gateway, document, data, status, c
 
 def test_a_large_body_is_read_to_its_end_so_that_the_answer_arrives(gateway, problem):
     for _ in range(3):
-        problem(gateway.post("/predict", b"x" * 20_000_000), 413, "too-many-bytes")
+        problem(gateway.post("/predict", b"x" * 15_000_000), 413, "too-many-bytes")
     body = b"".join(b"%x\r\n" % 50_000 + b"x" * 50_000 + b"\r\n" for _ in range(20)) + b"0\r\n\r\n"
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Type: image/jpeg\r\n\r\n"
     assert b"too-many-bytes" in raw(gateway, head + body)
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: %d" % (1 << 30), b"Transfer-Encoding: chunked"])
+def test_a_gigabyte_is_not_read(gateway, length):
+    """Half a second of CPU for each, if it were."""
+    sent, piece = 0, b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\n" + length + b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while sent < 1 << 30:
+                connection.sendall(piece)
+                sent += len(piece)
+    assert 16 << 20 < sent < 64 << 20  # what is read of it, and what the kernel holds
+    assert gateway.post("/predict", image_bytes())[0] == 200
 
 
 def test_a_client_that_asks_before_it_sends(gateway):

@@ -47,6 +47,9 @@ _EVENTS = 64
 # How long a connection is not read after a photo on it was refused for want of a place. A client that heeds Retry-After
 # never notices; a hundred that ask again at once would take half of the CPU from the photos that have a place.
 _REST_SECONDS = 0.25
+# What is read of a body that is refused: a photo that is too large is so by some megabytes, and its client is to see
+# 413. Who sends a gigabyte may meet a closed connection instead: reading it all costs half a second of CPU.
+_SWALLOWED_BYTES = 16 << 20
 # How long the last threads have, once the end can't wait, to put away what they have answered.
 _SETTLE_SECONDS = 0.1
 
@@ -89,8 +92,9 @@ class _Nowhere:
 class _Parser(HTTPRequestParser):
     """One request on its way in.
 
-    A body that is refused is read to its end all the same, and thrown away: if the connection were closed before the
-    client has sent it all, the client's system would drop the answer, and the client would see a reset instead of 413.
+    A body that is refused is read on all the same, and thrown away: if the connection were closed before the client has
+    sent it all, the client's system would drop the answer, and the client would see a reset instead of 413. But only
+    for so many bytes as a client may send that takes it for a photo.
     """
 
     error: Any
@@ -101,6 +105,7 @@ class _Parser(HTTPRequestParser):
         self.started = time.monotonic()
         self._limits = limits
         self._reserved = 0
+        self._swallowed = 0
         self.place: Place | None = None
 
     def received(self, data: bytes) -> int:
@@ -115,6 +120,10 @@ class _Parser(HTTPRequestParser):
                     self._reserved += consumed
                 else:
                     self.refuse(Overloaded(cause="GATEWAY_MAX_BUFFERED_BYTES are in use"))
+        elif in_body and isinstance(self.error, _Refusal):
+            self._swallowed += consumed
+            if self._swallowed > _SWALLOWED_BYTES:
+                self.completed = True
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
@@ -310,7 +319,7 @@ class Listener(TcpWSGIServer):
             inbuf_overflow=_NO_LIMIT,
             # X-Forwarded-For is for clients.py to believe, or not.
             clear_untrusted_proxy_headers=False,
-            # Checked by _Parser, which reads the refused body to its end.
+            # Checked by _Parser, which reads on what it refuses.
             max_request_body_size=_NO_LIMIT,
             max_request_header_size=64 * 1024,
             # Longer than the 60 s of most load balancers, so that it is they who end an idle connection.
