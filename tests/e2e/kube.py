@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -115,6 +115,27 @@ class ModelVolume:
 
     def _filler(self, *arguments: str, **options: object) -> None:
         self.cluster.kubectl("--namespace", f"{self.namespace}-filler", *arguments, **options)
+
+
+@contextlib.contextmanager
+def advertised_gpus(cluster: clusters.Cluster) -> Iterator[Callable[[int], None]]:
+    """A way to make a node say that it has so many GPUs: scheduling is real then, the device is not."""
+    node = cluster.kubectl("get", "nodes", "--output=jsonpath={.items[0].metadata.name}")
+
+    def advertise(count: int) -> None:
+        status = json.dumps({"status": {"capacity": {"nvidia.com/gpu": str(count)}}})
+        cluster.kubectl("patch", "node", node, "--subresource=status", "--type=merge", "--patch", status)
+
+    try:
+        yield advertise
+    finally:
+        advertise(0)
+
+
+def has_gpus(cluster: clusters.Cluster) -> bool:
+    """Whether a node has GPUs of its own."""
+    nodes = json.loads(cluster.kubectl("get", "nodes", "--output=json"))["items"]
+    return any(node["status"]["allocatable"].get("nvidia.com/gpu", "0") != "0" for node in nodes)
 
 
 def image(cluster: clusters.Cluster, tags: dict[str, str], name: str) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import ct
 import pytest
-from kube import NAMESPACE, ModelVolume, clusters, image, make_namespace
+from kube import NAMESPACE, ModelVolume, advertised_gpus, clusters, has_gpus, image, make_namespace
 from processes import ROOT
 from test_locked_down import certificates
 
@@ -95,22 +95,16 @@ def claim(cluster: clusters.Cluster, tags: dict[str, str], restricted: str) -> I
 
 @pytest.fixture
 def gpu(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[list[str]]:
-    """A node with a GPU, and the model's image under a tag for GPUs. Where it has none it is made to say that it has:
-    scheduling is real then, the device is not."""
-    nodes = json.loads(cluster.kubectl("get", "nodes", "--output=json"))["items"]
-    real = any(node["status"]["allocatable"].get("nvidia.com/gpu", "0") != "0" for node in nodes)
+    """A node with a GPU, or that says that it has one, and the model's image under a tag for GPUs."""
+    real = has_gpus(cluster)
     if not real and isinstance(cluster, clusters.Existing):
         pytest.skip("no node of this cluster has a GPU")
     tag = f"{tags['clothing-model']}-gpu"
     cluster.tag("clothing-model", tags["clothing-model"], tag)
-    node = ["patch", "node", nodes[0]["metadata"]["name"], "--subresource=status", "--type=merge", "--patch"]
-    if not real:
-        cluster.kubectl(*node, '{"status": {"capacity": {"nvidia.com/gpu": "1"}}}')
-    try:
+    with contextlib.nullcontext() if real else advertised_gpus(cluster) as advertise:
+        if advertise:
+            advertise(1)
         yield [f"server.image.tag={tag}"]
-    finally:
-        if not real:
-            cluster.kubectl(*node, '{"status": {"capacity": {"nvidia.com/gpu": "0"}}}')
 
 
 def helm_test_pods(cluster: clusters.Cluster, namespace: str) -> list[str]:

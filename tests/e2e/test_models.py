@@ -222,19 +222,3 @@ def test_a_model_that_is_not_in_the_image_is_named(models: clusters.Cluster, tag
     assert "there is no folder /models/flowers, and /models has: clothing-model" in said
     assert "Set model.name to the folder's name" in said
     release.helm("uninstall")
-
-
-def test_a_server_without_a_gpu_to_run_on_says_so(models: clusters.Cluster, tags: dict[str, str]) -> None:
-    nodes = json.loads(models.kubectl("get", "nodes", "--output=json"))["items"]
-    if any(node["status"]["allocatable"].get("nvidia.com/gpu", "0") != "0" for node in nodes):
-        pytest.skip("this cluster has GPUs")
-    release = Release("gpu", models, tags, HERE)
-    with pytest.raises(clusters.ClusterError):
-        install(release, "server.gpu.enabled=true", f"server.image.tag={tags['clothing-model']}-gpu", timeout="5s")
-
-    def said() -> str:
-        conditions = [each for pod in release.pods("server") for each in pod["status"].get("conditions", [])]
-        return " ".join(each.get("message", "") for each in conditions)
-
-    assert "Insufficient nvidia.com/gpu" in processes.wait_for("the scheduler's word", said, 30)
-    release.helm("uninstall")

@@ -10,6 +10,11 @@ import pytest
 import urllib3
 from kube import Release, clusters
 from processes import PNG, SAMPLE
+from steady import Load, PhotoHost, Table
+
+ROUTES = pytest.mark.parametrize(
+    ("host", "path"), [("ingress.example.com", ""), ("route.example.com", "/photos")], ids=["Ingress", "HTTPRoute"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,20 +28,20 @@ def proxy(cluster: clusters.Cluster) -> str:
 
 
 @pytest.fixture(scope="module")
-def routed(release: Release, proxy: str) -> Iterator[str]:
+def routed(release: Release, proxy: str, photo_host: PhotoHost) -> Iterator[str]:
     """The release with an Ingress for one host and an HTTPRoute for a path of another; the proxy's base URL."""
     release.apply(
         "gateway.ingress.enabled=true", "gateway.ingress.className=contour", "gateway.ingress.controller=contour",
         "gateway.ingress.hosts={ingress.example.com}",
         "gateway.httpRoute.enabled=true", "gateway.httpRoute.parentRefs[0].name=contour",
         "gateway.httpRoute.parentRefs[0].namespace=projectcontour", "gateway.httpRoute.hostnames={route.example.com}",
-        "gateway.httpRoute.path=/photos",
+        "gateway.httpRoute.path=/photos", *photo_host.values,
     )  # fmt: skip
     yield proxy
     release.apply()
 
 
-@pytest.mark.parametrize(("host", "path"), [("ingress.example.com", ""), ("route.example.com", "/photos")])
+@ROUTES
 def test_photos_come_through(routed: str, gateway: str, http: urllib3.PoolManager, host: str, path: str) -> None:
     def through(body: bytes) -> urllib3.BaseHTTPResponse:
         return http.request("POST", f"{routed}{path}/predict", body=body, headers=PNG | {"Host": host})
@@ -49,6 +54,17 @@ def test_photos_come_through(routed: str, gateway: str, http: urllib3.PoolManage
     assert answer.json() == direct.json()
     # So large a body is the gateway's to take or refuse, not the proxy's. The PNG ends before the zeros.
     assert through(SAMPLE.read_bytes() + bytes(11 << 20)).status == 200
+
+
+@ROUTES
+def test_large_photos_under_load(
+    request: pytest.FixtureRequest, routed: str, photo_host: PhotoHost, table: Table, host: str, path: str
+) -> None:
+    """What a phone takes, 12 megapixels in 2 MB, by all clients at a time."""
+    with Load(routed, photo_host, photos=photo_host.large, name=host, path=f"{path}/predict") as load:
+        pass
+    table.add(f"12-megapixel photos through an {request.node.callspec.id}", load.outcome, "Contour with Envoy")
+    assert load.outcome.failed == 0, load.outcome.causes
 
 
 def test_the_gateway_has_taken_the_route(routed: str, release: Release) -> None:
