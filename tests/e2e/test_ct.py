@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from kube import NAMESPACE, ModelVolume, advertised_gpus, clusters, has_gpus, im
 from processes import ROOT
 from test_locked_down import certificates
 
-CT = f"{NAMESPACE}-ct"
+# Several of them install at a time (make e2e), each in a namespace of its own.
+CT = f"{NAMESPACE}-ct{os.environ.get('PYTEST_XDIST_WORKER', '')}"
 EXAMPLES = ROOT / "Chart-values-examples"
 # The other examples want a cloud's load balancer, disks or buckets, a real GPU, KEDA or a registry.
 NO_CLOUD = (
@@ -34,6 +36,7 @@ FILES = [
 # An upgrade is two more installations and four more tests, so it is of the defaults and, by Helm 4, of what scales
 # itself: Helm 4 applies on the server's side, and refuses to take a field that an autoscaler has set.
 UPGRADED = {"default-values.yaml": "helm", "scaled-values.yaml": "helm4"}
+FILES.sort(key=lambda file: file.name not in UPGRADED)  # those that take longest begin first
 # An example is for a cluster with room, and for clients who mustn't notice: a test has neither.
 SMALL_AND_FAST = [
     "server.resources.requests.cpu=100m",
