@@ -27,6 +27,7 @@ done
 # Photos that a gateway takes at a time, by default. So many clients are its capacity, and four times as many offer more
 # than three times as much: a connection that was refused rests for a quarter of a second.
 PLACES = 32
+FULL_SECONDS = 10
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +172,7 @@ def test_a_server_is_full(release: Steady, base: str, photo_host: PhotoHost, tab
     offered: list[Outcome] = []
     for clients in (PLACES, 4 * PLACES):
         with Load(base, photo_host, clients=clients, forms=("raw",)) as load:
-            pass
+            time.sleep(FULL_SECONDS)  # so many refusals come quickly that their number alone would end it at once
         offered.append(load.outcome)
     able, flooded = offered
     times = flooded.requests / flooded.seconds / able.per_second
