@@ -318,9 +318,12 @@ def command(*arguments):
 def test_ctrl_c_writes_what_is_done_and_ends(shared, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(shared.model, "delay", 0.3)
     file = tmp_path / "results.csv"
+    # Where the tests run in the background of a script, SIGINT is ignored, and by all that they start.
+    heeding = ["env", "--default-signal=INT"]
     process = subprocess.Popen(
-        command(*[photo] * 200, "--gateway", shared.gateway, "--csv", file), stderr=subprocess.PIPE, text=True
-    )
+        [*heeding, *command(*[photo] * 200, "--gateway", shared.gateway, "--csv", file)],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     end = time.monotonic() + 30
     while not file.exists() or file.read_bytes().count(b"\r\n") < 5:  # rows are there before the end
         assert time.monotonic() < end

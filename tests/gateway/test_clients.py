@@ -266,4 +266,4 @@ def test_the_command_sends_a_key(start_gateway, model_server, file, tmp_path):
         for more in ([], ["--key-file", tmp_path / "key"])
     )
     assert (bare.returncode, keyed.returncode) == (1, 0)
-    assert "401, unauthorized" in bare.stderr
+    assert "401 unauthorized" in bare.stderr
