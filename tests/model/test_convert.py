@@ -353,13 +353,14 @@ def test_refuses_what_answers_otherwise_than_keras(
     assert nothing_left(tmp_path / "out")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_killed_leaves_no_version(models: dict[str, Made], tmp_path: Path, number: int) -> None:
-    """Killed while TensorFlow loads, when its temporary folder is there. SIGTERM cleans up; after SIGKILL, the next
-    run does."""
+    """Killed while TensorFlow loads, when its temporary folder is there. SIGTERM and Ctrl-C clean up; after SIGKILL,
+    the next run does."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "clothing_model", "convert", str(models["keras3"].source), "--name", "m", "--output",
-         str(tmp_path)], stderr=subprocess.DEVNULL,
+        # A shell without job control has what it puts into the background ignore SIGINT.
+        ["env", "--default-signal=INT", sys.executable, "-m", "clothing_model", "convert", str(models["keras3"].source),
+         "--name", "m", "--output", str(tmp_path)], stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
@@ -368,15 +369,35 @@ def test_killed_leaves_no_version(models: dict[str, Made], tmp_path: Path, numbe
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(number)
-        assert process.wait(60) != 0
+        assert process.wait(60) == -number
     finally:
         process.kill()
         process.wait()
     assert not [child for child in tmp_path.glob("m/*") if savedmodel.is_version(child.name)]
-    if number == signal.SIGTERM:
+    if number != signal.SIGKILL:
         assert nothing_left(tmp_path)
     assert convert(models["keras3"].version, tmp_path) == 0
     assert [child.name for child in (tmp_path / "m").iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_whatever_catches_exceptions(tmp_path: Path, number: int) -> None:
+    """As TensorFlow does, which takes an exception in an import of its own for a package that is not installed."""
+    script = f"""
+import os, pathlib, signal
+from clothing_model.convert import _temporary_folder
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with _temporary_folder(pathlib.Path({str(tmp_path)!r}, "m")) as folder:
+    (folder / "half").write_text("written")
+    try:
+        os.kill(os.getpid(), {int(number)})
+    except BaseException:
+        pass
+    print("went on")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (-number, ""), ended.stderr
+    assert nothing_left(tmp_path)
 
 
 def test_a_running_convert_is_left_alone(models: dict[str, Made], tmp_path: Path) -> None:

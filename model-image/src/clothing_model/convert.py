@@ -136,7 +136,7 @@ def _exists(target: Path) -> str:
 
 @contextlib.contextmanager
 def _temporary_folder(model_folder: Path) -> Iterator[Path]:
-    """A folder beside the versions, where TensorFlow Serving does not look, removed again on failure and on SIGTERM.
+    """A folder beside the versions, where TensorFlow Serving does not look, removed again on failure and by signals.
 
     What a SIGKILL leaves is removed by the next run: the folder's lock tells that nobody works in it any more.
     """
@@ -146,21 +146,30 @@ def _temporary_folder(model_folder: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError), _lock(stale):
             shutil.rmtree(stale)
     folder = model_folder / f"{TEMPORARY}{os.getpid()}"
-    folder.mkdir()
-    before = signal.signal(signal.SIGTERM, _exit_on_signal)
-    try:
-        with _lock(folder):
-            yield folder
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+    def remove() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty: a version stands in it
             for empty in created:
                 empty.rmdir()
 
+    def end(number: int, _: FrameType | None) -> None:
+        # By no exception: one that comes while TensorFlow imports a package means to it that the package is missing,
+        # and the conversion would go on.
+        remove()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
-def _exit_on_signal(number: int, _: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    numbers = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    before = [signal.signal(number, end) for number in numbers]
+    try:
+        folder.mkdir()
+        with _lock(folder):
+            yield folder
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        remove()
 
 
 @contextlib.contextmanager
