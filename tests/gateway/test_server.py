@@ -190,6 +190,40 @@ def test_the_end_comes_also_without_a_model(start_gateway):
     assert gateway.process.wait(10) == 0
 
 
+def test_a_server_that_hangs_does_not_hold_up_the_end(start_gateway):
+    """It takes connections and never answers, so that the check of the model waits for five seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        gateway = start_gateway(f"127.0.0.1:{hung.getsockname()[1]}", wait_ready=False)
+        hung.settimeout(10)
+        with hung.accept()[0]:
+            start = time.monotonic()
+            gateway.terminate()
+            assert gateway.process.wait(10) == 0
+            assert time.monotonic() - start < 2
+
+
+def test_the_end_waits_for_no_library():
+    """gRPC, OpenTelemetry and thread pools register what they do at the interpreter's end, and all of it takes time."""
+    script = """
+import atexit, sys, time
+from clothing_gateway import cli
+
+atexit.register(time.sleep, 60)
+sys.exit(cli.main(["serve"]))
+"""
+    environment = os.environ | {"GATEWAY_LISTEN_PORT": "0", "GATEWAY_ADMIN_LISTEN_PORT": "0"}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE) as process:
+        for line in process.stderr:
+            if b'"listening"' in line:
+                process.send_signal(signal.SIGINT)
+            if b'"ended with all work done"' in line:
+                break
+        try:
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+
+
 def can_unshare():
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "true"]
     return (

@@ -88,10 +88,10 @@ class Gateway:
         gate = DecodeGate(settings.decode_slots, settings.decode_memory_bytes)
         self.metrics.watch(lambda: places.taken, lambda: gate.waiting, lambda: budget.reserved)
         self.predictor = Predictor(settings, count=self.metrics.count_rpc)
-        self._fetcher = fetch.by_settings(settings, budget, count=self.metrics.count_fetch)
-        self._classifier = Classifier(settings, self.predictor, self._fetcher, gate, self.metrics)
+        fetcher = fetch.by_settings(settings, budget, count=self.metrics.count_fetch)
+        classifier = Classifier(settings, self.predictor, fetcher, gate, self.metrics)
         self.listener = Listener(
-            create_app(settings, self._classifier, places, self.metrics, known, tracer=self._tracer),
+            create_app(settings, classifier, places, self.metrics, known, tracer=self._tracer),
             clients,
             Limits(
                 max_body_bytes=settings.max_body_bytes,
@@ -178,12 +178,10 @@ class Gateway:
         admin.join(2)
         self.admin.stop_accepting()
         self.admin.drain(self._ended, until=time.monotonic())
-        self.predictor.close()
-        self._fetcher.close()
         if self._tracer is not None:
             self._tracer.close()
-        if not cut:
-            self._classifier.close()
+        # Connections to servers, and threads that still wait for one, end with the process: a model server that hangs
+        # holds a check for five seconds, and nobody waits for its answer any more.
         return not cut
 
     def _refused(self, error: GatewayError, seconds: float) -> None:
