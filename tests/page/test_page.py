@@ -15,7 +15,7 @@ from pathlib import Path
 import processes
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Route, expect, sync_playwright
 from processes import LABELS, SAMPLE, Running
 
 PICTURES = processes.ROOT / "page-report"
@@ -26,6 +26,17 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning")]
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 DESKTOP = {"viewport": {"width": 1200, "height": 900}}
+ANSWER = re.compile(r"^[a-z-]+, [\d.]+ %$")
+# Pastes or drops a file or a text on an element.
+GIVE = """([kind, selector, bytes, text]) => {
+    const carrier = new DataTransfer();
+    if (bytes) carrier.items.add(new File([new Uint8Array(bytes)], `${kind}.png`, {type: "image/png"}));
+    else carrier.setData("text/plain", text);
+    const event = kind === "paste"
+        ? new ClipboardEvent("paste", {clipboardData: carrier, bubbles: true})
+        : new DragEvent("drop", {dataTransfer: carrier, bubbles: true, cancelable: true});
+    document.querySelector(selector).dispatchEvent(event);
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +57,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, model: Running) -> Iterator[Running]:
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the server of photos gives."""
+    folder = tmp_path_factory.mktemp("photos")
+    shutil.copyfile(SAMPLE, folder / SAMPLE.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, model: Running, photo_folder: Path) -> Iterator[Running]:
     with (
-        processes.photo_server(SAMPLE.parent) as photos,
+        processes.photo_server(photo_folder) as photos,
         processes.gateway(
             tmp_path_factory.mktemp("gateway") / "log", model.ports["grpc"],
             GATEWAY_FETCH_ALLOWED_NETWORKS="127.0.0.0/8", GATEWAY_FETCH_ALLOWED_PORTS=f"80,443,{photos}",
@@ -72,6 +91,8 @@ class Visit:
         # From here on Chromium hands its choosers over: told at the first wait for one, it may be told too late.
         self.page.on("filechooser", lambda _: None)
         self.page.goto(base)
+        self.done = self.page.locator("#status")
+        self.spoken = self.page.get_by_role("status")
 
     def _bad(self, message) -> bool:
         # An answer that is an error is shown by the browser, too; the page's own words for it are what is tested.
@@ -89,6 +110,12 @@ class Visit:
 
     def card(self, name: str):
         return self.page.locator(".card").filter(has=self.page.get_by_role("heading", name=name, exact=True)).first
+
+
+def assert_accessible(visit: Visit) -> None:
+    """Nothing for axe to find. The page's policy forbids scripts of others; the browser itself lets the checker in."""
+    results = Axe().run(visit.page)
+    assert results.violations_count == 0, results.generate_report()
 
 
 @pytest.fixture(params=["phone", "desktop"])
@@ -133,7 +160,17 @@ def test_a_photo_in_two_actions_and_bars_that_are_the_gateways_answer(visit: Vis
     expect(visit.page.locator("#model")).to_have_text(
         f"Model {answer['model']['name']}, version {answer['model']['version']}"
     )
+    expect(visit.spoken).to_have_text(f"1 of 1 done. {SAMPLE.name}: {card.locator('.answer').inner_text()}")
     picture(visit, f"one-photo-{size}")
+
+
+@pytest.mark.parametrize("size", ["phone"])
+def test_a_phone_takes_a_photo(visit: Visit):
+    with visit.page.expect_file_chooser() as chooser:
+        visit.page.get_by_role("button", name="Take a photo").click()
+    assert chooser.value.element.get_attribute("capture") == "environment"
+    chooser.value.set_files(SAMPLE)
+    expect(visit.page.locator(".answer")).to_have_text(ANSWER)
 
 
 def test_several_photos_and_one_that_is_none(visit: Visit, size: str, tmp_path: Path):
@@ -141,20 +178,81 @@ def test_several_photos_and_one_that_is_none(visit: Visit, size: str, tmp_path: 
     broken.write_text("not a photo")
     photos = processes.dataset_photos(4) or [SAMPLE]
     visit.choose(broken, *photos)
-    expect(visit.page.get_by_role("status")).to_have_text(f"{len(photos) + 1} of {len(photos) + 1} done, 1 failed.")
+    expect(visit.done).to_have_text(f"{len(photos) + 1} of {len(photos) + 1} done, 1 failed.")
     expect(visit.card("notes.jpg").locator(".answer")).to_contain_text("no JPEG, PNG, WebP, GIF or BMP file")
     expect(visit.card("notes.jpg").locator(".times")).to_contain_text("(415), request ")
+    bars = set()
     for photo in photos:
-        expect(visit.card(photo.name).locator(".answer")).to_have_text(re.compile(r"\w+, [\d.]+ %"))
+        card = visit.card(photo.name)
+        expect(card.locator(".answer")).to_have_text(ANSWER)
+        bars.add(card.locator("tbody td").first.bounding_box()["width"])
+        frame, thumbnail = (card.locator(part).bounding_box() for part in (".picture", "img"))
+        assert frame["y"] <= thumbnail["y"], "the whole photo is seen, as the model sees the whole"
+        assert thumbnail["y"] + thumbnail["height"] <= frame["y"] + frame["height"]
+    assert len(bars) == 1, "bars of several photos can be compared"
     picture(visit, f"several-{size}")
+
+
+@pytest.mark.parametrize("size", ["desktop"])
+def test_progress_while_several_photos_are_asked_for(visit: Visit, tmp_path: Path):
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    visit.page.route("**/classify", hold)
+    photos = [shutil.copyfile(SAMPLE, tmp_path / f"{number}.png") for number in range(5)]
+    visit.choose(*photos)
+    bar = visit.page.get_by_role("progressbar", name="Photos classified")
+    for done in range(len(photos)):
+        expect(visit.done).to_have_text(f"{done} of 5 done.")
+        assert (bar.get_attribute("max"), bar.get_attribute("value")) == ("5", str(done))
+        expect(visit.page.get_by_text("Asking…")).to_have_count(min(3, 5 - done))  # as many as a small gateway takes
+        held.pop(0).continue_()
+    expect(visit.done).to_have_text("5 of 5 done.")
+    expect(bar).to_be_hidden()
 
 
 @pytest.mark.parametrize("size", ["desktop"])
 def test_a_link(visit: Visit, gateway: Running):
     visit.page.get_by_label("or give a link to one").fill(f"http://127.0.0.1:{gateway.ports['photos']}/{SAMPLE.name}")
     visit.page.keyboard.press("Enter")
-    expect(visit.page.locator(".answer")).to_have_text(re.compile(r"\w+, [\d.]+ %"))
+    expect(visit.page.locator(".answer")).to_have_text(ANSWER)
     expect(visit.page.locator(".times")).to_contain_text("fetch ")
+
+
+@pytest.mark.parametrize("size", ["desktop"])
+def test_what_failed_can_be_tried_again(visit: Visit, gateway: Running, photo_folder: Path):
+    visit.page.get_by_label("or give a link to one").fill(f"http://127.0.0.1:{gateway.ports['photos']}/late.png")
+    visit.page.keyboard.press("Enter")
+    expect(visit.page.locator(".answer")).to_contain_text("The photo's server answered with status 404")
+    expect(visit.done).to_have_text("1 of 1 done, 1 failed.")
+    shutil.copyfile(SAMPLE, photo_folder / "late.png")
+    visit.page.get_by_role("button", name="Try again").click()
+    expect(visit.page.locator(".answer")).to_have_text(ANSWER)
+    expect(visit.done).to_have_text("1 of 1 done.")
+
+
+@pytest.mark.parametrize("size", ["desktop"])
+@pytest.mark.parametrize("megabytes", [21, 60])
+def test_a_file_that_is_too_large(visit: Visit, tmp_path: Path, megabytes: int):
+    """The gateway answers 413, but ends the connection where much is left to send, and the browser hides the answer."""
+    large = tmp_path / "large.jpg"
+    large.write_bytes(SAMPLE.read_bytes() + bytes(megabytes * 10**6))
+    visit.choose(large)
+    expect(visit.page.locator(".answer")).to_have_text(re.compile("too large|bytes"))
+    expect(visit.done).to_have_text("1 of 1 done, 1 failed.")
+
+
+@pytest.mark.parametrize("size", ["desktop"])
+def test_a_file_that_was_moved(visit: Visit, tmp_path: Path):
+    broken = tmp_path / "notes.jpg"
+    broken.write_text("not a photo")
+    visit.choose(broken)
+    expect(visit.page.locator(".answer")).to_contain_text("no JPEG")
+    broken.unlink()
+    visit.page.get_by_role("button", name="Try again").click()
+    expect(visit.page.locator(".answer")).to_contain_text("a file that was moved")
 
 
 @pytest.mark.parametrize("size", ["desktop"])
@@ -167,34 +265,42 @@ def test_a_link_to_the_inside_is_refused_in_clear_words(visit: Visit):
 
 @pytest.mark.parametrize("size", ["desktop"])
 def test_pasting_a_photo_and_dropping_one(visit: Visit):
-    give = """([bytes, kind]) => {
-        const carrier = new DataTransfer();
-        carrier.items.add(new File([new Uint8Array(bytes)], `${kind}.png`, {type: "image/png"}));
-        const event = kind === "paste"
-            ? new ClipboardEvent("paste", {clipboardData: carrier, bubbles: true})
-            : new DragEvent("drop", {dataTransfer: carrier, bubbles: true, cancelable: true});
-        document.body.dispatchEvent(event);
-    }"""
     for kind in ("paste", "drop"):
-        visit.page.evaluate(give, [list(SAMPLE.read_bytes()), kind])
-        expect(visit.card(f"{kind}.png").locator(".answer")).to_have_text(re.compile(r"\w+, [\d.]+ %"))
+        visit.page.evaluate(GIVE, [kind, "body", list(SAMPLE.read_bytes()), ""])
+        expect(visit.card(f"{kind}.png").locator(".answer")).to_have_text(ANSWER)
+    visit.page.evaluate(GIVE, ["paste", "#url", list(SAMPLE.read_bytes()), ""])
+    expect(visit.done).to_have_text("3 of 3 done.")
 
 
 @pytest.mark.parametrize("size", ["desktop"])
-def test_the_curl_that_it_shows_gives_the_same(visit: Visit, gateway: Running):
+@pytest.mark.parametrize("kind", ["paste", "drop"])
+def test_pasting_a_link_and_dropping_one(visit: Visit, gateway: Running, kind: str):
+    visit.page.evaluate(GIVE, [kind, "body", None, "something else"])
+    expect(visit.done).to_contain_text("neither a photo nor a link")
+    expect(visit.spoken).to_contain_text("neither a photo nor a link")
+    link = f"http://127.0.0.1:{gateway.ports['photos']}/{SAMPLE.name}"
+    visit.page.evaluate(GIVE, ["paste", "#url", None, link])  # that is the field's
+    expect(visit.page.locator(".card")).to_have_count(0)
+    visit.page.evaluate(GIVE, [kind, "body", None, link])
+    expect(visit.card(link).locator(".answer")).to_have_text(ANSWER)
+
+
+@pytest.mark.parametrize("size", ["desktop"])
+@pytest.mark.parametrize("name", ["photo.png", """it's; a, "photo\\".png"""])
+def test_the_curl_that_it_shows_gives_the_same(visit: Visit, tmp_path: Path, name: str):
     if shutil.which("curl") is None:
         pytest.skip("no curl on the PATH")
-    visit.choose(SAMPLE)
-    card = visit.card(SAMPLE.name)
+    visit.choose(shutil.copyfile(SAMPLE, tmp_path / name))
+    card = visit.page.locator(".card")
     shown = card.locator(".answer")
-    expect(shown).to_have_text(re.compile(r"\w+, [\d.]+ %"))
+    expect(shown).to_have_text(ANSWER)
     card.get_by_text("The same with curl").click()
     card.get_by_role("button", name="Copy").click()
     expect(card.get_by_role("button", name="Copied")).to_be_visible()
     copied = visit.page.evaluate("navigator.clipboard.readText()")
     assert copied == card.locator("pre").inner_text()
     done = processes.subprocess.run(
-        ["sh", "-c", copied.replace("curl ", "curl -s ", 1)], cwd=SAMPLE.parent, check=True, capture_output=True
+        ["sh", "-c", copied.replace("curl ", "curl -s ", 1)], cwd=tmp_path, check=True, capture_output=True
     )
     best = json.loads(done.stdout)["predictions"][0]
     assert shown.inner_text() == f"{best['label']}, {best['probability'] * 100:.1f} %"
@@ -210,7 +316,7 @@ def test_by_keyboard_alone(visit: Visit):
         keyboard.press("Enter")
     chooser.value.set_files(SAMPLE)
     card = visit.card(SAMPLE.name)
-    expect(card.locator(".answer")).to_have_text(re.compile(r"\w+, [\d.]+ %"))
+    expect(card.locator(".answer")).to_have_text(ANSWER)
     for _ in range(12):
         keyboard.press("Tab")
         if card.get_by_role("button", name="All classes").evaluate("it => it === document.activeElement"):
@@ -225,11 +331,9 @@ def test_axe_finds_nothing(visit: Visit, scheme: str, size: str, tmp_path: Path)
     broken.write_bytes(b"\xff\xd8\xff\xe0")
     visit.page.emulate_media(color_scheme=scheme)
     visit.choose(SAMPLE, broken)
-    expect(visit.page.get_by_role("status")).to_have_text("2 of 2 done, 1 failed.")
+    expect(visit.done).to_have_text("2 of 2 done, 1 failed.")
     visit.card(SAMPLE.name).get_by_text("The same with curl").click()
-    # The policy forbids scripts that aren't the page's own; the checker is told in by the browser's own means.
-    results = Axe().run(visit.page)
-    assert results.violations_count == 0, results.generate_report()
+    assert_accessible(visit)
     picture(visit, f"axe-{scheme}-{size}")
 
 
@@ -242,10 +346,41 @@ def test_the_model_is_away_and_comes_back(browser: Browser, tmp_path: Path):
         visit.choose(SAMPLE)
         answer = visit.card(SAMPLE.name).locator(".answer")
         expect(answer).to_contain_text("Trying again in", timeout=20_000)
+        expect(visit.spoken).to_contain_text("It is tried again until it works.")
+        assert_accessible(visit)
         picture(visit, "model-away")
         with processes.model_server(tmp_path / "model", processes.DEMO_MODEL, port=port):
-            expect(answer).to_have_text(re.compile(r"\w+, [\d.]+ %"), timeout=60_000)
+            expect(answer).to_have_text(ANSWER, timeout=60_000)
         context.close()
+
+
+def test_the_gateway_is_away_and_comes_back(browser: Browser, model: Running, tmp_path: Path):
+    """As in a cluster, where gateways that have no model leave their Service after some seconds."""
+    port = processes.free_port()
+    context = browser.new_context(**DESKTOP)
+
+    def started(name: str):
+        return processes.gateway(tmp_path / name, model.ports["grpc"], GATEWAY_LISTEN_PORT=str(port))
+
+    with started("first"):
+        visit = Visit(context, f"http://127.0.0.1:{port}/")
+    visit.choose(SAMPLE)
+    answer = visit.card(SAMPLE.name).locator(".answer")
+    expect(answer).to_have_text(re.compile(r"^The gateway can't be reached\. Trying again in \d+ s\.$"))
+    with started("second") as second:
+        processes.wait_until_ready(second)
+        expect(answer).to_have_text(ANSWER, timeout=40_000)
+    context.close()
+
+
+@pytest.mark.parametrize("size", ["desktop"])
+@pytest.mark.parametrize(("status", "said"), [(503, "Trying again in"), (413, "too large"), (403, "answered (403)")])
+def test_what_a_load_balancer_answers_by_itself(visit: Visit, status: int, said: str):
+    visit.page.route("**/classify", lambda route: route.fulfill(status=status, body="<html>"), times=1)
+    visit.choose(SAMPLE)
+    expect(visit.page.locator(".answer")).to_contain_text(said)
+    if status == 503:
+        expect(visit.page.locator(".answer")).to_have_text(ANSWER)
 
 
 def test_a_key_is_asked_for_and_kept(browser: Browser, model: Running, tmp_path: Path):
@@ -258,9 +393,16 @@ def test_a_key_is_asked_for_and_kept(browser: Browser, model: Running, tmp_path:
         visit.choose(SAMPLE)
         field = visit.page.get_by_label("This gateway asks for a key")
         expect(field).to_be_focused(timeout=20_000)
-        field.fill("a-very-long-and-secret-key-0123456789")
+        assert_accessible(visit)
+        field.fill("one-that-the-gateway-does-not-have-0123456789")
+        with visit.page.expect_response("**/classify"):
+            visit.page.keyboard.press("Enter")
+        expect(field).to_be_focused()
+        visit.page.keyboard.type("a-very-long-and-secret-key-0123456789")  # in the place of the other
         visit.page.keyboard.press("Enter")
         card = visit.card(SAMPLE.name)
-        expect(card.locator(".answer")).to_have_text(re.compile(r"\w+, [\d.]+ %"))
+        expect(card.locator(".answer")).to_have_text(ANSWER)
+        card.get_by_text("The same with curl").click()
+        expect(card.locator("pre")).to_contain_text('-H "Authorization: Bearer $KEY"')
         assert "secret" not in visit.page.locator("body").inner_text()
         context.close()

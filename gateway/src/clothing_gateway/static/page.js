@@ -4,6 +4,7 @@
 const AT_ONCE = 3;          // requests under way; the gateway may be small, and the rest waits here
 const FIRST_CLASSES = 5;    // bars shown before "All classes"
 const LONGEST_WAIT = 30;    // seconds between two tries while the model is away
+const SMALL = 2 ** 20;      // bytes; a photo below that is hardly too large for anyone
 const here = new URL(".", location.href);
 const $ = (id) => document.getElementById(id);
 
@@ -15,7 +16,9 @@ let key = "";
 
 $("pick").addEventListener("click", () => $("files").click());
 $("shoot").addEventListener("click", () => $("camera").click());
-$("shoot").hidden = !matchMedia("(pointer: coarse)").matches;
+const touched = matchMedia("(pointer: coarse)").matches;
+$("shoot").hidden = !touched;
+$("desk").hidden = touched;
 for (const id of ["files", "camera"]) {
   $(id).addEventListener("change", (event) => { addFiles(event.target.files); event.target.value = ""; });
 }
@@ -25,10 +28,10 @@ $("link").addEventListener("submit", (event) => {
   $("url").value = "";
 });
 addEventListener("paste", (event) => {
-  if (event.target instanceof HTMLInputElement) return;   // pasting into a field is for the field
   const files = [...event.clipboardData.files];
   const text = event.clipboardData.getData("text/plain").trim();
   if (files.length) addFiles(files);
+  else if (event.target instanceof HTMLInputElement) return;   // text pasted into a field is for the field
   else if (/^https?:\/\/\S+$/.test(text)) addLink(text);
   else say("What was pasted is neither a photo nor a link to one.");
 });
@@ -42,7 +45,8 @@ for (const kind of ["dragleave", "drop"]) {
 }
 addEventListener("drop", (event) => {
   event.preventDefault();
-  const link = event.dataTransfer.getData("text/uri-list").split("\n").find((line) => /^https?:/.test(line));
+  const text = event.dataTransfer.getData("text/uri-list") || event.dataTransfer.getData("text/plain");
+  const link = text.split("\n").find((line) => /^https?:/.test(line));
   if (event.dataTransfer.files.length) addFiles(event.dataTransfer.files);
   else if (link) addLink(link.trim());
   else say("What was dropped is neither a photo nor a link to one.");
@@ -68,7 +72,6 @@ function add(photo) {
   const card = $("card").content.cloneNode(true).firstElementChild;
   card.photo = photo;
   card.querySelector(".name").textContent = photo.name;
-  card.querySelector(".answer").textContent = "Waiting…";
   const picture = card.querySelector(".picture");
   if (photo.file) {
     const image = new Image();
@@ -80,7 +83,6 @@ function add(photo) {
   } else {
     picture.append("🔗");   // the page loads nothing from elsewhere: its policy forbids it
   }
-  card.querySelector(".call code").textContent = curl(photo);
   card.querySelector(".copy").addEventListener("click", (event) => copy(curl(photo), event.target));
   card.querySelector(".again").addEventListener("click", () => { failed--; done--; ask(card); });
   $("found").hidden = false;
@@ -94,6 +96,7 @@ function ask(card) {
   card.setAttribute("aria-busy", "true");
   card.querySelector(".again").hidden = true;
   card.querySelector(".answer").textContent = "Waiting…";
+  card.querySelector(".call code").textContent = curl(card.photo);   // anew, as there may be a key by now
   waiting.push(card);
   next();
 }
@@ -107,24 +110,23 @@ function next() {
 }
 
 async function classify(card) {
+  const answer = card.querySelector(".answer");
   for (let tries = 1; ; tries++) {
-    card.querySelector(".answer").textContent = "Asking…";
-    const { ok, status, body, times, retryAfter } = await send(card.photo);
+    answer.textContent = "Asking…";
+    const { ok, passes, status, body, times, retryAfter } = await send(card.photo);
     if (ok) { show(card, body, times); break; }
-    if (status === 503 || status === 429) {
-      // The model is being loaded, or too many ask at once: this passes, and nobody should have to press a button.
-      const seconds = Math.min(LONGEST_WAIT, retryAfter || 2 ** Math.min(tries, 4));
-      for (let left = seconds; left > 0; left--) {
-        card.querySelector(".answer").textContent = `${body.detail} Trying again in ${left} s.`;
-        await new Promise((resolve) => setTimeout(resolve, 1000));
-      }
-      continue;
+    if (!passes) { fail(card, status, body); break; }
+    // Nobody should have to press a button for what passes by itself.
+    if (tries === 1) speak(`${card.photo.name}: ${body.detail} It is tried again until it works.`);
+    const seconds = Math.min(LONGEST_WAIT, retryAfter || 2 ** Math.min(tries, 4));
+    for (let left = seconds; left > 0; left--) {
+      answer.textContent = `${body.detail} Trying again in ${left} s.`;
+      await new Promise((resolve) => setTimeout(resolve, 1000));
     }
-    fail(card, status, body);
-    break;
   }
   card.removeAttribute("aria-busy");
   done++;
+  speak(`${progress()} ${card.photo.name}: ${answer.textContent}`);
 }
 
 async function send({ file, url }) {
@@ -137,16 +139,38 @@ async function send({ file, url }) {
   let response, body;
   try {
     response = await fetch(new URL("classify", here), { method: "POST", headers, body: file ?? JSON.stringify({ url }) });
+  } catch {
+    return silence(file);
+  }
+  const { status } = response;
+  try {
     body = await response.json();
-  } catch (error) {
-    const detail = response ? "The answer can't be read: something between here and the gateway made it."
-      : "The gateway can't be reached, or the file can't be read.";
-    return { ok: false, status: response?.status ?? 0, body: { detail } };
+  } catch {   // a load balancer's own words, or half an answer
+    const detail = status === 413 ? "The photo is too large for what is between here and the gateway."
+      : `Something between here and the gateway answered (${status}), and not the gateway.`;
+    return { ok: false, passes: [502, 503, 504].includes(status), status, body: { detail } };
   }
   const times = [...(response.headers.get("Server-Timing") ?? "").matchAll(/([\w-]+);dur=([\d.]+)/g)]
     .map(([, stage, duration]) => [stage, Number(duration)]);
   times.push(["all", performance.now() - start]);
-  return { ok: response.ok, status: response.status, body, times, retryAfter: Number(response.headers.get("Retry-After")) };
+  // 503 and 429: the model is being loaded, or too many ask at once.
+  const passes = status === 503 || status === 429;
+  return { ok: response.ok, passes, status, body, times, retryAfter: Number(response.headers.get("Retry-After")) };
+}
+
+// What to say of a request that got no answer: the browser doesn't tell why.
+async function silence(file) {
+  try {
+    await file?.slice(0, 1).arrayBuffer();
+  } catch {
+    return { ok: false, status: 0, body: { detail: "This can't be read: it is a folder, or a file that was moved or changed." } };
+  }
+  const reached = await fetch(new URL("ping", here), { cache: "no-store" }).then(() => true, () => false);
+  if (reached && file?.size > SMALL) {
+    return { ok: false, status: 0, body: { detail: "The gateway closed the connection before it had the whole photo, as it does where one is too large." } };
+  }
+  const detail = reached ? "The connection was lost." : "The gateway can't be reached.";
+  return { ok: false, passes: true, status: 0, body: { detail } };
 }
 
 function show(card, { model, predictions }, times) {
@@ -190,7 +214,7 @@ function fail(card, status, body) {
   if (status === 401) {
     card.classList.add("locked");
     $("access").hidden = false;
-    $("key").focus();
+    $("key").select();
   }
 }
 
@@ -210,8 +234,11 @@ function curl({ file, url }) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const more = key ? " \\\n  -H \"Authorization: Bearer $KEY\"" : "";
   const address = quoted(new URL("classify", here).href);
+  const name = file?.name || "photo.jpg";
+  // Between double quotes curl reads , and ; as parts of a file's name, and not as its own signs.
+  const part = /[,;"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name;
   return file
-    ? `curl ${address} \\\n  -F ${quoted(`image=@${file.name || "photo.jpg"}`)}${more}`
+    ? `curl ${address} \\\n  -F ${quoted(`image=@${part}`)}${more}`
     : `curl ${address} \\\n  -H 'Content-Type: application/json' \\\n  -d ${quoted(JSON.stringify({ url }))}${more}`;
 }
 
@@ -228,12 +255,22 @@ async function copy(text, button) {
 
 function say(text) {
   $("status").textContent = text;
+  speak(text);
+}
+
+// For screen readers: whole sentences, once, and no seconds that are counted down.
+function speak(text) {
+  $("spoken").textContent = text;
+}
+
+function progress() {
+  return `${done} of ${asked} done${failed ? `, ${failed} failed` : ""}.`;
 }
 
 function tell() {
-  const progress = $("progress");
-  progress.max = Math.max(1, asked);
-  progress.value = done;
-  progress.hidden = asked < 2 || done === asked;
-  if (asked) say(`${done} of ${asked} done${failed ? `, ${failed} failed` : ""}.`);
+  const bar = $("progress");
+  bar.max = Math.max(1, asked);
+  bar.value = done;
+  bar.hidden = asked < 2 || done === asked;
+  if (asked) $("status").textContent = progress();
 }
