@@ -14,6 +14,7 @@ import time
 import grpc
 import jsonschema
 import numpy as np
+import processes
 import pytest
 import yaml
 from clothing_gateway import __version__, preprocessing
@@ -594,6 +595,8 @@ def test_metrics_count_by_route_and_code(gateway, photos):
         'gateway_errors_total{code="not-an-image"}',
         'gateway_fetches_total{result="ok"}',
         'gateway_rpcs_total{code="OK",method="Predict"}',
+        'gateway_rpc_attempts_total{result="succeeded"}',
+        'gateway_rpc_attempts_total{result="failed"}',
         "gateway_ready 1.0",
         "gateway_in_flight_photos 0.0",
         "gateway_buffered_bytes 0.0",
@@ -602,6 +605,36 @@ def test_metrics_count_by_route_and_code(gateway, photos):
     ):
         assert line in text, line
     assert "nobody" not in text
+
+
+def test_an_attempt_that_failed_is_counted(start_gateway, model_server):
+    """Also where the call itself is OK in the end, and also when the connection on which it failed is gone."""
+    gateway = start_gateway(model_server.address)
+
+    def counted():
+        lines = gateway.admin("/metrics")[1].splitlines()
+        named = dict(line.rsplit(" ", 1) for line in lines if line.startswith("gateway_rpc"))
+        return [
+            float(named.get(name, 0))
+            for name in (
+                'gateway_rpc_attempts_total{result="succeeded"}',
+                'gateway_rpc_attempts_total{result="failed"}',
+                'gateway_rpcs_total{code="OK",method="Predict"}',
+            )
+        ]
+
+    begun = counted()
+    model_server.model.fail = [(grpc.StatusCode.UNAVAILABLE, "away"), (grpc.StatusCode.UNAVAILABLE, "away")]
+    assert gateway.post("/predict", image_bytes())[0] == 200
+    processes.wait_for("both to be counted", lambda: counted()[1] - begun[1] == 2)
+    succeeded, failed, answered = (now - was for now, was in zip(counted(), begun, strict=True))
+    assert answered == 1
+    assert succeeded >= 1  # the model is looked at now and then, too
+    model_server.stop()
+    processes.wait_for("the gateway to notice", lambda: gateway.admin("/readyz")[0] == 503)
+    after = counted()
+    assert after[0] >= begun[0] + succeeded
+    assert after[1] >= begun[1] + failed
 
 
 def test_the_admin_port(gateway):

@@ -9,11 +9,13 @@ from time import perf_counter
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from clothing_gateway import __version__
+from clothing_gateway.attempts import Attempts
 from clothing_gateway.photo import jpeg_decoder
 
 # When each series began: as many lines again, for nothing that is asked here.
@@ -25,6 +27,23 @@ STAGES = ("fetch", "wait", "decode", "predict")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
 _PIXELS = (1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8)
 _BYTES = (1e4, 1e5, 3e5, 1e6, 3e6, 1e7, 3e7)
+
+
+class _AttemptCollector:
+    """Reads the attempts when they are asked for."""
+
+    read: Callable[[], Attempts] = Attempts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        attempts = self.read()
+        family = CounterMetricFamily(
+            "gateway_rpc_attempts",
+            "Attempts of these calls, by result: one that fails may be made again on another server.",
+            labels=("result",),
+        )
+        family.add_metric(("succeeded",), attempts.succeeded)
+        family.add_metric(("failed",), attempts.failed)
+        yield family
 
 
 class Metrics:
@@ -69,6 +88,8 @@ class Metrics:
             registry=self.registry,
         )
         self._rpc = functools.cache(self.rpcs.labels)
+        self._attempts = _AttemptCollector()
+        self.registry.register(self._attempts)
         self.predictions = Counter(
             "gateway_predictions_total",
             "Photos that the model answered for, by track (stable, canary, selected …) and version.",
@@ -105,11 +126,16 @@ class Metrics:
         build.labels(__version__, jpeg_decoder()).set(1)
 
     def watch(
-        self, in_flight: Callable[[], float], waiting: Callable[[], float], buffered: Callable[[], float]
+        self,
+        in_flight: Callable[[], float],
+        waiting: Callable[[], float],
+        buffered: Callable[[], float],
+        attempts: Callable[[], Attempts],
     ) -> None:
-        """Read the gauges from the limits themselves, when they are asked for."""
+        """Read the gauges from the limits themselves, and attempts from gRPC, when they are asked for."""
         self._in_flight.set_function(in_flight)
         self._waiting.set_function(waiting)
+        self._attempts.read = attempts
         self._buffered.set_function(buffered)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:

@@ -20,6 +20,7 @@ from clothing_gateway import __version__, fetch, resources, tracing
 from clothing_gateway.admin import create_admin
 from clothing_gateway.admission import ByteBudget, DecodeGate, Places
 from clothing_gateway.app import create_app
+from clothing_gateway.attempts import AttemptCounter
 from clothing_gateway.classifier import Classifier
 from clothing_gateway.clients import Clients, KeysError
 from clothing_gateway.errors import GatewayError
@@ -27,7 +28,7 @@ from clothing_gateway.listener import Limits, Listener
 from clothing_gateway.metrics import Metrics
 from clothing_gateway.photo import jpeg_decoder
 from clothing_gateway.photos import ROUTES
-from clothing_gateway.predictor import Predictor
+from clothing_gateway.predictor import Predictor, target_of
 from clothing_gateway.settings import Settings
 from clothing_gateway.tracing import TracingError
 
@@ -86,7 +87,8 @@ class Gateway:
         budget = ByteBudget(settings.max_buffered_bytes)
         places = Places(settings.max_in_flight)
         gate = DecodeGate(settings.decode_slots, settings.decode_memory_bytes)
-        self.metrics.watch(lambda: places.taken, lambda: gate.waiting, lambda: budget.reserved)
+        attempts = AttemptCounter(target_of(settings.tf_serving_host))
+        self.metrics.watch(lambda: places.taken, lambda: gate.waiting, lambda: budget.reserved, attempts.read)
         self.predictor = Predictor(settings, count=self.metrics.count_rpc)
         fetcher = fetch.by_settings(settings, budget, count=self.metrics.count_fetch)
         classifier = Classifier(settings, self.predictor, fetcher, gate, self.metrics)
