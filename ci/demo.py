@@ -151,7 +151,8 @@ def main() -> int:
         say()
         say(f"gateway  http://127.0.0.1:{GATEWAY}   admin  http://127.0.0.1:{ADMIN}/readyz  /metrics")
         say(f"yours:   curl -F image=@photo.jpg http://127.0.0.1:{GATEWAY}/predict")
-        say(f'         curl --json \'{{"url": "https://example.org/photo.jpg"}}\' http://127.0.0.1:{GATEWAY}/predict')
+        say("         curl -H 'Content-Type: application/json' -d '{\"url\": \"https://example.org/photo.jpg\"}' \\")
+        say(f"              http://127.0.0.1:{GATEWAY}/predict")
         say("Ctrl-C ends it.")
         ended = threading.Event()
         while not ended.wait(0.5):

@@ -76,6 +76,8 @@ KNOWN: dict[str, dict[str, set[str]]] = {
         "inspect": set(),
         "login": {"--username", "--password-stdin"},
         "push": set(),
+        "system df": set(),
+        "system prune": set(),
         "tag": set(),
     },
     "kind": {
@@ -100,8 +102,9 @@ KNOWN: dict[str, dict[str, set[str]]] = {
         "service-quotas get-service-quota": {"--service-code", "--quota-code", "--query"},
         "sts get-caller-identity": {"--query", "--output"},
     },
+    # Not --json, which curl has since 7.82, and Ubuntu 22.04 has not.
     "curl": {
-        "": {"-F", "-d", "-s", "-H", "--form", "--json", "--data", "--data-binary", "--header"},
+        "": {"-F", "-d", "-s", "-H", "--form", "--data", "--data-binary", "--header"},
     },
 }
 # Of the shell, of Python, and of distributions.

@@ -148,6 +148,21 @@ def test_the_index_leads_to_every_document():
     assert {document for document in documents if f"]({document})" not in text} == set()
 
 
+def test_tensorflow_serving_has_one_version_everywhere():
+    """A new one comes to the Dockerfile by itself, and to what people copy by nobody."""
+    version = re.search(
+        r"^ARG TF_SERVING_IMAGE=\S+:(\S+)$", (ROOT / "model-image/Dockerfile").read_text(), re.MULTILINE
+    )[1]
+    places = [*(ROOT / "docs").rglob("*.md"), *EXAMPLES, ROOT / "model-image/Dockerfile", ROOT / "ci/images.json"]
+    named = {
+        (file.name, tag.removesuffix("-gpu"))
+        for file in places
+        for tag in re.findall(r"tensorflow/serving(?:, tag: |:)([\w.-]+)", file.read_text())
+    }
+    assert named >= {("tutorial.md", version), ("models.md", version), ("Dockerfile", version)}
+    assert {tag for _, tag in named} == {version}
+
+
 def test_every_picture_is_shown_and_small():
     pictures = {file.name for kind in ("*.png", "*.svg") for file in (ROOT / "docs").rglob(kind)}
     shown = "".join(file.read_text() for file in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"])
