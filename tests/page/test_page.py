@@ -383,6 +383,20 @@ def test_what_a_load_balancer_answers_by_itself(visit: Visit, status: int, said:
         expect(visit.page.locator(".answer")).to_have_text(ANSWER)
 
 
+def test_long_names_make_no_narrow_page_wider(browser: Browser, model: Running, tmp_path: Path):
+    labels = ["American Staffordshire terrier, Staffordshire terrier", *LABELS[1:4], "x" * 60, *LABELS[5:]]
+    named = shutil.copyfile(SAMPLE, tmp_path / f"{'0123456789' * 10}.png")
+    with processes.gateway(tmp_path / "log", model.ports["grpc"], GATEWAY_LABELS=json.dumps(labels)) as gateway:
+        processes.wait_until_ready(gateway)
+        context = browser.new_context(**PHONE | {"viewport": {"width": 320, "height": 640}})
+        visit = Visit(context, f"http://127.0.0.1:{gateway.ports['http']}/")
+        visit.choose(named)
+        expect(visit.card(named.name).locator(".answer")).to_contain_text("x" * 60)
+        visit.page.get_by_text("The same with curl").click()
+        assert visit.page.evaluate("document.documentElement.scrollWidth") == 320
+        context.close()
+
+
 def test_a_key_is_asked_for_and_kept(browser: Browser, model: Running, tmp_path: Path):
     keys = tmp_path / "keys"
     keys.write_text("shop a-very-long-and-secret-key-0123456789\n")
