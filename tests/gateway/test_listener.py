@@ -11,6 +11,7 @@ import pytest
 from clothing_gateway.admission import ByteBudget
 from clothing_gateway.listener import Limits, Listener
 from clothing_gateway.workers import Workers
+from waitress.channel import HTTPChannel
 
 LARGE = 8_000_000
 
@@ -75,6 +76,17 @@ def test_many_requests_on_one_connection(listener):
             answer = read(connection, 2 + len(body))
             assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
             assert answer.endswith(b"\r\n\r\n/a" + body)
+
+
+def test_an_answer_is_one_packet(listener, monkeypatch):
+    sent = []
+    send = HTTPChannel.send
+    monkeypatch.setattr(HTTPChannel, "send", lambda self, data, **more: sent.append(data) or send(self, data, **more))
+    with connect(listener) as connection:
+        for _ in range(3):
+            connection.sendall(request(b"a", b"1234567890"))
+            assert read(connection, 12).endswith(b"/a1234567890")
+    assert [data.count(b"/a1234567890") for data in sent] == [1, 1, 1]
 
 
 def test_a_request_in_pieces(listener):

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import threading
+import time
 from wsgiref.util import setup_testing_defaults
 
 import grpc
@@ -14,7 +15,7 @@ from clothing_gateway.admission import ByteBudget, DecodeGate, Places
 from clothing_gateway.app import ShortWay, create_app
 from clothing_gateway.classifier import Classifier
 from clothing_gateway.clients import Clients
-from clothing_gateway.exchange import HAS_LEFT
+from clothing_gateway.exchange import HAS_LEFT, RECEIVED
 from clothing_gateway.fetch import Fetcher, Policy
 from clothing_gateway.metrics import Metrics
 from clothing_gateway.predictor import Predictor
@@ -202,7 +203,6 @@ def test_queries(app, query, status):
         ({"HTTP_HOST": "any thing"}, 200),
         ({"HTTP_CONNECTION": "upgrade", "HTTP_UPGRADE": "websocket"}, 400),
         ({"HTTP_UPGRADE": "h2c"}, 200),
-        ({HAS_LEFT: lambda: True}, 499),
     ],
 )
 def test_headers(app, headers, status):
@@ -211,6 +211,13 @@ def test_headers(app, headers, status):
     assert sent["X-Request-Id"] == "one"
     if status != 200:
         assert json.loads(body)["request_id"] == "one"
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(0.0, 200), (0.1, 499)])
+def test_a_client_that_has_left(app, seconds, status):
+    """It is looked for when there was time to leave."""
+    received = {RECEIVED: time.monotonic() - seconds, HAS_LEFT: lambda: True}
+    assert app.both("/predict", PHOTO, "image/jpeg", **received)[0] == status
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +24,9 @@ from clothing_gateway.settings import Settings
 from clothing_gateway.signature import Model
 from clothing_gateway.tensor import Element
 from clothing_gateway.tracing import Metadata, Trace
+
+# Nobody leaves sooner, and a look at the connection lets another thread take the interpreter.
+_PATIENCE_SECONDS = 0.02
 
 # A photo as a client gives it: where it is, or the file itself.
 Source = str | bytes
@@ -61,7 +65,7 @@ class Ticket:
 
     def require_client(self) -> None:
         """ClientLeft where nobody waits for the answer any more."""
-        if self.has_left():
+        if time.monotonic() - self.start > _PATIENCE_SECONDS and self.has_left():
             raise ClientLeft
 
 

@@ -177,10 +177,24 @@ def _has_left(channel: HTTPChannel) -> bool:
 class _Task(WSGITask):
     """A request for the application."""
 
+    wrote_header: bool
+
     def execute(self) -> None:
         if self.channel.server.draining:
             self.set_close_on_finish()  # the client's next request goes to another pod
         super().execute()
+
+    def write(self, data: bytes) -> None:
+        """Send the head together with the body where that is whole: apart they are two packets."""
+        if self.complete and not self.wrote_header:
+            head: bytes = self.build_response_header()
+            self.wrote_header = True
+            if self.has_body and self.content_length == len(data):
+                self.content_bytes_written = len(data)
+                self.channel.write_soon(head + data)
+                return
+            self.channel.write_soon(head)
+        super().write(data)
 
     def get_environment(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environment()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -219,6 +220,7 @@ class Predictor:
         self._connection: _Connection | None = None
         self._tls: TlsFiles | None = None
         self._retired: list[tuple[float, _Connection]] = []
+        self._heads = functools.lru_cache(maxsize=64)(self._head)
         # Whether the last call was; until there was one, as if it had been.
         self._slow = True
         self._wake = threading.Event()
@@ -313,11 +315,7 @@ class Predictor:
     def _predict(
         self, model: Model, photos: Batch, deadline: Deadline, metadata: Metadata, has_left: Callable[[], bool]
     ) -> Prediction:
-        request = predict_pb2.PredictRequest()
-        self._tracks[model.track].name_model(request.model_spec, self._settings.model_name)
-        request.model_spec.signature_name = self._settings.signature_name
-        request.output_filter.append(model.output_name)
-        message = tensor.serialise(request.SerializeToString(), _INPUTS, model.input_name, photos)
+        message = tensor.serialise(self._heads(model), _INPUTS, model.input_name, photos)
         left = deadline.require("ask the model")
         start = time.monotonic()
         try:
@@ -344,6 +342,15 @@ class Predictor:
         if version != model.version:
             self._wake.set()
         return Prediction(self._scores(model, response, len(photos)), version)
+
+    def _head(self, model: Model) -> bytes:
+        """A PredictRequest without its photos."""
+        request = predict_pb2.PredictRequest()
+        self._tracks[model.track].name_model(request.model_spec, self._settings.model_name)
+        request.model_spec.signature_name = self._settings.signature_name
+        request.output_filter.append(model.output_name)
+        head: bytes = request.SerializeToString()
+        return head
 
     def _watched(self, call: Any, has_left: Callable[[], bool]) -> predict_pb2.PredictResponse:  # noqa: ANN401 - a call, for which grpc has no type
         """A call's answer; it is cancelled where its client leaves, so that the model does nothing in vain.
