@@ -42,6 +42,35 @@ def test_the_page_is_small_and_wants_nothing_from_elsewhere():
     assert "innerHTML" not in files["page.js"]
 
 
+def luminance(colour):
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in channels]
+    return sum(share * one for share, one in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_colours_can_be_told_apart(scheme):
+    """By WCAG's contrasts. Axe sees to the texts that are there, and not to bars."""
+    block = re.findall(r":root \{(.*?)\}", STATIC.joinpath("page.css").read_text(), re.DOTALL)[scheme]
+    colours = {
+        name: re.sub(r"^#(.)(.)(.)$", r"#\1\1\2\2\3\3", colour)
+        for name, colour in re.findall(r"--([\w-]+): (#\w+)", block)
+    }
+
+    def contrast(one, other):
+        lower, higher = sorted(luminance(colours[name]) for name in (one, other))
+        return (higher + 0.05) / (lower + 0.05)
+
+    for text, ground in (
+        *((name, "back") for name in ("text", "quiet", "accent", "bad")),
+        *((name, "panel") for name in ("text", "quiet")),
+        ("on-accent", "accent"),
+    ):
+        assert contrast(text, ground) >= 4.5, (text, ground)
+    for bar in ("bar", "rest"):
+        assert contrast(bar, "back") >= 3, bar
+
+
 def test_answers_say_how_long_each_stage_took(start_gateway, model_server):
     gateway = start_gateway(model_server.address)
     status, _, headers = gateway.post("/predict", image_bytes((40, 30)))
