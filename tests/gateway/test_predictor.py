@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent import futures
 from contextlib import contextmanager
@@ -418,6 +419,42 @@ def test_a_closed_predictor_is_unavailable_not_a_traceback(make, model_server):
     predictor._connection = connection  # a call that had the channel in hand when it was closed
     with pytest.raises(ModelUnavailable):
         predictor.predict(model, [photo()], Deadline.after(1))
+
+
+def test_calls_at_the_same_time_have_connections_of_their_own(make, model_server):
+    predictor = make(model_server.address)
+    predictor.check()
+    for _ in range(3):
+        ask(predictor)
+    assert len(predictor._connection._lanes) == 1
+    for calls, lanes in ((3, 3), (12, 8)):
+        model_server.model.delay = 0.5
+        threads = [threading.Thread(target=ask, args=(predictor,)) for _ in range(calls)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(predictor._connection._lanes) == lanes
+        assert all(lane.calls == 0 for lane in predictor._connection._lanes)
+    model_server.model.delay = 0
+    lanes = list(predictor._connection._lanes)
+    ask(predictor)
+    assert predictor._connection._lanes == lanes
+
+
+def test_when_the_server_is_back_no_channel_waits_to_look_again(make, model_server):
+    """gRPC's channels wait up to a second each before they try again; the one that is asked first may not be the one
+    that a photo goes by."""
+    predictor = make(model_server.address)
+    predictor.check()
+    before = predictor._connection
+    model_server.model.fail_metadata = (grpc.StatusCode.UNAVAILABLE, "away")
+    predictor.check()
+    assert predictor._connection is before
+    model_server.model.fail_metadata = None
+    predictor.check()
+    assert predictor._connection is not before
+    ask(predictor)
 
 
 def test_an_error_of_the_check_itself_does_not_end_the_thread(make, model_server, monkeypatch):

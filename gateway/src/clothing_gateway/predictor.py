@@ -1,4 +1,4 @@
-"""The way to the model server: one gRPC channel, what the model looks like, and Predict."""
+"""The way to the model server: its gRPC channels, what the model looks like, and Predict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,8 @@ _SLOW_SECONDS = 0.1
 # A connection on which calls wait and nothing comes is asked so often whether its server lives, and has so long to say
 # so: a server that hangs is found while its calls have time left for another one.
 _PING_SECONDS = 5
+# To each model server there are as many connections at most.
+_MOST_CHANNELS = 8
 # gRPC ends retries when half the tokens are gone, a failed call costs one, and there may be no more than this.
 _MOST_TOKENS = 1000
 # TensorFlow's batching says UNAVAILABLE, as an absent server does, when its queue is full (shared_batch_scheduler.h).
@@ -92,6 +95,8 @@ def channel_options(retry_buffer_bytes: int, max_in_flight: int) -> list[tuple[s
     }
     return [
         ("grpc.service_config", json.dumps(service_config)),
+        # Channels with the same options would share their connections.
+        ("grpc.use_local_subchannel_pool", 1),
         # The default of 256 KiB silently turns retries off for anything larger, and a photo's tensor is 1 MB.
         ("grpc.per_rpc_retry_buffer_size", retry_buffer_bytes),
         # The configuration is above; no TXT record of the name is asked for one.
@@ -132,19 +137,61 @@ def open_channel(settings: Settings, retry_buffer_bytes: int, files: TlsFiles | 
     return grpc.secure_channel(target, files.credentials(), options=options)
 
 
-class _Connection:
-    """A channel and the two calls made on it."""
+class _Lane:
+    """A channel, and how many Predict calls are on it."""
 
-    def __init__(self, settings: Settings, retry_buffer_bytes: int, files: TlsFiles | None) -> None:
-        self.retry_buffer_bytes = retry_buffer_bytes
-        self.channel = open_channel(settings, retry_buffer_bytes, files)
-        stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.channel = channel
+        self.calls = 0
         # Called, or started with .future; with bytes that are a PredictRequest already.
-        self.predict: Any = self.channel.unary_unary(
+        self.predict: Any = channel.unary_unary(
             "/tensorflow.serving.PredictionService/Predict",
             response_deserializer=predict_pb2.PredictResponse.FromString,
         )
+
+
+class _Connection:
+    """The way to the model server: one channel, and more of them while calls are made at the same time.
+
+    Calls that share a channel wait for each other's megabyte, and wake each other's threads: with 8 at a time a photo
+    costs a twelfth more, and there are an eighth fewer of them.
+    """
+
+    def __init__(self, settings: Settings, retry_buffer_bytes: int, files: TlsFiles | None) -> None:
+        self.retry_buffer_bytes = retry_buffer_bytes
+        self._open = functools.partial(open_channel, settings, retry_buffer_bytes, files)
+        self._lock = threading.Lock()
+        first = _Lane(self._open())
+        self._lanes = [first]
+        self._closed = False
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(first.channel)
         self.metadata: Callable[..., get_model_metadata_pb2.GetModelMetadataResponse] = stub.GetModelMetadata
+
+    @contextmanager
+    def lane(self) -> Iterator[Any]:
+        """Predict on the first channel that is free, else on a new one, else on that with the fewest calls."""
+        with self._lock:
+            lane = min(self._lanes, key=_calls)
+            if lane.calls and len(self._lanes) < _MOST_CHANNELS and not self._closed:
+                lane = _Lane(self._open())
+                self._lanes.append(lane)
+            lane.calls += 1
+        try:
+            yield lane.predict
+        finally:
+            with self._lock:
+                lane.calls -= 1
+
+    def close(self) -> None:
+        """End all channels; calls on them fail."""
+        with self._lock:
+            self._closed = True
+        for lane in self._lanes:
+            lane.channel.close()
+
+
+def _calls(lane: _Lane) -> int:
+    return lane.calls
 
 
 STABLE, CANARY = "stable", "canary"
@@ -243,7 +290,7 @@ class Predictor:
                 connections.append(self._connection)
             self._retired, self._connection = [], None
         for connection in connections:
-            connection.channel.close()
+            connection.close()
 
     @property
     def not_ready(self) -> str | None:
@@ -319,11 +366,11 @@ class Predictor:
         left = deadline.require("ask the model")
         start = time.monotonic()
         try:
-            if self._slow:
-                call = self._connect().predict.future(message, timeout=left, metadata=metadata)
-                response = self._watched(call, has_left)
-            else:
-                response = self._connect().predict(message, timeout=left, metadata=metadata)
+            with self._connect().lane() as predict:
+                if self._slow:
+                    response = self._watched(predict.future(message, timeout=left, metadata=metadata), has_left)
+                else:
+                    response = predict(message, timeout=left, metadata=metadata)
         except grpc.FutureCancelledError:
             self._count("Predict", "CANCELLED")
             raise ModelUnavailable(cause="CANCELLED") from None
@@ -403,7 +450,7 @@ class Predictor:
         return ModelFailed(cause=cause)
 
     def _connect(self, *, anew: bool = False, retry_buffer_bytes: int = _RETRY_BUFFER_BYTES) -> _Connection:
-        """The one connection; a new one in its place when asked for, or where the retry buffer must be larger.
+        """The connection; a new one in its place when asked for, or where the retry buffer must be larger.
 
         The old one is closed when no call can be left on it.
         """
@@ -423,7 +470,7 @@ class Predictor:
             over = [connection for until, connection in self._retired if until < now]
             self._retired = [(until, connection) for until, connection in self._retired if until >= now]
         for connection in over:
-            connection.channel.close()
+            connection.close()
 
     def _run(self) -> None:
         while not self._stopping:
@@ -474,6 +521,9 @@ class Predictor:
         except ValueError:  # the channel was closed: the process is ending
             return False
         self._count("GetModelMetadata", "OK")
+        if track.failures:
+            # The server is back, and other channels than the one that has found it may wait before they look again.
+            self._connect(anew=True)
         track.failures = 0
         signatures = get_model_metadata_pb2.SignatureDefMap()
         packed = response.metadata.get("signature_def")
