@@ -167,7 +167,7 @@ async function silence(file) {
   }
   const reached = await fetch(new URL("ping", here), { cache: "no-store" }).then(() => true, () => false);
   if (reached && file?.size > SMALL) {
-    return { ok: false, status: 0, body: { detail: "The gateway closed the connection before it had the whole photo, as it does where one is too large." } };
+    return { ok: false, status: 0, body: { detail: "The connection was closed before the whole photo was sent: it may be too large for what is between here and the gateway." } };
   }
   const detail = reached ? "The connection was lost." : "The gateway can't be reached.";
   return { ok: false, passes: true, status: 0, body: { detail } };
