@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -108,10 +109,10 @@ def test_a_server_hangs(release: Steady, base: str, photo_host: PhotoHost, table
 
 @dataclass(frozen=True)
 class End:
-    """How a pod went that was deleted: seconds since then, by the cluster's clock, which counts whole ones."""
+    """How a pod went that was deleted: seconds since then."""
 
-    process: float  # until its process had ended
-    pod: float  # until it was no longer there
+    process: float  # until its process had ended; by the cluster's clock, which counts whole ones
+    pod: float  # until it was no longer there; from when a watch told of the one until it told of the other
 
 
 EVENTS = (
@@ -124,22 +125,23 @@ def delete(release: Steady, pod: str) -> End:
     """Delete a pod, and look on."""
     watch = ["kubectl", "--namespace", HERE, "get", "pod", pod, "--watch", "--output-watch-events"]
     environment = release.cluster.process_environment()
-    begun = ended = 0.0
+    begun = told = ended = 0.0
     with subprocess.Popen(
         [*watch, f"--output=jsonpath={EVENTS}"], env=environment, stdout=subprocess.PIPE, text=True
     ) as events:
         assert events.stdout is not None
         assert events.stdout.readline().startswith("ADDED")
-        release.kubectl("delete", "pod", pod, "--wait=false")
+        # Beside, as the command itself takes a moment to end.
+        threading.Thread(target=release.kubectl, args=("delete", "pod", pod, "--wait=false")).start()
         try:
             for line in events.stdout:
                 kind, *seen = line.split()
                 if len(seen) > 1 and not begun:  # at the end the kubelet deletes it once more, without grace
-                    begun = dt.datetime.fromisoformat(seen[0]).timestamp() - int(seen[1])
+                    begun, told = dt.datetime.fromisoformat(seen[0]).timestamp() - int(seen[1]), time.monotonic()
                 if len(seen) > 2:
                     ended = dt.datetime.fromisoformat(seen[2]).timestamp()
                 if kind == "DELETED":
-                    return End(ended - begun, time.time() - begun)
+                    return End(ended - begun, time.monotonic() - told)
         finally:
             events.terminate()
     raise AssertionError(f"{pod} was not deleted")
@@ -159,8 +161,8 @@ def test_a_pod_that_is_deleted_is_soon_gone(
     table.add(f"a {component}{words} is deleted", load.outcome, note)
     assert load.outcome.failed == 0, load.outcome.causes
     assert end.process - served <= 3
-    # On a machine that the load keeps busy, the cluster needs its time to notice; the full run wants a quiet one.
-    assert end.pod - served < (3 if FULL else 15)
+    # Most of it is the cluster's time to notice, which grows on a machine that is busy with more than this.
+    assert end.pod - served < (3 if FULL else 5)
 
 
 def test_a_server_is_full(release: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
