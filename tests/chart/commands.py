@@ -17,6 +17,10 @@ DOCUMENTS = sorted(
     if file.name not in HISTORY and not MADE & set(file.relative_to(ROOT).parts) and ".egg-info" not in str(file)
 )
 
+# An indented block with a line that begins like this is the shell's: others are formulas and files.
+SHELLS_LINE = re.compile(
+    r"^(make|docker|kubectl|helm|curl|git|(\S+/)?(clothing-(gateway|model)|pip|python3?)) ", re.MULTILINE
+)
 # A word before it, and a program; `do` and `exec` are the shell's.
 ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z_0-9]*=.*", re.DOTALL)
 SHELL = {"do", "exec", "then", "sudo"}
@@ -29,7 +33,7 @@ class Command:
 
     document: Path
     words: tuple[str, ...]
-    strict: bool  # whether the block is the shell's, so that what isn't known is a mistake
+    strict: bool  # whether the block is the shell's for certain, so that what isn't known is a mistake
 
     @property
     def program(self) -> str:
@@ -125,13 +129,12 @@ def commands_of(document: Path) -> Iterator[Command]:
         lines = block.replace("\\\n", " ").splitlines()
         if language == "console":
             lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        strict = language in {"sh", "bash", "console"} or bool(SHELLS_LINE.search(block))
         for line in lines:
             try:
-                yield from (
-                    Command(document, words, language in {"sh", "bash", "console"}) for words in simple_commands(line)
-                )
+                yield from (Command(document, words, strict) for words in simple_commands(line))
             except ValueError:  # a drawing, a formula
-                assert language == "", f"{document}: {line}"
+                assert not strict, f"{document}: {line}"
     for span in spans(text):
         try:
             yield from (Command(document, words, strict=False) for words in simple_commands(span))

@@ -383,7 +383,7 @@ def test_commands_are_found_in_the_shells_own_words(tmp_path):
     document = tmp_path / "a.md"
     document.write_text(
         "Say `make demo` or:\n\n    A=1 b c | d --e > f   # g\n    i $(j k) && l\n\n"
-        "```console\n$ m 'n o'\nanswer\n```\n\n```yaml\np: q\n```\n"
+        "```console\n$ m 'n o'\nanswer\n```\n\n```yaml\np: q\n```\n\nand:\n\n    r s\n    make t\n"
     )
     assert [(command.words, command.strict) for command in commands_of(document)] == [
         (("b", "c"), False),
@@ -392,6 +392,8 @@ def test_commands_are_found_in_the_shells_own_words(tmp_path):
         (("i", "substituted"), False),
         (("l",), False),
         (("m", "n o"), True),
+        (("r", "s"), True),
+        (("make", "t"), True),
         (("make", "demo"), False),
     ]
     assert list(blocks("```sh\na\n```\n")) == [("sh", "a")]
