@@ -10,7 +10,7 @@ from charts import ROOT
 
 # What was, and not what is: it may name what is gone.
 HISTORY = {"CHANGELOG.md"}
-MADE = {".venv", ".tools", ".cache", ".pytest_cache", "build", "e2e-report", "page-report"}
+MADE = {".venv", ".tools", ".cache", ".pytest_cache", "build", "dist", "e2e-report", "page-report"}
 DOCUMENTS = sorted(
     file
     for file in ROOT.rglob("*.md")
