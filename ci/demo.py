@@ -149,7 +149,7 @@ def main() -> int:
         for found in json.loads(text)["predictions"]:
             say(f"    {found['label']:<12} {found['probability']:.3f}  {'#' * round(40 * found['probability'])}")
         say()
-        say(f"gateway  http://127.0.0.1:{GATEWAY}   admin  http://127.0.0.1:{ADMIN}/readyz  /metrics")
+        say(f"page     http://127.0.0.1:{GATEWAY}, in a browser   admin  http://127.0.0.1:{ADMIN}/readyz  /metrics")
         say(f"yours:   curl -F image=@photo.jpg http://127.0.0.1:{GATEWAY}/predict")
         say("         curl -H 'Content-Type: application/json' -d '{\"url\": \"https://example.org/photo.jpg\"}' \\")
         say(f"              http://127.0.0.1:{GATEWAY}/predict")
