@@ -353,7 +353,7 @@ def test_a_reader_that_has_enough_gets_no_traceback(shared, photo):
 def test_a_terminal_gets_a_bar_and_what_is_no_terminal_gets_none(shared, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(shared.model, "delay", 0.2)
     reading, terminal = pty.openpty()
-    arguments = command(*[photo] * 12, tmp_path / "no.jpg", "--gateway", shared.gateway)
+    arguments = command(tmp_path / "no.jpg", *[photo] * 12, "--gateway", shared.gateway)
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=terminal, text=True)
     os.close(terminal)
     shown = b""
