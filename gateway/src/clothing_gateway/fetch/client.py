@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections import deque
@@ -104,10 +105,23 @@ class _Watched:
                     raise TimeoutError("nobody waits for the photo any more")
                 self._look_at = now + _LOOK_SECONDS
             wait = min(left, _LOOK_SECONDS)
-            if self._sock.gettimeout() != wait:  # to set it is a call of the system
+            timeout = self._sock.gettimeout()  # None: the kernel's, of _LOOK_SECONDS
+            if timeout != wait and (timeout is not None or wait < _LOOK_SECONDS):  # to set it is a call of the system
                 self._sock.settimeout(wait)
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, BlockingIOError):
                 return self._sock.recv(CHUNK_BYTES)
+
+
+def _let_the_kernel_wait(sock: socket.socket | None) -> None:
+    """Have reads and writes end after _LOOK_SECONDS by the socket's own option, in place of a poll before each.
+
+    Each call of the system is one at which another thread takes the interpreter. A TLS socket's timeout stays Python's.
+    """
+    if sock is not None and not isinstance(sock, ssl.SSLSocket):
+        sock.settimeout(None)
+        timeval = struct.pack("ll", 0, int(_LOOK_SECONDS * 1e6))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
 
 class Photo:
@@ -232,6 +246,7 @@ class Fetcher:
             connection = self._connection(target, str(address), min(left, CONNECT_TIMEOUT_SECONDS))
             try:
                 connection.connect()
+                _let_the_kernel_wait(connection.sock)
             except (HTTPError, OSError) as error:
                 connection.close()
                 last = error
