@@ -179,6 +179,15 @@ e2e: dev tools ## The rest, on a cluster: Kind where Docker runs, else two nodes
 	@echo "==> tests/e2e"
 	@E2E=$(E2E) $(PYTEST) --timeout=600 --ignore=tests/e2e/test_ct.py tests/e2e
 
+SOAK_MINUTES ?= 30
+
+.PHONY: soak
+soak: dev tools ## Steady load on that cluster for SOAK_MINUTES (30): memory and descriptors of gateway and server flat, no error
+	@case "$(SOAK_MINUTES)" in *[!0-9]*|""|0*) echo "make soak SOAK_MINUTES=$(SOAK_MINUTES): is no number of minutes"; exit 2;; esac
+	@$(GATEWAY)/python ci/clusters.py up images
+	@echo "==> tests/e2e/soak.py, $(SOAK_MINUTES) minutes"
+	@SOAK_MINUTES=$(SOAK_MINUTES) $(PYTEST) --timeout=$$(($(SOAK_MINUTES) * 60 + 900)) tests/e2e/soak.py
+
 .PHONY: docs
 docs: dev tools ## Regenerate the charts' READMEs from their values, and the examples' golden renders
 	@helm-docs --chart-search-root charts --sort-values-order file

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ import pytest
 import steady
 import urllib3
 from kube import NAMESPACE, PHOTO_SERVER, RELEASE, REPORT, Release, clusters, image, load_balancer, make_namespace
+
+
+def pytest_configure() -> None:
+    steady.progress = os.dup(2)
 
 
 @pytest.fixture(scope="session")

@@ -50,9 +50,13 @@ TIMEOUT = "60s"
 PUBLISHED = processes.ROOT / "docs/benchmarks"
 
 
+# Where progress goes: standard error, in tests as it was before pytest took it to keep what they print (conftest.py).
+progress = 2
+
+
 def say(text: str) -> None:
     """Progress, also where pytest keeps what tests print."""
-    print(f"\n    {text}", file=sys.__stderr__, flush=True)
+    os.write(progress, f"\n    {text}\n".encode())
 
 
 @dataclass(frozen=True)
@@ -160,11 +164,13 @@ class Steady(Release):
 
 
 @contextmanager
-def steady_release(cluster: clusters.Cluster, tags: dict[str, str], namespace: str) -> Iterator[Steady]:
+def steady_release(
+    cluster: clusters.Cluster, tags: dict[str, str], namespace: str, name: str = "steady"
+) -> Iterator[Steady]:
     """A release that is yet to be installed, in a namespace of its own while it lasts."""
     make_namespace(cluster, namespace)
     try:
-        yield Steady("steady", cluster, dict(tags), namespace)
+        yield Steady(name, cluster, dict(tags), namespace)
     finally:
         cluster.kubectl("delete", "namespace", namespace, "--wait=false")
 
@@ -303,6 +309,29 @@ class Load:
                     measured.append(json.loads(output.read()))
             self._file.unlink()
             self._outcome = outcome_of(measured, seconds)
+
+
+# What each kind of attack (tests/load/attacker) may be answered. "" is a connection that was closed, as where a body is
+# not read to its end. A machine that is busy answers less in a round, but never with another status.
+ATTACK_ANSWERS = {
+    "silent": {""}, "half": {"", "400", "408"}, "slow": {"408"}, "huge": {"413", ""}, "endless": {"413", "408", ""},
+    "pixels": {"413"}, "text": {"422", "413"},
+}  # fmt: skip
+
+
+@contextmanager
+def attack(target: str, answers: dict[str, Counter[str]]) -> Iterator[None]:
+    """Attackers while it lasts, and what they were answered."""
+    command = [programs.BIN / "attacker", "-target", target]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            for kind, counted in json.loads(process.stdout.read()).items():
+                answers.setdefault(kind, Counter()).update(counted)
 
 
 @dataclass(frozen=True)

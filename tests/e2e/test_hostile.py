@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-import signal
 import statistics
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from kube import NAMESPACE, clusters, load_balancer
-from steady import CLIENTS, FULL, TOLERANCE, PhotoHost, Steady, Table, outcome_of, programs, steady_release
+from steady import (
+    ATTACK_ANSWERS,
+    CLIENTS,
+    FULL,
+    TOLERANCE,
+    PhotoHost,
+    Steady,
+    Table,
+    attack,
+    outcome_of,
+    programs,
+    steady_release,
+)
 
 HERE = f"{NAMESPACE}-hostile"
 # Rounds with the attack and without it, in turns: a machine's slow minute slows both.
@@ -26,28 +35,7 @@ ROUNDS, SECONDS = (15, 10) if FULL else (6, 4)
 GOAL = 0.99
 LEAST = 0.97 if FULL else 0.9
 CORES = 0.05
-# What each kind of attack may be answered. "" is a connection that was closed, as where a body is not read to its end.
-# A machine that is busy answers less in a round, but never with another status.
-ANSWERS = {
-    "silent": {""}, "half": {"", "400", "408"}, "slow": {"408"}, "huge": {"413", ""}, "endless": {"413", "408", ""},
-    "pixels": {"413"}, "text": {"422", "413"},
-}  # fmt: skip
 MUST_HAVE = ("huge", "pixels", "text")
-
-
-@contextmanager
-def attack(target: str, answers: dict[str, Counter[str]]) -> Iterator[None]:
-    """Attackers while it lasts, and what they were answered."""
-    command = [programs.BIN / "attacker", "-target", target]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline() == "ready\n"
-            yield
-        finally:
-            process.send_signal(signal.SIGTERM)
-            for kind, counted in json.loads(process.stdout.read()).items():
-                answers.setdefault(kind, Counter()).update(counted)
 
 
 def upper_end(values: list[float]) -> float:
@@ -120,7 +108,7 @@ def test_hostile_clients_take_nothing_from_honest_ones(
     print(f"\nanswered: {answers}")
     assert outcome.failed == 0, outcome.causes
     for kind, counted in answers.items():
-        assert set(counted) <= ANSWERS[kind], (kind, counted)
+        assert set(counted) <= ATTACK_ANSWERS[kind], (kind, counted)
     assert all(answers[kind] for kind in MUST_HAVE), answers
     assert upper_end(ratios) >= GOAL, ratios
     assert ratio >= LEAST, ratios

@@ -41,3 +41,14 @@ def quantile(values: Sequence[float], share: float) -> float:
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
     """Round by round, as the two were measured in the same minute; a machine's slow minute slows both."""
     return spread([a / b for a, b in zip(above, below, strict=False)])
+
+
+def halves(values: Sequence[float]) -> tuple[float, float]:
+    """What 95 % of a series' first and of its second half stay below.
+
+    What grows shows between the two. A memory that breathes is compared at its height, and a spike is in neither.
+    """
+    middle = len(values) // 2
+    if not middle:
+        raise ValueError("two halves need two values")
+    return quantile(values[:middle], 0.95), quantile(values[-middle:], 0.95)

@@ -73,6 +73,18 @@ def test_ratios_are_taken_round_by_round():
     assert stats.ratio([4, 8], [2, 4]) == stats.Spread(2, 2, 2, 2)
 
 
+def test_what_grows_shows_between_the_halves_of_a_series_and_noise_does_not():
+    noise = [100 + number * 7 % 5 for number in range(100)]
+    assert stats.halves(noise) == (104, 104)
+    breathing = [value - 40 * (number // 9 % 2) for number, value in enumerate(noise)]
+    breathing[3] = breathing[97] = 1000
+    assert stats.halves(breathing) == (104, 104)
+    first, last = stats.halves([value + number / 5 for number, value in enumerate(breathing)])
+    assert last - first == pytest.approx(10, abs=2)
+    with pytest.raises(ValueError, match="two values"):
+        stats.halves([1])
+
+
 # ---- /proc ----
 
 
