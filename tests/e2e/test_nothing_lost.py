@@ -19,6 +19,7 @@ HERE = f"{NAMESPACE}-steady"
 # How far each of three servers may be from a third of the calls.
 SPREAD_POINTS = 5
 SPREAD_SECONDS = 60
+LOOK_REQUESTS = 400
 # The autoscaler looks every 15 s, at metrics that are some 15 s old.
 SCALED_SECONDS = 60
 
@@ -223,9 +224,9 @@ def test_spread(steady: Steady, base: str, photo_host: PhotoHost, table: Table) 
     table.add("helm upgrade: from 1 to 3 servers", load.outcome)
     assert load.outcome.failed == 0, load.outcome.causes
 
-    while True:  # servers count exactly while nobody asks them
+    while True:  # servers count exactly while nobody asks them; short looks, so that a minute has several
         took, before = time.monotonic() - started, steady.calls()
-        with Load(base, photo_host) as load:
+        with Load(base, photo_host, requests=LOOK_REQUESTS) as load:
             pass
         found = shares(before, steady.calls())
         assert load.outcome.failed == 0, load.outcome.causes

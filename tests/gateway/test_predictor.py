@@ -442,6 +442,41 @@ def test_calls_at_the_same_time_have_connections_of_their_own(make, model_server
     assert predictor._connection._lanes == lanes
 
 
+@pytest.mark.parametrize("kind", ["", "dns:///"])
+def test_a_new_server_is_connected_to_when_its_address_is_there(make, model_server, monkeypatch, kind):
+    """Not half a minute later, when a connection ends; and not where a name server gives some of many addresses."""
+    predictor = make(kind + model_server.address)
+    there = ["10.0.0.1", "10.0.0.2"]
+
+    def connected_anew(*addresses):
+        there[:] = addresses
+        before = predictor._connection
+        predictor.check()
+        ask(predictor)
+        return predictor._connection is not before
+
+    monkeypatch.setattr(
+        predictor_module.socket, "getaddrinfo", lambda host, *_, **__: [(2, 1, 6, "", (one, 0)) for one in there]
+    )
+    predictor.check()
+    assert not connected_anew("10.0.0.1", "10.0.0.2")
+    assert not connected_anew("10.0.0.2")
+    assert not connected_anew("10.0.0.1")
+    assert connected_anew("10.0.0.2", "10.0.0.3")
+    assert not connected_anew("10.0.0.3", "10.0.0.2")
+    monkeypatch.setattr(predictor_module, "_ADDRESS_SECONDS", 0.05)
+    time.sleep(0.1)
+    assert not connected_anew("10.0.0.3")  # nothing is remembered to compare it with
+    time.sleep(0.03)
+    assert connected_anew("10.0.0.3", "10.0.0.1")
+
+    def no_answer(*_, **__):
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    monkeypatch.setattr(predictor_module.socket, "getaddrinfo", no_answer)
+    assert not connected_anew()
+
+
 def test_when_the_server_is_back_no_channel_waits_to_look_again(make, model_server):
     """gRPC's channels wait up to a second each before they try again; the one that is asked first may not be the one
     that a photo goes by."""

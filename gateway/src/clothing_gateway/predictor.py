@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +57,10 @@ _SLOW_SECONDS = 0.1
 # A connection on which calls wait and nothing comes is asked so often whether its server lives, and has so long to say
 # so: a server that hangs is found while its calls have time left for another one.
 _PING_SECONDS = 5
+# The start of a target that is a name, which the system's own name servers know.
+_DNS = "dns:///"
+# An address that has not been there for so long is a new one when it comes again.
+_ADDRESS_SECONDS = 60.0
 # To each model server there are as many connections at most.
 _MOST_CHANNELS = 8
 # gRPC ends retries when half the tokens are gone, a failed call costs one, and there may be no more than this.
@@ -68,7 +73,7 @@ _OPERATOR_FAULTS = frozenset({Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.INV
 
 def target_of(address: str) -> str:
     """A gRPC target for HOST:PORT: dns:///, so that all addresses of a headless Service are found."""
-    return address if address.startswith(("dns:", "ipv4:", "ipv6:", "unix:", "passthrough:")) else f"dns:///{address}"
+    return address if address.startswith(("dns:", "ipv4:", "ipv6:", "unix:", "passthrough:")) else f"{_DNS}{address}"
 
 
 def channel_options(retry_buffer_bytes: int, max_in_flight: int) -> list[tuple[str, Any]]:
@@ -267,6 +272,7 @@ class Predictor:
         self._connection: _Connection | None = None
         self._tls: TlsFiles | None = None
         self._retired: list[tuple[float, _Connection]] = []
+        self._addresses: dict[str, float] = {}  # of the servers' name, and when each was last there
         self._heads = functools.lru_cache(maxsize=64)(self._head)
         # Whether the last call was; until there was one, as if it had been.
         self._slow = True
@@ -498,9 +504,31 @@ class Predictor:
         if files != self._tls:  # certificates are renewed while the gateway runs
             self._tls = files
             self._connect(anew=True)
+        if self._has_new_servers():
+            self._connect(anew=True)
         for track in self._tracks.values():
             if not self._check(track):
                 return  # the others would only wait for the same server
+
+    def _has_new_servers(self) -> bool:
+        """Whether the model servers' name has an address that it did not have before.
+
+        gRPC itself looks when a connection ends, which may be half a minute after a server has come: too late where the
+        only other one is about to go, as when two nodes are drained one after the other.
+        """
+        target = target_of(self._settings.tf_serving_host)
+        if not target.startswith(_DNS):
+            return False  # of gRPC's other kinds, which only gRPC reads
+        name = target.removeprefix(_DNS).rpartition(":")[0].strip("[]")
+        try:
+            found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        except OSError:
+            return False
+        now = time.monotonic()
+        # A name server that gives a few of many addresses, others each time, must not look like new servers.
+        before = {one: seen for one, seen in self._addresses.items() if now - seen < _ADDRESS_SECONDS}
+        self._addresses = before | {str(one[4][0]): now for one in found}
+        return bool(before) and len(self._addresses) > len(before)
 
     def _fail(self, reason: str) -> None:
         for track in self._tracks.values():
