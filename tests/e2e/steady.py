@@ -142,6 +142,19 @@ class Steady(Release):
         ending = ("get", "pods", selector, "--output=jsonpath={.items[*].metadata.deletionTimestamp}")
         processes.wait_for("the old pods to be gone", lambda: time.sleep(0.5) or not self.kubectl(*ending).strip(), 120)
 
+    def wait_for_the_model(self) -> None:
+        """Wait until each gateway has found the model: when the only server is back, one is sooner than another."""
+
+        def found() -> bool:
+            names = [pod["metadata"]["name"] for pod in self.pods("gateway")]
+            path = f"/api/v1/namespaces/{self.namespace}/pods"
+            try:
+                return all(self.kubectl("get", "--raw", f"{path}/{name}:9697/proxy/readyz") for name in names)
+            except clusters.ClusterError:
+                return False
+
+        processes.wait_for("each gateway to find the model", found, 60)
+
     def pod_ids(self, *tiers: str) -> set[str]:
         """The pods that there are."""
         return {pod["metadata"]["uid"] for pod in self.pods(*tiers)}

@@ -93,6 +93,7 @@ def test_the_only_gpu_goes_from_server_to_server(
 ) -> None:
     """The old server has to go first. While there is none, every client is told to come again, and none meets more."""
     base = load_balancer(release.cluster, HERE, release.gateway)
+    release.wait_for_the_model()
     before = release.pods("server")
     # A pause, as a client that heeds Retry-After has it: else there were only refusals to count.
     with Load(base, photo_host, pause_seconds=0.2) as load:
@@ -111,6 +112,7 @@ def test_hot_reload_keeps_the_gpu(release: OnGpu, photo_host: PhotoHost, volume:
     """A new version comes to the server that runs."""
     base = load_balancer(release.cluster, HERE, release.gateway)
     release.reach(photo_host, "server.rollout.mode=hotReload,server.rollout.pollSeconds=1")
+    release.wait_for_the_model()
     http = urllib3.PoolManager(timeout=30, retries=False)
     before = release.pod_ids()
 
