@@ -57,7 +57,6 @@ class App:
         self.ways = {"short": self.app.wsgi_app, "long": self.app.wsgi_app.long_way}
 
     def close(self):
-        self.classifier.close()
         self.fetcher.close()
         self.predictor.close()
 

@@ -103,10 +103,6 @@ class Classifier:
         # As many as photos are admitted, so that no request with several waits here behind another one's slow fetches.
         self._side_by_side = ThreadPoolExecutor(settings.max_in_flight, thread_name_prefix="photo")
 
-    def close(self) -> None:
-        """Let the threads end."""
-        self._side_by_side.shutdown()
-
     def classify(self, sources: Sequence[Source], ticket: Ticket) -> Answer:
         """Scores for each photo. One photo's failure is its own; the model's failure is everyone's and is raised."""
         # Before any work: without a model all of it would be in vain.
