@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent import futures
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from clothing_gateway.errors import (
 )
 from clothing_gateway.predictor import Predictor, channel_options, is_chosen, target_of
 from clothing_gateway.settings import Settings
-from fakes import FakeModel, ModelServer
+from fakes import FakeModel, ModelServer, NameServer
 from tensorflow.core.framework import types_pb2
 
 Code = grpc.StatusCode
@@ -421,25 +420,69 @@ def test_a_closed_predictor_is_unavailable_not_a_traceback(make, model_server):
         predictor.predict(model, [photo()], Deadline.after(1))
 
 
+def at_once(predictor, calls):
+    """So many calls at the same time; none fails."""
+    with futures.ThreadPoolExecutor(calls) as pool:
+        list(pool.map(lambda _: ask(predictor), range(calls)))
+
+
 def test_calls_at_the_same_time_have_connections_of_their_own(make, model_server):
     predictor = make(model_server.address)
     predictor.check()
     for _ in range(3):
         ask(predictor)
-    assert len(predictor._connection._lanes) == 1
+    connection = predictor._connection
+    assert len(connection._lanes) == 1
+    model_server.model.delay = 0.1
     for calls, lanes in ((3, 3), (12, 8)):
-        model_server.model.delay = 0.5
-        threads = [threading.Thread(target=ask, args=(predictor,)) for _ in range(calls)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(predictor._connection._lanes) == lanes
-        assert all(lane.calls == 0 for lane in predictor._connection._lanes)
+        wait_until(lambda calls=calls, lanes=lanes: at_once(predictor, calls) or len(connection._lanes) == lanes)
+        at_once(predictor, calls)
+        assert len(connection._lanes) == lanes
+        assert all(lane.calls == 0 for lane in connection._lanes)
     model_server.model.delay = 0
-    lanes = list(predictor._connection._lanes)
+    lanes = list(connection._lanes)
     ask(predictor)
-    assert predictor._connection._lanes == lanes
+    assert connection._lanes == lanes
+
+
+def test_a_channel_is_used_when_it_has_found_a_server(make, model_server, stack):
+    """A name server that doesn't know the servers yet, beside one that does, must not lose the calls."""
+    names = stack.enter_context(NameServer())
+    names.addresses = ["127.0.0.1"]
+    predictor = make(names.target("servers.test", model_server.address), request_timeout_seconds=5)
+    predictor.check()
+    ask(predictor)
+    names.addresses = []
+    model_server.model.delay = 0.02
+    asked = names.asked
+    for _ in range(5):
+        at_once(predictor, 4)
+    wait_until(lambda: names.asked > asked)
+    at_once(predictor, 4)
+    assert len(predictor._connection._lanes) == 1
+    names.addresses = ["127.0.0.1"]
+    wait_until(lambda: at_once(predictor, 4) or len(predictor._connection._lanes) > 1, seconds=20)
+
+
+def test_a_connection_gives_way_to_one_that_has_found_a_server(make, model_server, stack, monkeypatch):
+    monkeypatch.setattr(predictor_module, "_REACH_SECONDS", 0.3)
+    names = stack.enter_context(NameServer())
+    names.addresses = ["127.0.0.1"]
+    predictor = make(names.target("servers.test", model_server.address))
+    predictor.check()
+    before = predictor._connection
+    model_server.model.fail_metadata = (grpc.StatusCode.UNAVAILABLE, "away")
+    predictor.check()
+    model_server.model.fail_metadata = None
+    names.addresses = []
+    for _ in range(2):  # the server is back, and a new channel doesn't find it
+        predictor.check()
+        assert predictor.not_ready is None
+        assert predictor._connection is before
+        ask(predictor)
+    names.addresses = ["127.0.0.1"]
+    wait_until(lambda: predictor.check() or predictor._connection is not before)
+    ask(predictor)
 
 
 @pytest.mark.parametrize("kind", ["", "dns:///"])

@@ -569,3 +569,31 @@ def test_large_photos_leave_little_behind(start_gateway, stack):
         kept = next(int(line.split()[1]) for line in file if line.startswith("Pss:")) << 10
     print(f"{kept >> 20} MiB")
     assert kept < 128_000_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap is what is trimmed")
+def test_free_memory_between_blocks_in_use_goes_back():
+    """What clients leave in a heap before a block that stays; what the next photos need is kept."""
+    script = """
+import time
+from clothing_gateway import resources
+
+def anonymous():
+    with open("/proc/self/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Anonymous:")) >> 10
+
+assert resources.bound_heap()
+resources.warm_heap()
+warm = anonymous()
+blocks = [bytearray(b"1") * 100_000 for _ in range(1000)]
+stays = blocks[::50]
+del blocks
+left = anonymous()
+resources.keep_heap_trimmed(0.1)
+time.sleep(0.5)
+print(warm, left, anonymous())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    warm, left, kept = map(int, done.stdout.split())
+    assert left > warm + 60, done.stdout
+    assert kept < warm + 16, done.stdout

@@ -280,6 +280,7 @@ def _serve(settings: Settings, sources: dict[str, str], warnings: list[str], *, 
     logger = logs.set_up(settings.log_level)
     if resources.bound_heap():
         resources.warm_heap()
+        resources.keep_heap_trimmed()
     for warning in filter(None, (*warnings, memory.too_small(settings))):
         logger.warning(warning)
     try:

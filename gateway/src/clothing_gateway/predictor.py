@@ -48,6 +48,8 @@ _INPUTS: int = predict_pb2.PredictRequest.INPUTS_FIELD_NUMBER
 # The smallest retry buffer: one photo of 512 x 512 in float32 is 3 MiB.
 _RETRY_BUFFER_BYTES = 4 << 20
 _CHECK_TIMEOUT_SECONDS = 5.0
+# A server that is there takes a connection within milliseconds.
+_REACH_SECONDS = 2.0
 # While there is no model: often, so that the gateway is ready as soon as the model is.
 _CHECK_AGAIN_SECONDS = 1.0
 # One lost check may be a busy server; so many in a row are an absent one.
@@ -168,18 +170,29 @@ class _Connection:
         self._lock = threading.Lock()
         first = _Lane(self._open())
         self._lanes = [first]
+        self._coming: grpc.Channel | None = None
         self._closed = False
         stub = prediction_service_pb2_grpc.PredictionServiceStub(first.channel)
         self.metadata: Callable[..., get_model_metadata_pb2.GetModelMetadataResponse] = stub.GetModelMetadata
 
+    def is_ready(self, seconds: float) -> bool:
+        """Whether the first channel has reached a server, waiting so long for it."""
+        reached = grpc.channel_ready_future(self._lanes[0].channel)
+        try:
+            reached.result(timeout=seconds)
+        except grpc.FutureTimeoutError:
+            reached.cancel()
+            return False
+        return True
+
     @contextmanager
     def lane(self) -> Iterator[Any]:
-        """Predict on the first channel that is free, else on a new one, else on that with the fewest calls."""
+        """Predict on the channel with the fewest calls. Where none is free, another one is opened for those to come."""
         with self._lock:
             lane = min(self._lanes, key=_calls)
-            if lane.calls and len(self._lanes) < _MOST_CHANNELS and not self._closed:
-                lane = _Lane(self._open())
-                self._lanes.append(lane)
+            if lane.calls and len(self._lanes) < _MOST_CHANNELS and self._coming is None and not self._closed:
+                self._coming = self._open()
+                self._await(self._coming)
             lane.calls += 1
         try:
             yield lane.predict
@@ -187,12 +200,33 @@ class _Connection:
             with self._lock:
                 lane.calls -= 1
 
+    def _await(self, channel: grpc.Channel) -> None:
+        """Take a channel when it has reached a server.
+
+        Each asks for the servers' addresses itself. One name server may not know yet what another has told the first
+        channel, and calls must not fail of it.
+        """
+
+        def look(state: grpc.ChannelConnectivity) -> None:
+            if state is grpc.ChannelConnectivity.READY:
+                channel.unsubscribe(look)
+                with self._lock:
+                    if self._coming is channel:
+                        self._lanes.append(_Lane(channel))
+                        self._coming = None
+
+        channel.subscribe(look, try_to_connect=True)
+
     def close(self) -> None:
         """End all channels; calls on them fail."""
         with self._lock:
             self._closed = True
-        for lane in self._lanes:
-            lane.channel.close()
+            channels = [lane.channel for lane in self._lanes]
+            if self._coming is not None:
+                channels.append(self._coming)
+                self._coming = None
+        for channel in channels:
+            channel.close()
 
 
 def _calls(lane: _Lane) -> int:
@@ -270,6 +304,8 @@ class Predictor:
         self._stable = self._tracks[STABLE]
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
+        self._stale = False  # whether there should be another connection than this
+        self._retry_buffer_bytes = _RETRY_BUFFER_BYTES
         self._tls: TlsFiles | None = None
         self._retired: list[tuple[float, _Connection]] = []
         self._addresses: dict[str, float] = {}  # of the servers' name, and when each was last there
@@ -455,20 +491,28 @@ class Predictor:
             return ModelRefused(cause=cause)
         return ModelFailed(cause=cause)
 
-    def _connect(self, *, anew: bool = False, retry_buffer_bytes: int = _RETRY_BUFFER_BYTES) -> _Connection:
-        """The connection; a new one in its place when asked for, or where the retry buffer must be larger.
-
-        The old one is closed when no call can be left on it.
-        """
+    def _connect(self) -> _Connection:
+        """The connection, which is made when it is first asked for."""
         with self._lock:
-            old = self._connection
-            if old is not None and not anew and old.retry_buffer_bytes >= retry_buffer_bytes:
-                return old
+            if self._connection is None:
+                self._connection = _Connection(self._settings, self._retry_buffer_bytes, self._tls)
+            return self._connection
+
+    def _renew(self, *, at_once: bool = False) -> None:
+        """Put a new connection in the old one's place when it has reached a server, or at once where the old has none.
+
+        The old one is closed when no call can be left on it. One that reaches nothing is given up, and the next check
+        makes another.
+        """
+        new = _Connection(self._settings, self._retry_buffer_bytes, self._tls)
+        self._stale = not at_once and not new.is_ready(_REACH_SECONDS)
+        if self._stale:
+            new.close()
+            return
+        with self._lock:
+            old, self._connection = self._connection, new
             if old is not None:
                 self._retired.append((time.monotonic() + self._settings.request_timeout_seconds + 1, old))
-                retry_buffer_bytes = max(retry_buffer_bytes, old.retry_buffer_bytes)
-            self._connection = _Connection(self._settings, retry_buffer_bytes, self._tls)
-            return self._connection
 
     def _close_retired(self) -> None:
         now = time.monotonic()
@@ -503,9 +547,11 @@ class Predictor:
             return
         if files != self._tls:  # certificates are renewed while the gateway runs
             self._tls = files
-            self._connect(anew=True)
+            self._stale = True
         if self._has_new_servers():
-            self._connect(anew=True)
+            self._stale = True
+        if self._stale:
+            self._renew()
         for track in self._tracks.values():
             if not self._check(track):
                 return  # the others would only wait for the same server
@@ -551,7 +597,7 @@ class Predictor:
         self._count("GetModelMetadata", "OK")
         if track.failures:
             # The server is back, and other channels than the one that has found it may wait before they look again.
-            self._connect(anew=True)
+            self._renew()
         track.failures = 0
         signatures = get_model_metadata_pb2.SignatureDefMap()
         packed = response.metadata.get("signature_def")
@@ -570,7 +616,9 @@ class Predictor:
             max(settings.max_body_bytes, settings.fetch_max_bytes),
         )
         # Room for the names and shapes around the tensor. The buffer is a limit, not memory taken.
-        self._connect(retry_buffer_bytes=max(_RETRY_BUFFER_BYTES, payload + (64 << 10)))
+        self._retry_buffer_bytes = max(self._retry_buffer_bytes, payload + (64 << 10))
+        if self._connect().retry_buffer_bytes < self._retry_buffer_bytes:
+            self._renew()
         self._settle(track, model)
         return True
 
@@ -587,7 +635,7 @@ class Predictor:
             return True
         if code is Code.UNAVAILABLE and track.failures % _LOST_AFTER == 0:
             # A new channel asks DNS anew: an old one that found no address waits longer each time, up to two minutes.
-            self._connect(anew=True)
+            self._renew(at_once=True)
         if isinstance(track.state, str) or track.failures >= _LOST_AFTER:
             self._settle(
                 track, f"the model server at {settings.tf_serving_host} can't be reached ({code.name}: {words})"

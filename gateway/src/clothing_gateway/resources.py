@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import threading
+import time
 from pathlib import Path
 
 # glibc, malloc.h
@@ -14,6 +15,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _HEAPS = 2
 # What photos take from each heap at a time under load, apart from decoding: 1 MB for one's numbers, three times.
 _WARM_BYTES = 16 << 20
+# A trim and the page faults of warm_heap after it take 10 to 20 ms of CPU: 0.06 % of a core.
+_TRIM_SECONDS = 30.0
 
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
@@ -64,12 +67,28 @@ def warm_heap() -> None:
 
     Of no use where glibc has not been told to keep it (``bound_heap``).
     """
-    threads = [threading.Thread(target=_touch) for _ in range(_HEAPS - 1)]
-    for thread in threads:  # each new thread gets a heap of its own, while there is one
+    threads = [threading.Thread(target=_touch) for _ in range(_HEAPS)]
+    for thread in threads:  # each new thread is given the next heap, which is made where there are fewer
         thread.start()
-    _touch()
     for thread in threads:
         thread.join()
+
+
+def keep_heap_trimmed(every_seconds: float = _TRIM_SECONDS) -> None:
+    """Give back, again and again, what is free in the heaps beyond what photos need; for glibc (``bound_heap``).
+
+    By itself glibc gives back the end of a heap only. One block that outlives a burst of clients keeps all that the
+    burst has left before it, and each burst leaves others: 30 MB in half an hour (docs/benchmarks/soak.md).
+    """
+    trim = ctypes.CDLL(None).malloc_trim
+
+    def run() -> None:
+        while True:
+            time.sleep(every_seconds)
+            trim(0)  # other threads run meanwhile
+            warm_heap()
+
+    threading.Thread(target=run, name="heap", daemon=True).start()
 
 
 def _touch() -> None:
