@@ -173,7 +173,7 @@ E2E ?= short
 .PHONY: e2e
 e2e: dev tools ## The rest, on a cluster: Kind where Docker runs, else two nodes of its own; E2E=full: 3,000 requests through each scenario
 	@case $(E2E) in full|short) ;; *) echo "make e2e E2E=$(E2E): is none of full, short"; exit 2;; esac
-	@$(GATEWAY)/python ci/clusters.py up images
+	@E2E=$(E2E) $(GATEWAY)/python ci/clusters.py up images
 	@echo "==> tests/e2e/test_ct.py, three installations at a time, as they mostly wait"
 	@$(PYTEST) --timeout=600 --numprocesses=3 --dist=worksteal tests/e2e/test_ct.py
 	@echo "==> tests/e2e"

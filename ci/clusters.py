@@ -122,10 +122,17 @@ class Own(Cluster):
     def up(self) -> None:
         say("starting the cluster of ci/cluster (the first time it builds Kubernetes, for up to 20 minutes)")
         run(self.command, "up")
+        self._add("ingress", "no Ingress controller, so tests of routes are left out")
+        # Minutes of compiling for one scenario: only where everything is asked for.
+        if os.environ.get("E2E") == "full":
+            say("KEDA (the first time it is built, for up to 15 minutes)")
+            self._add("keda", "no KEDA, so its test is left out")
+
+    def _add(self, what: str, without: str) -> None:
         try:
-            run(self.command, "ingress")
+            run(self.command, what)
         except ClusterError as error:
-            say(f"no Ingress controller, so tests of routes are left out: {error}")
+            say(f"{without}: {error}")
 
     def report(self, folder: Path) -> None:
         run(self.command, "report", str(folder), stderr=subprocess.STDOUT)

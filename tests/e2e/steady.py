@@ -115,8 +115,8 @@ TWO_OF_EACH = (
     "gateway.replicas=2", "server.replicas=2",
     "gateway.resources.requests.cpu=50m", "server.resources.requests.cpu=100m",
 )  # fmt: skip
-# A rollout of servers waits for the gateways, which look for new servers when a connection has reached its age: with
-# the default of 30 s half a minute for each server.
+# After each server a rollout waits (minReadySeconds) for as long as a connection lasts, and 5 s: with the default of
+# 30 s half a minute for each.
 SOONER = () if FULL else ("server.maxConnectionAgeSeconds=5",)
 
 
@@ -366,10 +366,13 @@ class Table:
         """Add a line, in the order of the tests."""
         self.rows.append(Row(scenario, outcome, note))
         REPORT.mkdir(exist_ok=True)
-        folder = PUBLISHED if FULL else REPORT
+        self.write(REPORT)
+        say(self._line(self.rows[-1]).strip("| "))
+
+    def write(self, folder: Path) -> None:
+        """Write it down, for programs and for people."""
         (folder / "cluster.json").write_text(json.dumps(self._document(), indent=1) + "\n")
         (folder / "cluster.md").write_text(self.markdown())
-        say(self._line(self.rows[-1]).strip("| "))
 
     def _document(self) -> dict[str, object]:
         return {

@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 import processes
 import pytest
+import scraping
 from kube import NAMESPACE, Release, clusters, load_balancer
 from steady import REQUESTS, TIERS, Load, PhotoHost, Steady, Table, steady_release
 
@@ -249,13 +251,41 @@ def test_spread(steady: Steady, base: str, photo_host: PhotoHost, table: Table) 
     assert is_even(found, 3), found
 
 
-@pytest.mark.parametrize("by", ["hpa", "keda"])
-def test_autoscaling(steady: Steady, base: str, photo_host: PhotoHost, table: Table, by: str) -> None:
-    """By the pods' CPU: up with the load, and down when all but two clients that take their time have left."""
+@dataclass(frozen=True)
+class Autoscaler:
+    """What scales the servers, and by what; a HorizontalPodAutoscaler scales the gateways by their CPU in any case."""
+
+    name: str
+    by: str
+    settings: tuple[str, ...] = ()
+    down_seconds: float = 180
+
+
+@pytest.fixture(params=["hpa", "keda"])
+def autoscaler(
+    request: pytest.FixtureRequest, steady: Steady, photo_host: PhotoHost, tmp_path: Path
+) -> Iterator[Autoscaler]:
     if not steady.cluster.kubectl("get", "apiservices", "v1beta1.metrics.k8s.io", "--ignore-not-found"):
         pytest.skip("this cluster has no metrics API")
-    if by == "keda" and not steady.cluster.kubectl("get", "crd", "scaledobjects.keda.sh", "--ignore-not-found"):
+    if request.param == "hpa":
+        yield Autoscaler("HorizontalPodAutoscaler", "both tiers by their CPU")
+        return
+    if not steady.cluster.kubectl("get", "crd", "scaledobjects.keda.sh", "--ignore-not-found"):
         pytest.skip("this cluster has no KEDA")
+    with scraping.prometheus(steady, tmp_path, photo_host.address.rpartition(":")[0]) as address:
+        settings = (
+            "server.autoscaling.keda.enabled=true",
+            f"server.autoscaling.keda.prometheusAddress={address}",
+            "server.autoscaling.keda.targetCallsPerSecond=10",
+            "server.autoscaling.keda.pollingIntervalSeconds=5",
+            "server.autoscaling.targetCPUUtilizationPercentage=null",
+        )
+        # The rate is one over two minutes, which have to pass.
+        yield Autoscaler("KEDA", "servers by their calls in Prometheus, gateways by their CPU", settings, 300)
+
+
+def test_autoscaling(steady: Steady, base: str, photo_host: PhotoHost, table: Table, autoscaler: Autoscaler) -> None:
+    """Up with the load, and down when all but two clients that take their time have left."""
     settings = [
         f"{tier}.autoscaling.{value}"
         for tier in TIERS
@@ -266,10 +296,8 @@ def test_autoscaling(steady: Steady, base: str, photo_host: PhotoHost, table: Ta
             "behavior.scaleDown.stabilizationWindowSeconds=15",
         )
     ]
-    if by == "keda":
-        settings.append("server.autoscaling.keda.enabled=true")
     with Replicas(steady) as replicas:
-        steady.reach(photo_host, *settings)
+        steady.reach(photo_host, *settings, *autoscaler.settings)
         # A Deployment whose manifest has no replicas any more falls to one, until the autoscaler has spoken.
         processes.wait_for("the autoscalers' minimum", lambda: replicas.all_want(2), 120)
         steady.settle()
@@ -280,15 +308,14 @@ def test_autoscaling(steady: Steady, base: str, photo_host: PhotoHost, table: Ta
         up, ready = replicas.took(began, 3), replicas.took(began, 3, ready=True)
         ended = time.monotonic()
         with Load(base, photo_host, clients=2, pause_seconds=0.5, requests=0) as few:
-            processes.wait_for("two pods of each tier", lambda: replicas.all_want(2), 180)
+            processes.wait_for("two pods of each tier", lambda: replicas.all_want(2), autoscaler.down_seconds)
             steady.settle()
         down = replicas.took(ended, 2)
         assert replicas.fewest(began) == 2
-    name = {"hpa": "HorizontalPodAutoscaler", "keda": "KEDA"}[by]
     note = f"{up:.0f} s after the load's rise, ready after {ready:.0f} s"
-    table.add(f"{name}: both tiers from 2 to 3 by their CPU", load.outcome, note)
+    table.add(f"{autoscaler.name}: from 2 to 3, {autoscaler.by}", load.outcome, note)
     note = f"{down:.0f} s after the load's fall, never fewer"
-    table.add(f"{name}: both tiers back to 2", few.outcome, note)
+    table.add(f"{autoscaler.name}: back to 2", few.outcome, note)
     assert load.outcome.failed == 0, load.outcome.causes
     assert few.outcome.failed == 0, few.outcome.causes
     assert up <= SCALED_SECONDS

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What runs in the cluster: names, metrics, and on demand an Ingress controller.
+# What runs in the cluster: names, metrics, and on demand an Ingress controller, and KEDA.
 
 addons() {
   local name
@@ -37,4 +37,19 @@ ingress() {
   kube apply --server-side --force-conflicts -f "$modules/manifests.yaml" >/dev/null
   rolled_out projectcontour contour
   say "ingress at $(kube -n projectcontour get service envoy -o jsonpath='{.status.loadBalancer.ingress[0].ip}'): class contour, gateway projectcontour/contour"
+}
+
+keda() {
+  needs_root
+  local modules=$here/addons/keda name
+  find_go
+  CGO_ENABLED=0 program keda "$modules" github.com/kedacore/keda/v2/cmd/operator
+  CGO_ENABLED=0 program keda-adapter "$modules" github.com/kedacore/keda/v2/cmd/adapter
+  binary_image localhost/keda:1 "$BIN/keda"
+  binary_image localhost/keda-adapter:1 "$BIN/keda-adapter"
+  mkdir -p "$WORK/keda"
+  cp -r "$(module_folder "$modules" github.com/kedacore/keda/v2)/config" "$modules/kustomization.yaml" "$WORK/keda/"
+  kubectl kustomize "$WORK/keda" | kube apply --server-side --force-conflicts -f - >/dev/null
+  for name in keda-operator keda-metrics-apiserver; do rolled_out keda "$name"; done
+  say "KEDA $(module_version "$modules" github.com/kedacore/keda/v2)"
 }
