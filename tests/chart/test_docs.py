@@ -122,6 +122,23 @@ def test_the_capacity_formula_goes_by_what_was_measured(photo, workloads):
         assert 2 / 3 < measured / said < 3 / 2, f"{workload}: {measured} ms"
 
 
+def test_the_readme_has_the_table_of_the_last_full_run():
+    run = json.loads((ROOT / "docs/benchmarks/cluster.json").read_text())
+    measured = [
+        [
+            row["scenario"],
+            f"{row['outcome']['requests']:,}",
+            f"{row['outcome']['failed']:,}",
+            f"{row['outcome']['longest_wait_seconds']:.1f}",
+        ]
+        for row in run["scenarios"]
+    ]
+    assert table("README.md", "while") == measured, "\n".join(f"| {' | '.join(row)} |" for row in measured)
+    said = (ROOT / "README.md").read_text()
+    assert f"`{run['command']}`" in said
+    assert run["date"] in said
+
+
 def test_the_cluster_of_the_tutorial_has_the_nodes_that_its_values_ask_for():
     cluster = yaml.safe_load((ROOT / "ci/eks.yaml").read_text())
     groups = {group["name"]: group for group in cluster["managedNodeGroups"]}

@@ -88,15 +88,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """A full run of all that is here, without a failure, is the one that the docs show."""
+    """The docs show the last full run in which each scenario under load held."""
     whole = {Path(argument).resolve() for argument in session.config.args} == {Path(__file__).parent}
-    if steady.FULL and whole and exitstatus == pytest.ExitCode.OK and not session.config.option.keyword:
+    ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not session.config.option.keyword
+    if steady.FULL and whole and ended and steady.TABLE.holds:
         steady.TABLE.write(steady.PUBLISHED)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
+    if report.failed and "table" in getattr(item, "fixturenames", ()):
+        steady.TABLE.holds = False
     if report.failed and "cluster" in getattr(item, "fixturenames", ()):
         folder = REPORT / item.name
         folder.mkdir(parents=True, exist_ok=True)

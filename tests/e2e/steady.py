@@ -361,6 +361,7 @@ class Table:
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.holds = True  # until a scenario fails
 
     def add(self, scenario: str, outcome: Outcome, note: str = "") -> None:
         """Add a line, in the order of the tests."""

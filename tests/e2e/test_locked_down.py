@@ -147,7 +147,8 @@ def test_without_policies_a_stranger_reaches_them(walled: Walled, release: Relea
 
 def test_the_gateway_reaches_dns_and_its_server_alone(walled: Walled, release: Release, metadata: bool) -> None:
     gateway, server = walled.release.gateway, f"{walled.release.server}-headless"
-    assert walled.connect(gateway, server, 8500) == "open"  # by its name, so DNS answers
+    # By its name, so DNS answers; that of one node may say for some seconds that a name isn't there yet.
+    processes.wait_for(server, lambda: walled.connect(gateway, server, 8500) == "open", 20)
     assert walled.connect(gateway, walled.address("server"), 8501).startswith("closed")
     others = [("kubernetes.default.svc", 443), (release.pods("gateway")[0]["status"]["podIP"], 9696)]
     others += [(METADATA, 80)] if metadata else []
