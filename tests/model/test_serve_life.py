@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -161,6 +162,47 @@ def test_sigterm_to_pid_1(serve: Starter, models: dict[str, Made], handled: bool
         assert scores(server.prediction(), made)[0] == 1  # it serves on
         os.kill(first, signal.SIGKILL)
         assert server.process.wait(60) != 0
+
+
+SIGNALLED = """
+import os, signal, sys, threading, time
+from clothing_model.server.app import _Signals
+
+for line in range(1, 40):  # of those that a wait may run in Python, with or without a lock
+    child = os.fork()
+    if not child:
+        signals, run = _Signals(True), 0
+
+        def trace(frame, event, argument):
+            global run
+            run += event == "line"
+            if run == line:
+                run += 1
+                signal.raise_signal(signal.SIGTERM)
+            return trace
+
+        def later():
+            time.sleep(0.1)
+            if not signals.asked():
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=later, daemon=True).start()
+        sys.settrace(trace)
+        signals.wait()
+        os._exit(0)
+    end = time.monotonic() + 5
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            sys.exit(f"waits for ever when a signal comes at line {line}")
+        time.sleep(0.005)
+"""
+
+
+def test_a_signal_at_any_moment_of_the_wait() -> None:
+    """A handler that takes a lock which the wait holds would leave the server there until it is killed."""
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_sigterm_before_the_model(serve: Starter, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from types import FrameType
 
 import tensorflow as tf
@@ -28,14 +27,28 @@ class _Signals:
     a signal ends the process where it stands, or does nothing to the PID 1 of a container."""
 
     def __init__(self, handled: bool) -> None:
-        self.stop = threading.Event()
+        self._asked = False
+        # What the interpreter writes to when a signal comes. No lock will do: the wait may hold it when the handler
+        # wants it, and a signal that comes just before the main thread sleeps doesn't end that sleep.
+        self._came, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle if handled else signal.SIG_DFL)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.stop.is_set():
+        if self._asked:
             os._exit(128 + number)
-        self.stop.set()
+        self._asked = True
+
+    def asked(self) -> bool:
+        """Whether one has come."""
+        return self._asked
+
+    def wait(self) -> None:
+        """Until one has come."""
+        while not self._asked:
+            os.read(self._came, 1)
 
 
 def serve(flags: Flags) -> int:
@@ -50,19 +63,18 @@ def serve(flags: Flags) -> int:
     except RequestError as error:
         raise ModelError(f"Failed to start server. Error: {error}") from error
     manager.start(lambda: config.models(flags))
-    failures = manager.wait(signals.stop.is_set)
+    failures = manager.wait(signals.asked)
     if failures:
         raise ModelError(
             f"Failed to start server. Error: {len(failures)} servable(s) did not become available: "
             f"{{{'; '.join(failures)}}}"
         )
-    if signals.stop.is_set():
+    if signals.asked():
         log.info("Stopped before a model was loaded")
         _exit(0)
     grpc_server = grpc_api.start(flags, manager, settings.metrics)
     rest_server = rest_api.start(flags, manager, settings.metrics, metrics_path) if flags.rest_api_port else None
-    while not signals.stop.wait(3600):
-        pass
+    signals.wait()
     log.info("Stopping: finishing the requests that are under way, for up to %.0f s", DRAIN_SECONDS)
     manager.stop()
     drained = grpc_server.stop(DRAIN_SECONDS)
