@@ -78,8 +78,8 @@ def test_a_server_is_killed(release: Steady, base: str, photo_host: PhotoHost, t
     """SIGKILL to a process that is at work: its calls are made again on the other server."""
     killed, *_ = names(release, "server")
     with Load(base, photo_host) as load:
-        before = release.predictions(killed)
-        assert before > 0
+        # Gateways that found the other server first know of this one some seconds later.
+        before = processes.wait_for("calls to it", lambda: answered(release, killed), 30)
         send_signal(release, killed, "KILL")
         # Its counts begin anew.
         away = seconds_until("it to answer again", lambda: 0 < answered(release, killed) < before, 120)
@@ -172,23 +172,27 @@ def test_a_server_is_full(release: Steady, base: str, photo_host: PhotoHost, tab
     processes.wait_for("one pod of each to be left", lambda: len(release.pods()) == 2, 60)
     before = release.pods()
     offered: list[Outcome] = []
-    for clients in (PLACES, 4 * PLACES):
+    # What it can do is measured before and after: a busy machine isn't as fast at all times.
+    for clients in (PLACES, 4 * PLACES, PLACES):
         with Load(base, photo_host, clients=clients, forms=("raw",)) as load:
             time.sleep(FULL_SECONDS)  # so many refusals come quickly that their number alone would end it at once
         offered.append(load.outcome)
-    able, flooded = offered
-    times = flooded.requests / flooded.seconds / able.per_second
+    before_it, flooded, after_it = offered
+    able = min(before_it.per_second, after_it.per_second)
+    slowest = max(before_it.p99_ms, after_it.p99_ms)
+    times = flooded.requests / flooded.seconds / max(before_it.per_second, after_it.per_second)
     note = (
-        f"{times:.1f} times the capacity of {able.per_second:.0f}/s offered, {flooded.per_second:.0f}/s answered, "
-        f"the rest 503 with Retry-After; p99 {flooded.p99_ms / able.p99_ms:.2f} times that at capacity"
+        f"{times:.1f} times the capacity of {before_it.per_second:.0f}/s (after it: {after_it.per_second:.0f}/s) "
+        f"offered, {flooded.per_second:.0f}/s answered, the rest 503 with Retry-After; p99 "
+        f"{flooded.p99_ms / slowest:.2f} times that at capacity"
     )
     table.add("a server is full", flooded, note)
-    assert able.failed == 0, able.causes
+    assert before_it.failed == after_it.failed == 0, (before_it.causes, after_it.causes)
     assert set(flooded.causes) == {"503"}, flooded.causes
     assert flooded.silent == 0
     assert times > 3
-    assert flooded.per_second > 0.8 * able.per_second
-    assert flooded.p99_ms < 2 * able.p99_ms
+    assert flooded.per_second > 0.8 * able
+    assert flooded.p99_ms < 2 * slowest
     after = release.pods()
     assert [pod["metadata"]["uid"] for pod in after] == [pod["metadata"]["uid"] for pod in before]
     assert all(status["restartCount"] == 0 for pod in after for status in pod["status"]["containerStatuses"])
