@@ -147,8 +147,10 @@ def test_both_nodes_are_ready_and_measured(space: Space) -> None:
 
 @pytest.mark.parametrize(("source", "target"), [PEERS, PEERS[::-1], PEERS[:1] * 2])
 def test_pods_reach_each_other_and_services_by_name(space: Space, source: str, target: str) -> None:
-    assert space.fetch(source, f"http://{space.address(target)}:8000/hostname") == target
-    assert space.fetch(source, f"http://{target}.{SPACE}/hostname") == target
+    for url in (f"http://{space.address(target)}:8000/hostname", f"http://{target}.{SPACE}/hostname"):
+        # A Service that has just been made comes to each node's name server and rules within seconds.
+        processes.wait_for(url, lambda url=url: space.reaches(source, url), 20)
+        assert space.fetch(source, url) == target
 
 
 def test_a_pod_is_known_by_its_own_address_on_the_other_node(space: Space) -> None:
