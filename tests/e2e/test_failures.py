@@ -28,7 +28,7 @@ done
 # Photos that a gateway takes at a time, by default. So many clients are its capacity, and four times as many offer more
 # than three times as much: a connection that was refused rests for a quarter of a second.
 PLACES = 32
-FULL_SECONDS = 10
+FULL_SECONDS = 20
 
 
 @pytest.fixture(scope="module")
@@ -172,27 +172,23 @@ def test_a_server_is_full(release: Steady, base: str, photo_host: PhotoHost, tab
     processes.wait_for("one pod of each to be left", lambda: len(release.pods()) == 2, 60)
     before = release.pods()
     offered: list[Outcome] = []
-    # What it can do is measured before and after: a busy machine isn't as fast at all times.
-    for clients in (PLACES, 4 * PLACES, PLACES):
+    for clients in (PLACES, 4 * PLACES):
         with Load(base, photo_host, clients=clients, forms=("raw",)) as load:
             time.sleep(FULL_SECONDS)  # so many refusals come quickly that their number alone would end it at once
         offered.append(load.outcome)
-    before_it, flooded, after_it = offered
-    able = min(before_it.per_second, after_it.per_second)
-    slowest = max(before_it.p99_ms, after_it.p99_ms)
-    times = flooded.requests / flooded.seconds / max(before_it.per_second, after_it.per_second)
+    able, flooded = offered
+    times = flooded.requests / flooded.seconds / able.per_second
     note = (
-        f"{times:.1f} times the capacity of {before_it.per_second:.0f}/s (after it: {after_it.per_second:.0f}/s) "
-        f"offered, {flooded.per_second:.0f}/s answered, the rest 503 with Retry-After; p99 "
-        f"{flooded.p99_ms / slowest:.2f} times that at capacity"
+        f"{times:.1f} times the capacity of {able.per_second:.0f}/s offered, {flooded.per_second:.0f}/s answered, "
+        f"the rest 503 with Retry-After; p99 {flooded.p99_ms / able.p99_ms:.2f} times that at capacity"
     )
     table.add("a server is full", flooded, note)
-    assert before_it.failed == after_it.failed == 0, (before_it.causes, after_it.causes)
+    assert able.failed == 0, able.causes
     assert set(flooded.causes) == {"503"}, flooded.causes
     assert flooded.silent == 0
     assert times > 3
-    assert flooded.per_second > 0.8 * able
-    assert flooded.p99_ms < 2 * slowest
+    assert flooded.per_second > 0.8 * able.per_second
+    assert flooded.p99_ms < 2 * able.p99_ms
     after = release.pods()
     assert [pod["metadata"]["uid"] for pod in after] == [pod["metadata"]["uid"] for pod in before]
     assert all(status["restartCount"] == 0 for pod in after for status in pod["status"]["containerStatuses"])
