@@ -259,7 +259,8 @@ class Load:
     _running: list[subprocess.Popen[str]] = field(default_factory=list)
     _sent: dict[int, int] = field(default_factory=dict)
     _failed: dict[int, int] = field(default_factory=dict)
-    _outcome: Outcome | None = None
+    measured: list[dict[str, object]] = field(default_factory=list)  # by each load generator, once they have ended
+    seconds: float = 0  # that they ran for
 
     @property
     def sent(self) -> int:
@@ -274,8 +275,8 @@ class Load:
     @property
     def outcome(self) -> Outcome:
         """What the clients saw, once they have ended."""
-        assert self._outcome is not None, "the load still runs"
-        return self._outcome
+        assert self.measured, "the load still runs"
+        return outcome_of(self.measured, self.seconds)
 
     def wait_until_sent(self, more: int, seconds: float = 300) -> None:
         """Wait until so many requests more have been sent."""
@@ -313,15 +314,25 @@ class Load:
             if kind is None:
                 processes.wait_for(f"{self.requests} requests", lambda: self.sent >= self.requests, 600)
         finally:
-            measured = []
             for one in self._running:
                 one.send_signal(signal.SIGTERM)
-            seconds = time.monotonic() - self._start
+            self.seconds = time.monotonic() - self._start
             for one in self._running:
                 with one, one.stdout as output:  # type: ignore[union-attr]
-                    measured.append(json.loads(output.read()))
+                    self.measured.append(json.loads(output.read()))
             self._file.unlink()
-            self._outcome = outcome_of(measured, seconds)
+
+
+def one_after_another(loads: list[Load]) -> Outcome:
+    """What the clients of several loads saw, as if each had begun where the one before it ended."""
+    measured: list[dict[str, object]] = []
+    seconds = 0.0
+    for load in loads:
+        for one in load.measured:
+            moments = [round(seconds * 1000) + moment for moment in one.get("answered_ms", [])]  # type: ignore[attr-defined]
+            measured.append(one | {"answered_ms": moments})
+        seconds += load.seconds
+    return outcome_of(measured, seconds)
 
 
 # What each kind of attack (tests/load/attacker) may be answered. "" is a connection that was closed, as where a body is
