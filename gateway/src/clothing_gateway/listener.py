@@ -45,10 +45,12 @@ _TICK_SECONDS = 1.0
 # Taken from the kernel at a time.
 _EVENTS = 64
 # How long a connection is not read after a photo on it was refused for want of a place. A client that heeds Retry-After
-# never notices; a hundred that ask again at once would take half of the CPU from the photos that have a place.
+# never notices; a hundred that ask again at once would take half of the CPU from the photos that have a place. So long,
+# too, a connection stays open on which a body is not read to its end: the answer is on its way, and a client that still
+# sends has the time to notice it before its system is told that nobody listens.
 _REST_SECONDS = 0.25
 # What is read of a body that is refused: a photo that is too large is so by some megabytes, and its client is to see
-# 413. Who sends a gigabyte may meet a closed connection instead: reading it all costs half a second of CPU.
+# 413. A gigabyte costs half a second of CPU: where its head says that it is one, nothing of it is read.
 _SWALLOWED_BYTES = 16 << 20
 # How long the last threads have, once the end can't wait, to put away what they have answered.
 _SETTLE_SECONDS = 0.1
@@ -94,10 +96,11 @@ class _Parser(HTTPRequestParser):
 
     A body that is refused is read on all the same, and thrown away: if the connection were closed before the client has
     sent it all, the client's system would drop the answer, and the client would see a reset instead of 413. But only
-    for so many bytes as a client may send that takes it for a photo.
+    for so many bytes as a client may send that takes it for a photo; a body that has more is cut.
     """
 
     error: Any
+    completed: bool
     expect_continue: bool
 
     def __init__(self, limits: Limits, adj: Adjustments) -> None:
@@ -106,6 +109,7 @@ class _Parser(HTTPRequestParser):
         self._limits = limits
         self._reserved = 0
         self._swallowed = 0
+        self.cut = False  # whether the rest of the body is still to come, and won't be read
         self.place: Place | None = None
 
     def received(self, data: bytes) -> int:
@@ -115,6 +119,7 @@ class _Parser(HTTPRequestParser):
             largest = self._limits.max_body_bytes
             if (self.body_bytes_received if in_body else self.content_length) > largest:
                 self.refuse(TooManyBytes(f"The request's body has more than {largest} bytes."))
+                self.cut = not self.completed and self.content_length > largest + _SWALLOWED_BYTES
             elif in_body:
                 if self._limits.budget.reserve(consumed):
                     self._reserved += consumed
@@ -122,8 +127,10 @@ class _Parser(HTTPRequestParser):
                     self.refuse(Overloaded(cause="GATEWAY_MAX_BUFFERED_BYTES are in use"))
         elif in_body and isinstance(self.error, _Refusal):
             self._swallowed += consumed
-            if self._swallowed > _SWALLOWED_BYTES:
-                self.completed = True
+            self.cut = not self.completed and self._swallowed > _SWALLOWED_BYTES
+        if self.cut:
+            self.completed = True
+            return len(data)
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
@@ -261,9 +268,16 @@ class _Channel(HTTPChannel):
     def readable(self) -> bool:
         return not self.resting and bool(super().readable())
 
+    def writable(self) -> bool:
+        if self.resting and not self.total_outbufs_len and not self.will_close:
+            return False  # all is sent, and it is closed after its rest
+        return bool(super().writable())
+
     def service(self) -> None:
+        cut = self.requests[0].cut
+        self.resting |= cut  # from before the moment in which it could be closed
         super().service()
-        if self.refused:
+        if self.refused or cut:
             self.refused = False
             self.server.rest(self)
         self.server.arm(self)
@@ -294,7 +308,7 @@ class _Channel(HTTPChannel):
                 return
             if request.error is None:
                 request.refuse(RequestTooSlow())
-            request.completed = True
+            request.completed = request.cut = True
             self.requests.append(request)
             self.request = None
             self.server.add_task(self)
