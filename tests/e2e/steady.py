@@ -323,16 +323,16 @@ class Load:
             self._file.unlink()
 
 
-def one_after_another(loads: list[Load]) -> Outcome:
-    """What the clients of several loads saw, as if each had begun where the one before it ended."""
+def one_after_another(rounds: list[tuple[list[dict[str, object]], float]]) -> Outcome:
+    """What clients saw in several rounds, each what its load generators measured and its seconds, as if it were one."""
     measured: list[dict[str, object]] = []
-    seconds = 0.0
-    for load in loads:
-        for one in load.measured:
-            moments = [round(seconds * 1000) + moment for moment in one.get("answered_ms", [])]  # type: ignore[attr-defined]
+    before = 0.0
+    for generators, seconds in rounds:
+        for one in generators:
+            moments = [round(before * 1000) + moment for moment in one["answered_ms"]]  # type: ignore[attr-defined]
             measured.append(one | {"answered_ms": moments})
-        seconds += load.seconds
-    return outcome_of(measured, seconds)
+        before += seconds
+    return outcome_of(measured, before)
 
 
 # What each kind of attack (tests/load/attacker) may be answered. "" is a connection that was closed, as where a body is

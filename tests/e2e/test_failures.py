@@ -174,17 +174,16 @@ def test_a_server_is_full(release: Steady, base: str, photo_host: PhotoHost, tab
     release.reach(photo_host, *VALUES, "gateway.replicas=1,server.replicas=1,server.resources.limits.cpu=200m")
     release.settle()  # the servers before this one have a whole core, and answer until they are gone
     before = release.pods()
-    able_loads: list[Load] = []
-    flooded_loads: list[Load] = []
+    rounds: dict[int, list[tuple[list[dict[str, object]], float]]] = {PLACES: [], 4 * PLACES: []}
     calls = sum(release.calls().values())
     for _ in range(FULL_ROUNDS):
-        for clients, loads in ((PLACES, able_loads), (4 * PLACES, flooded_loads)):
+        for clients, measured in rounds.items():
             # So many refusals come quickly that their number alone would end it at once.
             with Load(base, photo_host, clients=clients, requests=0, forms=("raw",)) as load:
                 time.sleep(FULL_SECONDS)
-            loads.append(load)
+            measured.append((load.measured, load.seconds))
     calls = sum(release.calls().values()) - calls
-    able, flooded = one_after_another(able_loads), one_after_another(flooded_loads)
+    able, flooded = map(one_after_another, rounds.values())
     times = flooded.requests / flooded.seconds / able.per_second
     note = (
         f"{times:.1f} times the capacity of {able.per_second:.0f}/s offered, {flooded.per_second:.0f}/s answered, "
@@ -195,7 +194,7 @@ def test_a_server_is_full(release: Steady, base: str, photo_host: PhotoHost, tab
     assert set(flooded.causes) == {"503"}, flooded.causes
     assert flooded.silent == 0
     # Not one call for a photo that was refused. Each load asks for each photo's scores before it begins.
-    asked_before = len(photo_host.small.files) * len(able_loads + flooded_loads)
+    asked_before = len(photo_host.small.files) * len(rounds) * FULL_ROUNDS
     assert calls == asked_before + able.requests + flooded.requests - flooded.failed
     assert times > 3
     assert flooded.per_second > 0.8 * able.per_second

@@ -20,6 +20,7 @@ from steady import (
     Steady,
     Table,
     attack,
+    one_after_another,
     outcome_of,
     programs,
     steady_release,
@@ -95,9 +96,7 @@ def test_hostile_clients_take_nothing_from_honest_ones(
     calm = [outcome_of([one], float(one["seconds"])).per_second for one in rounds[False]]  # type: ignore[arg-type]
     under = [outcome_of([one], float(one["seconds"])).per_second for one in rounds[True]]  # type: ignore[arg-type]
     ratios = [one / other for one, other in zip(under, calm, strict=True)]
-    for number, one in enumerate(rounds[True]):  # one after the other, for the longest wait
-        one["answered_ms"] = [moment + number * SECONDS * 1000 for moment in one["answered_ms"]]  # type: ignore[attr-defined]
-    outcome = outcome_of(rounds[True], ROUNDS * SECONDS)
+    outcome = one_after_another([([one], SECONDS) for one in rounds[True]])
     peak, limit = memory(release, pod)
     ratio = statistics.median(ratios)
     table.add(
