@@ -69,7 +69,7 @@ tools:
 
 .PHONY: demo
 demo: runtime ## Model server and gateway on this machine, a first photo classified, until Ctrl-C
-	@exec $(GATEWAY)/python ci/demo.py
+	@exec $(GATEWAY)/python scripts/demo.py
 
 .PHONY: inspect
 inspect: model-image/.venv/runtime.stamp ## What a SavedModel wants and gives: make inspect MODEL=path
@@ -80,29 +80,24 @@ inspect: model-image/.venv/runtime.stamp ## What a SavedModel wants and gives: m
 # A Keras file is read by what is in the larger environment.
 model-image: model-image/.venv/$(if $(wildcard $(MODEL)/.),runtime,dev).stamp ## An image of your own model: make model-image MODEL=path TAG=name:1 [LABELS=a,b PORTABLE=1 …]
 	@test -n "$(MODEL)" && test -n "$(TAG)" || { echo "make model-image MODEL=path TAG=kitchen-model:1: names a Keras file or a SavedModel's folder, and the image"; exit 2; }
-	@$(MODEL_BIN)/python ci/model_image.py "$(MODEL)" --tag "$(TAG)" $(if $(PORTABLE),--portable) \
+	@$(MODEL_BIN)/python scripts/model_image.py "$(MODEL)" --tag "$(TAG)" $(if $(PORTABLE),--portable) \
 	  $(foreach option,NAME VERSION LABELS PREPROCESSING IMAGE-SIZE INPUT WEIGHTS WARMUP BASE BUILDER,$(if $($(subst -,_,$(option))),--$(shell echo $(option) | tr A-Z a-z)="$($(subst -,_,$(option)))"))
 
 .PHONY: kind
 kind: tools ## Images built, a Kind cluster, the chart installed, the address printed
-	@$(PYTHON) ci/clusters.py --on kind up images install
+	@$(PYTHON) scripts/clusters.py --on kind up images install
 
 # ---- checks ----
 
-PYTEST := $(GATEWAY)/python -m pytest -c gateway/pyproject.toml --rootdir .
-# The Python that the gateway's environment checks; the rest is the model's.
-GATEWAY_PYTHON := gateway/src gateway/jpeg/src ci ci/release ci/version tests/conftest.py tests/processes.py tests/monitored.py tests/gateway tests/chart tests/integration tests/load tests/page tests/e2e
-MODEL_PYTHON := model-image/src tests/model tests/model_factory.py tests/architectures.py tests/reference_scores.py
-
+PYTEST := $(GATEWAY)/python -m pytest --timeout=60
+MODEL_PYTEST := $(MODEL_BIN)/python -m pytest
 .PHONY: lint lint-python lint-charts lint-workflows
 lint: lint-python lint-charts lint-workflows ## Formats, lints, types, charts, workflows, one version everywhere
 
 lint-python: dev
 	@echo "==> ruff, mypy"
-	@$(GATEWAY)/ruff check --config gateway/pyproject.toml $(GATEWAY_PYTHON)
-	@$(GATEWAY)/ruff format --check --config gateway/pyproject.toml $(GATEWAY_PYTHON)
-	@$(MODEL_BIN)/ruff check --config model-image/pyproject.toml $(MODEL_PYTHON)
-	@$(MODEL_BIN)/ruff format --check --config model-image/pyproject.toml $(MODEL_PYTHON)
+	@$(GATEWAY)/ruff check --quiet
+	@$(GATEWAY)/ruff format --check --quiet
 	@$(GATEWAY)/mypy --config-file gateway/pyproject.toml gateway/src
 	@$(MODEL_BIN)/mypy --config-file model-image/pyproject.toml model-image/src
 
@@ -116,7 +111,7 @@ lint-charts: dev tools
 lint-workflows: tools
 	@echo "==> workflows, version"
 	@actionlint
-	@ci/version >/dev/null
+	@scripts/version >/dev/null
 
 .PHONY: test test-gateway test-model test-charts test-integration test-load test-page
 test: lint test-charts test-gateway test-model test-integration test-load test-page ## Everything that needs no cluster: lint, unit, charts, integration with TensorFlow
@@ -129,11 +124,11 @@ test-gateway: dev ## The gateway's own tests
 fuzz: gateway/.venv/dev.stamp ## Damaged JPEGs by both decoders, hostile requests, FUZZ_SECONDS (600) of each; every photo of the dataset
 	@echo "==> damaged JPEGs and hostile requests, $${FUZZ_SECONDS:-600} s of each, and every photo of the dataset"
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} CLOTHING_DATASET_EVERY=1 \
-	  $(PYTEST) -s --timeout=$$(($${FUZZ_SECONDS:-600} + 600)) -k "fuzz or damaged or photos" tests/gateway/test_fuzz.py tests/gateway/test_jpeg.py
+	  $(PYTEST) -s --timeout=$$(($${FUZZ_SECONDS:-600} + 600)) -k "fuzz or damaged or photos" tests/gateway/test_fuzz.py tests/gateway/image/test_jpeg.py
 
 test-model: dev ## The model package's own tests, with TensorFlow
 	@echo "==> tests/model"
-	@$(MODEL_BIN)/python -m pytest -c model-image/pyproject.toml --rootdir . tests/model
+	@$(MODEL_PYTEST) tests/model
 
 # The official image is for x86-64; TF_SERVING_IMAGE= (empty) asks for the portable server.
 TF_SERVING_IMAGE ?= $(shell test "$$(uname -m)" = x86_64 && docker info >/dev/null 2>&1 && \
@@ -142,7 +137,7 @@ TF_SERVING_IMAGE ?= $(shell test "$$(uname -m)" = x86_64 && docker info >/dev/nu
 .PHONY: conformance
 conformance: model-image/.venv/dev.stamp ## Is it TensorFlow Serving? TF_SERVING_ADDRESS=host:port, else its image by Docker, else ours
 	@image='$(if $(TF_SERVING_ADDRESS),,$(TF_SERVING_IMAGE))'; echo "==> conformance of $${TF_SERVING_ADDRESS:-$${image:-the portable server}}"; \
-	  TF_SERVING_IMAGE="$$image" $(MODEL_BIN)/python -m pytest -c model-image/pyproject.toml --rootdir . \
+	  TF_SERVING_IMAGE="$$image" $(MODEL_PYTEST) \
 	  --confcutdir tests/model/conformance tests/model/conformance
 
 test-charts: dev tools ## Charts: helm-unittest, renders, schemas
@@ -173,7 +168,7 @@ E2E ?= short
 .PHONY: e2e
 e2e: dev tools ## The rest, on a cluster: Kind where Docker runs, else two nodes of its own; E2E=full: 3,000 requests through each scenario
 	@case $(E2E) in full|short) ;; *) echo "make e2e E2E=$(E2E): is none of full, short"; exit 2;; esac
-	@E2E=$(E2E) $(GATEWAY)/python ci/clusters.py up images
+	@E2E=$(E2E) $(GATEWAY)/python scripts/clusters.py up images
 	@echo "==> tests/e2e/test_ct.py, three installations at a time, as they mostly wait"
 	@$(PYTEST) --timeout=600 --numprocesses=3 --dist=worksteal tests/e2e/test_ct.py
 	@echo "==> tests/e2e"
@@ -184,7 +179,7 @@ SOAK_MINUTES ?= 30
 .PHONY: soak
 soak: dev tools ## Steady load on that cluster for SOAK_MINUTES (30): memory and descriptors of gateway and server flat, no error
 	@case "$(SOAK_MINUTES)" in *[!0-9]*|""|0*) echo "make soak SOAK_MINUTES=$(SOAK_MINUTES): is no number of minutes"; exit 2;; esac
-	@$(GATEWAY)/python ci/clusters.py up images
+	@$(GATEWAY)/python scripts/clusters.py up images
 	@echo "==> tests/e2e/soak.py, $(SOAK_MINUTES) minutes"
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(PYTEST) --timeout=$$(($(SOAK_MINUTES) * 60 + 900)) tests/e2e/soak.py
 
@@ -202,12 +197,12 @@ pictures: dev tools ## Take the documents' pictures anew: the page in Chromium, 
 
 .PHONY: version release-dry-run
 version: dev tools ## Write a new version everywhere: make version NEW=0.2.0
-	@test -n "$(NEW)" || { echo "make version NEW=0.2.0: names the new version; this is $$(ci/version)"; exit 2; }
-	@ci/version "$(NEW)"
+	@test -n "$(NEW)" || { echo "make version NEW=0.2.0: names the new version; this is $$(scripts/version)"; exit 2; }
+	@scripts/version "$(NEW)"
 	@$(MAKE) docs
 
 release-dry-run: dev tools ## All of a release that needs no registry, in dist/: charts, Python packages, SBOMs, notes, checksums
-	@ci/release dist
+	@scripts/release dist
 
 .PHONY: clean
 clean: ## Remove what the other commands installed

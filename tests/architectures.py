@@ -21,8 +21,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from clothing_model import photos
-from clothing_model.cli import main
+from clothing_model.commands.cli import main
+from clothing_model.evaluation import dataset
 
 LABELS = "dress,hat,longsleeve,outwear,pants,shirt,shoes,shorts,skirt,t-shirt"
 # The application, its input's size, and the preprocessing outside it: the two latter have theirs in their layers.
@@ -51,8 +51,8 @@ def make(folder: Path, name: str, paths: list[str]) -> dict[str, Any]:
     model = build(importlib.import_module(module), application, size)
     scores = {}
     for path in paths:
-        pixels = photos.read_pixels(Path(path), size)
-        numbers = photos.scale(pixels) if preprocessing == "tf" else pixels.astype(np.float32)
+        pixels = dataset.read_pixels(Path(path), size)
+        numbers = dataset.scale(pixels) if preprocessing == "tf" else pixels.astype(np.float32)
         scores[path] = [float(score) for score in np.asarray(model(numbers[None], training=False))[0]]
     source = folder / f"{name}{suffix}"
     with warnings.catch_warnings(action="ignore"):  # that .h5 is old: just so

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import yaml
+
 from processes import (
     DEMO_MODEL,
     PNG,

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 from charts import CLASSIFIER, ROOT, flatten, run, tool
-from clothing_gateway import cli
-from clothing_gateway.errors import all_errors
-from clothing_gateway.metrics import Metrics
-from clothing_gateway.settings import Settings
 from commands import COMMANDS, DOCUMENTS, Command, anchors, blocks, commands_of, links, simple_commands, spans
+
+from clothing_gateway.commands import cli
+from clothing_gateway.errors import all_errors
+from clothing_gateway.settings import Settings
+from clothing_gateway.telemetry.metrics import Metrics
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = dict(re.findall(r"^([a-z0-9-]+):[^=\n]*?(?:## (.*))?$", MAKEFILE, re.MULTILINE))
@@ -137,7 +138,7 @@ def test_every_program_of_a_shells_block_is_known():
     ours = {"make", "helm", "clothing-gateway", "clothing-model"}
     scripts = {command.program for command in COMMANDS if command.strict}
     strange = scripts - ours - set(KNOWN) - OTHERS
-    assert {program for program in strange if not list(ROOT.glob(f"ci/**/{program}"))} == set()
+    assert {program for program in strange if not list(ROOT.glob(f"**/{program}"))} == set()
 
 
 # ---- make ----
@@ -273,7 +274,7 @@ def test_what_is_installed_can_be_rendered(command, tmp_path):
 
 
 def test_every_route_that_curl_asks_is_there():
-    routes = set(yaml.safe_load((ROOT / "gateway/src/clothing_gateway/openapi.yaml").read_text())["paths"])
+    routes = set(yaml.safe_load((ROOT / "gateway/src/clothing_gateway/web/openapi.yaml").read_text())["paths"])
     routes |= {"/healthz", "/readyz", "/metrics", "/v1/models/clothing-model", ""}
     address = re.compile(r"(?:https?://)?(?:localhost|127\.0\.0\.1|\$\w+)(?::\d+)?(/[^?]*)?(\?.*)?")
     asked = [

@@ -227,8 +227,8 @@ def test_artifact_hub_is_told_what_the_changelog_says(tmp_path):
 
 def test_a_version_without_a_section_in_the_changelog_is_not_packaged(tmp_path):
     shutil.copytree(ROOT / "charts", tmp_path / "charts")
-    (tmp_path / "ci").mkdir()
-    program = Path(shutil.copy(ROOT / "ci" / "package-charts", tmp_path / "ci"))
+    (tmp_path / "scripts").mkdir()
+    program = Path(shutil.copy(ROOT / "scripts" / "package-charts", tmp_path / "scripts"))
     (tmp_path / "CHANGELOG.md").write_text("## 0.0.9\n")
     environment = {"PATH": f"{ROOT / '.tools/bin'}:/usr/bin:/bin", "SOURCE_DATE_EPOCH": "0"}
     assert "CHANGELOG.md has no section for" in run(program, tmp_path, env=environment).stderr
@@ -242,7 +242,7 @@ def test_upgrading_has_a_section_for_each_version():
 
 
 def package(folder: Path, sources: Path) -> dict[str, bytes]:
-    command = [sources / "ci" / "package-charts", folder]
+    command = [sources / "scripts" / "package-charts", folder]
     environment = {"PATH": f"{ROOT / '.tools/bin'}:/usr/bin:/bin:/usr/local/bin", "SOURCE_DATE_EPOCH": "1700000000"}
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr
@@ -253,8 +253,8 @@ def test_a_package_of_the_same_sources_has_the_same_bytes(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(ROOT / "charts", elsewhere / "charts", copy_function=shutil.copy)  # copied now: other dates
     shutil.copy(ROOT / "CHANGELOG.md", elsewhere)
-    (elsewhere / "ci").mkdir()
-    shutil.copy(ROOT / "ci" / "package-charts", elsewhere / "ci")
+    (elsewhere / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "package-charts", elsewhere / "scripts")
     for file in (elsewhere / "charts").rglob("*.yaml"):
         file.chmod(0o600)
     one, two = package(tmp_path / "one", ROOT), package(tmp_path / "two", elsewhere)
@@ -263,8 +263,8 @@ def test_a_package_of_the_same_sources_has_the_same_bytes(tmp_path):
 
 
 def test_a_package_takes_the_options_of_helm_and_asks_for_a_folder(tmp_path):
-    program = ROOT / "ci" / "package-charts"
-    assert "usage: ci/package-charts FOLDER" in run(program).stderr
+    program = ROOT / "scripts" / "package-charts"
+    assert "usage: scripts/package-charts FOLDER" in run(program).stderr
     assert run(program, tmp_path, "--version", "7.0.0").returncode == 0
     assert {file.name for file in tmp_path.iterdir()} == {f"{chart.name}-7.0.0.tgz" for chart in CHARTS}
     with tarfile.open(tmp_path / "ping-7.0.0.tgz") as archive:

@@ -140,7 +140,7 @@ def test_the_readme_has_the_table_of_the_last_full_run():
 
 
 def test_the_cluster_of_the_tutorial_has_the_nodes_that_its_values_ask_for():
-    cluster = yaml.safe_load((ROOT / "ci/eks.yaml").read_text())
+    cluster = yaml.safe_load((ROOT / "scripts/eks.yaml").read_text())
     groups = {group["name"]: group for group in cluster["managedNodeGroups"]}
     [server] = [
         manifest["spec"]["template"]["spec"]

@@ -6,7 +6,8 @@ from ipaddress import IPv6Network
 
 import yaml
 from charts import CLASSIFIER, ROOT, flatten, manifests
-from clothing_gateway.doctor.chart import CHART_VALUES
+
+from clothing_gateway.commands.doctor.chart import CHART_VALUES
 from clothing_gateway.fetch.policy import FORBIDDEN_IPV4, FORBIDDEN_IPV6
 from clothing_gateway.settings import Settings
 
@@ -68,7 +69,7 @@ def test_the_doctor_names_the_value_behind_each_setting():
 def test_the_doctor_names_values_that_there_are():
     values = flatten(yaml.safe_load((CLASSIFIER / "values.yaml").read_text()))
     top = "|".join({path.partition(".")[0] for path in values})
-    files = sorted((ROOT / "gateway/src/clothing_gateway/doctor").glob("*.py"))
+    files = sorted((ROOT / "gateway/src/clothing_gateway/commands/doctor").glob("*.py"))
     strings = [
         node.value
         for file in files

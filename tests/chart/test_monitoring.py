@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from charts import CLASSIFIER, ROOT, flatten, manifests, run, tool
+
 from clothing_gateway.settings import Settings
 
 SETTINGS = (

@@ -13,8 +13,9 @@ from urllib.request import urlopen
 
 import pytest
 from charts import CLASSIFIER, ROOT, run
-from clothing_gateway.predictor import is_chosen
 from PIL import Image
+
+from clothing_gateway.model.predictor import is_chosen
 
 PHOTO = CLASSIFIER / "files" / "photo.png"
 
@@ -151,7 +152,7 @@ def test_the_test_fails_and_says_why(given, message):
 
 def test_the_photo_is_the_one_that_is_drawn_and_small(tmp_path):
     drawn = tmp_path / "photo.png"
-    assert run(sys.executable, ROOT / "ci" / "draw-sample-photo.py", drawn).returncode == 0
+    assert run(sys.executable, ROOT / "scripts" / "draw-sample-photo.py", drawn).returncode == 0
     with Image.open(PHOTO) as kept, Image.open(drawn) as fresh:
         assert kept.size == fresh.size == (200, 200)
         assert kept.tobytes() == fresh.tobytes()
@@ -159,7 +160,7 @@ def test_the_photo_is_the_one_that_is_drawn_and_small(tmp_path):
 
 
 def test_ping_answers_pong_and_nothing_else(capfd):
-    with serving(run_path(str(ROOT / "ci" / "ping" / "ping.py"))["Ping"]) as url:
+    with serving(run_path(str(ROOT / "images" / "ping" / "ping.py"))["Ping"]) as url:
         with urlopen(f"{url}/ping") as response:
             assert response.read() == b"PONG"
         with pytest.raises(HTTPError) as missing:

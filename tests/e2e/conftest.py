@@ -1,6 +1,6 @@
 """The cluster, the release and a server of photos inside the cluster, for the end-to-end tests.
 
-`make e2e` has started the cluster and loaded the images (ci/clusters.py); here they are used. What failed is kept:
+`make e2e` has started the cluster and loaded the images (scripts/clusters.py); here they are used. What failed is kept:
 logs, events and descriptions of all pods, and what the cluster's own daemons logged, go to e2e-report/.
 """
 
@@ -12,11 +12,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import processes
 import pytest
 import steady
 import urllib3
 from kube import NAMESPACE, PHOTO_SERVER, RELEASE, REPORT, Release, clusters, image, load_balancer, make_namespace
+
+import processes
 
 
 def pytest_configure() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 from kube import clusters
+
 from processes import ROOT
 
 # What ct compares with: REMOTE/BRANCH.

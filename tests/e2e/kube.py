@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-import processes
 import pytest
 
-sys.path.insert(0, str(processes.ROOT / "ci"))
+import processes
+
+sys.path.insert(0, str(processes.ROOT / "scripts"))
 
 import clusters
 

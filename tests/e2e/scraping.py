@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import processes
 import yaml
 from kube import Release, clusters
+
+import processes
 
 TOOLS = processes.ROOT / ".tools/bin"
 LOOK_SECONDS = 3.0

@@ -31,9 +31,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-import processes
 import urllib3
 from kube import REPORT, Release, as_upstream, clusters, make_namespace
+
+import processes
 
 sys.path.append(str(processes.ROOT / "tests/load"))
 

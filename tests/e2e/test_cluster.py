@@ -1,14 +1,15 @@
-"""The project's own cluster (ci/cluster): that its two nodes are what the other tests take them for."""
+"""The project's own cluster (tests/cluster): that its two nodes are what the other tests take them for."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
 
-import processes
 import pytest
 import urllib3
 from kube import NAMESPACE, clusters, image, load_balancer, make_namespace
+
+import processes
 
 NODES = ("clothing-control-plane", "clothing-worker")
 PEERS = ("peer-0", "peer-1")
@@ -125,10 +126,10 @@ class Space:
 @pytest.fixture(scope="module")
 def space(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[Space]:
     if not isinstance(cluster, clusters.Own):
-        pytest.skip("these are tests of ci/cluster, and another cluster is in use")
+        pytest.skip("these are tests of tests/cluster, and another cluster is in use")
     nodes = cluster.kubectl("get", "nodes", "--output=name").split()
     if nodes != [f"node/{name}" for name in NODES]:
-        pytest.skip(f"these are tests of ci/cluster, and E2E_CLUSTER names another: its nodes are {nodes}")
+        pytest.skip(f"these are tests of tests/cluster, and E2E_CLUSTER names another: its nodes are {nodes}")
     make_namespace(cluster, SPACE)
     space = Space(cluster, image(cluster, tags, "clothing-gateway"))
     for node, name in zip(NODES, PEERS, strict=True):

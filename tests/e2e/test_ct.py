@@ -11,8 +11,9 @@ from pathlib import Path
 import ct
 import pytest
 from kube import NAMESPACE, ModelVolume, advertised_gpus, clusters, has_gpus, image, make_namespace
-from processes import ROOT
 from test_locked_down import certificates
+
+from processes import ROOT
 
 # Several of them install at a time (make e2e), each in a namespace of its own.
 CT = f"{NAMESPACE}-ct{os.environ.get('PYTEST_XDIST_WORKER', '')}"

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import processes
 import pytest
 from kube import NAMESPACE, clusters, load_balancer
 from steady import FULL, Load, PhotoHost, Steady, Table, one_after_another, steady_release
+
+import processes
 
 HERE = f"{NAMESPACE}-failures"
 # As TensorFlow Serving, which has no handler for SIGTERM; the flag is the portable server's, and TensorFlow Serving

@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 
-import processes
 import pytest
 import urllib3
 from kube import NAMESPACE, ModelVolume, advertised_gpus, clusters, has_gpus, image, load_balancer
-from processes import PNG, SAMPLE
 from steady import Load, PhotoHost, Steady, Table, steady_release
+
+import processes
+from processes import PNG, SAMPLE
 
 HERE = f"{NAMESPACE}-gpu"
 VALUES = (

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import processes
 import pytest
 import urllib3
 from kube import NAMESPACE, PHOTO_SERVER, Release, clusters, image, make_namespace, port_forward
+
+import processes
 from processes import PNG, SAMPLE
 
 WALLED = f"{NAMESPACE}-walled"

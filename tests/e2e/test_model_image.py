@@ -1,4 +1,4 @@
-"""An image of one's own model, really built: by Docker, or by the builder of ci/cluster."""
+"""An image of one's own model, really built: by Docker, or by the builder of tests/cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 def builder() -> list[str]:
     """The command that `make model-image` takes here."""
-    code = "import json, sys; sys.path.insert(0, 'ci'); import model_image; print(json.dumps(model_image.builder('')))"
+    code = "import json, sys; sys.path.insert(0, 'scripts'); import model_image; print(json.dumps(model_image.builder('')))"
     found = subprocess.run([MODEL_BIN / "python", "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     return list(json.loads(found.stdout.splitlines()[-1]))
 
@@ -31,7 +31,7 @@ def test_built_and_labelled() -> None:
     tool = "docker" if builder()[0] == "docker" else "buildah"
     version = str(int(time.time()))  # one that no earlier build has cached
     try:
-        script = (ROOT / "ci/model_image.py", DEMO_MODEL, "--tag", TAG, "--portable", "--version", version)
+        script = (ROOT / "scripts/model_image.py", DEMO_MODEL, "--tag", TAG, "--portable", "--version", version)
         done = run(MODEL_BIN / "python", *script)
         assert done.returncode == 0, done.stdout[-3000:]
         assert f"ok       /models/own-model/{version}" in done.stdout, "verify ran inside the build"

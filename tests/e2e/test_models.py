@@ -7,12 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-import processes
 import pytest
 import urllib3
 from kube import NAMESPACE, ModelVolume, Release, as_upstream, clusters, image, load_balancer, make_namespace
-from processes import PNG, SAMPLE
 from steady import FULL, Load, PhotoHost, Table
+
+import processes
+from processes import PNG, SAMPLE
 
 HERE = f"{NAMESPACE}-models"
 # Packs the image's model into the same bytes each time, and offers it.

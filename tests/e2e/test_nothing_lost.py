@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-import processes
 import pytest
 import scraping
 from kube import NAMESPACE, Release, clusters, load_balancer
 from steady import REQUESTS, TIERS, Load, PhotoHost, Steady, Table, steady_release
+
+import processes
 
 HERE = f"{NAMESPACE}-steady"
 # How far each of three servers may be from a third of the calls.

@@ -6,10 +6,11 @@ import json
 import subprocess
 from pathlib import Path
 
-import processes
 import pytest
 import urllib3
 from kube import Release, clusters, image, load_balancer, make_namespace, objects, port_forward
+
+import processes
 from processes import LABELS, SAMPLE
 
 Http = urllib3.PoolManager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-import processes
 import pytest
 import urllib3
 from kube import Release, clusters
-from processes import PNG, SAMPLE
 from steady import Load, PhotoHost, Table
+
+import processes
+from processes import PNG, SAMPLE
 
 ROUTES = pytest.mark.parametrize(
     ("host", "path"), [("ingress.example.com", ""), ("route.example.com", "/photos")], ids=["Ingress", "HTTPRoute"]
@@ -22,7 +23,9 @@ def proxy(cluster: clusters.Cluster) -> str:
     """Base URL of Contour's Envoy, which takes the Ingress class and the Gateway that are named contour."""
     classes = cluster.kubectl("get", "ingressclasses", "--output=name").split()
     if "ingressclass.networking.k8s.io/contour" not in classes:
-        pytest.skip("this cluster has no Ingress class contour: run `ci/cluster/cluster ingress`, or install Contour")
+        pytest.skip(
+            "this cluster has no Ingress class contour: run `tests/cluster/cluster ingress`, or install Contour"
+        )
     path = "--output=jsonpath={.status.loadBalancer.ingress[0].ip}"
     return f"http://{cluster.kubectl('--namespace', 'projectcontour', 'get', 'service', 'envoy', path)}"
 

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-from clothing_gateway.doctor import status
 from PIL import Image
 from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import (
@@ -30,6 +29,8 @@ from tensorflow_serving.apis import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
+
+from clothing_gateway.commands.doctor import status
 
 LABELS = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
 
@@ -182,7 +183,7 @@ class ModelServer:
         options = [("grpc.max_receive_message_length", 1 << 30), ("grpc.so_reuseport", 0)]
         self._server = grpc.server(futures.ThreadPoolExecutor(16), options=options)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self.model, self._server)
-        # tensorflow-protobuf's own module for this service can't be imported (clothing_gateway/doctor/status.py).
+        # tensorflow-protobuf's own module for this service can't be imported (commands/doctor/status.py).
         get_model_status = grpc.unary_unary_rpc_method_handler(
             self.model.GetModelStatus,
             request_deserializer=get_model_metadata_pb2.GetModelMetadataRequest.FromString,

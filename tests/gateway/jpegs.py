@@ -6,10 +6,11 @@ import random
 import struct
 
 import numpy as np
-from clothing_gateway import photo
-from clothing_gateway.errors import GatewayError
 from fakes import image_bytes
 from PIL import Image
+
+from clothing_gateway.errors import GatewayError
+from clothing_gateway.image import decode as decoding
 
 MAX_PIXELS = 52 << 20
 PREPARATIONS = (None, "tf", "caffe", "torch", "none")
@@ -90,19 +91,19 @@ def corpus():
 def decode(data, size, prepare):
     """The numbers, or the kind of error."""
     try:
-        header = photo.read_header(data, MAX_PIXELS, 1 << 40)
-        return photo.decode(data, header, size, prepare)
+        header = decoding.read_header(data, MAX_PIXELS, 1 << 40)
+        return decoding.decode(data, header, size, prepare)
     except GatewayError as error:
         return type(error)
 
 
 def decode_by_pillow(data, size, prepare):
     """The same without the native core."""
-    core, photo.core = photo.core, None
+    core, decoding.core = decoding.core, None
     try:
         return decode(data, size, prepare)
     finally:
-        photo.core = core
+        decoding.core = core
 
 
 def same(one, other):

@@ -14,9 +14,10 @@ from email.utils import formatdate
 from io import BytesIO
 
 import pytest
+from fakes import LABELS, FakeModel, GatewayProcess, ModelServer, PhotoServer, image_bytes
+
 from clothing_gateway import client as module
 from clothing_gateway.client import Client, ClientError, NoAnswer, Problem, UnexpectedAnswer
-from fakes import LABELS, FakeModel, GatewayProcess, ModelServer, PhotoServer, image_bytes
 from processes import free_port
 
 PHOTO = image_bytes((40, 30))

@@ -9,23 +9,24 @@ from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
-import clothing_gateway
 import pytest
 import yaml
-from clothing_gateway import cli
-from clothing_gateway.admin import ROUTES as ADMIN_ROUTES
-from clothing_gateway.admission import Places
-from clothing_gateway.app import create_app
-from clothing_gateway.clients import Clients
-from clothing_gateway.errors import all_errors, from_status
-from clothing_gateway.metrics import Metrics
-from clothing_gateway.settings import Settings, flag_of
 from fakes import LABELS, image_bytes
 from openapi_spec_validator import validate
 
+import clothing_gateway
+from clothing_gateway.commands import cli
+from clothing_gateway.errors import all_errors, from_status
+from clothing_gateway.limits.admission import Places
+from clothing_gateway.settings import Settings, flag_of
+from clothing_gateway.telemetry.metrics import Metrics
+from clothing_gateway.web.admin import ROUTES as ADMIN_ROUTES
+from clothing_gateway.web.app import create_app
+from clothing_gateway.web.auth import Clients
+
 GATEWAY = Path(__file__).parents[2] / "gateway"
 README = (GATEWAY / "README.md").read_text()
-DOCUMENT = yaml.safe_load((GATEWAY / "src/clothing_gateway/openapi.yaml").read_text())
+DOCUMENT = yaml.safe_load((GATEWAY / "src/clothing_gateway/web/openapi.yaml").read_text())
 
 
 def rows(heading):
@@ -151,16 +152,16 @@ def test_the_programs_example_works(model_server, start_gateway, tmp_path, monke
 
 def test_every_module_is_in_the_readme():
     table = README.split("\n## Working on it\n", 1)[1]
-    modules = {file.stem for file in (GATEWAY / "src/clothing_gateway").glob("*.py")} - {"__init__", "__main__"}
-    for package in ("fetch", "doctor"):
-        modules |= {file.stem for file in (GATEWAY / "src/clothing_gateway" / package).glob("*.py")} - {"__init__"}
-        assert f"`{package}`" in table
+    source = GATEWAY / "src/clothing_gateway"
+    modules = {file.stem for file in source.rglob("*.py")} - {"__init__", "__main__"}
+    for room in source.rglob("__init__.py"):
+        assert room.parent == source or f"`{room.parent.name}/`" in table, room
     for name in modules:
         assert f"`{name}`" in table, name
 
 
 def test_every_check_of_the_doctor_is_in_the_readme():
-    files = (GATEWAY / "src/clothing_gateway/doctor").glob("*.py")
+    files = (GATEWAY / "src/clothing_gateway/commands/doctor").glob("*.py")
     checks = {name for file in files for name in re.findall(r'Finding\(\s*"([a-z]+)"', file.read_text())}
     section = README.split("\n## Doctor\n", 1)[1].split("\n| option |", 1)[0]
     first_cells = re.findall(r"^\| (`.+?) \|", section, re.MULTILINE)

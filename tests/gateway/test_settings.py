@@ -4,7 +4,8 @@ import dataclasses
 from ipaddress import ip_network
 
 import pytest
-from clothing_gateway import resources
+
+from clothing_gateway.limits import cgroup
 from clothing_gateway.settings import Settings, SettingsError, flag_of, shown
 
 
@@ -231,5 +232,5 @@ def test_cores_are_those_of_the_container(text, cores, tmp_path):
     file = tmp_path / "cpu.max"
     if text is not None:
         file.write_text(text)
-    assert resources.available_cores(file) == (cores or resources.available_cores(tmp_path / "none"))
-    assert load().decode_slots == resources.available_cores()
+    assert cgroup.available_cores(file) == (cores or cgroup.available_cores(tmp_path / "none"))
+    assert load().decode_slots == cgroup.available_cores()

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
+
+import processes
 from processes import LABELS, MODEL_BIN, PNG, ROOT, SAMPLE
 
 NAMES = [

@@ -7,8 +7,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
+
+import processes
 from processes import DEMO_MODEL, MODEL_BIN
 
 

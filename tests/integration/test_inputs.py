@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import processes
 import pytest
+
+import processes
 from processes import DEMO_MODEL, MODEL_BIN, PNG, SAMPLE
 
 

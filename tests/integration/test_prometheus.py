@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+
 from monitored import NAMESPACE, PODS, RELEASE, Installation, installation, load, targets
 from processes import wait_for
 

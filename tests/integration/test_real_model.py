@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import processes
 import pytest
-from clothing_gateway.doctor import Question, examine, report
+
+import processes
+from clothing_gateway.commands.doctor import Question, examine, report
 from processes import DEMO_MODEL, GATEWAY_BIN, LABELS, MODEL_BIN, PNG, ROOT, SAMPLE
 
 
@@ -227,7 +228,7 @@ def test_demo_answers_and_leaves_nothing_behind() -> None:
     if busy := [port for port in (9696, 9697, 8500, 8501) if _listens(port)]:
         pytest.fail(f"ports {busy} are in use; stop what listens there: the demo's ports are fixed")
     demo = subprocess.Popen(
-        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, ROOT / "ci/demo.py"],
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, ROOT / "scripts/demo.py"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     group = os.getpgid(demo.pid)
@@ -242,7 +243,7 @@ def test_demo_answers_and_leaves_nothing_behind() -> None:
         assert "http://127.0.0.1:9696" in text, text
         assert any(label in text for label in LABELS)
         again = subprocess.run(
-            [sys.executable, ROOT / "ci/demo.py"], capture_output=True, text=True, check=False, timeout=30
+            [sys.executable, ROOT / "scripts/demo.py"], capture_output=True, text=True, check=False, timeout=30
         )
         assert again.returncode == 1
         assert "9696" in again.stdout

@@ -29,11 +29,12 @@ import photos
 import procs
 import programs
 import report
-from processes import ROOT
 from programs import CACHE, HERE, BenchError, Running
 from stats import quantile
 from systems import OURS, SYSTEMS, Address, Form, System
 from targets import checks
+
+from processes import ROOT
 
 # Photos for a process that has just started: enough for a mean, few enough that none of it is warm.
 FRESH_PHOTOS = 300

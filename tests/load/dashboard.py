@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import programs  # noqa: E402
+
 from monitored import Installation, installation, load, targets  # noqa: E402
 
 SCRAPE_SECONDS = 5

@@ -107,7 +107,7 @@ def pillow(data: bytes) -> Tensor:
 def decoder() -> tuple[str, Callable[[bytes], Tensor]]:
     """The gateway's native core, where it is built, with nothing else of the gateway; else Pillow."""
     try:
-        import clothing_jpeg  # noqa: PLC0415 - it may be missing
+        import clothing_jpeg
     except ImportError:
         return "Pillow", pillow
     steps = np.arange(256, dtype=np.float32)

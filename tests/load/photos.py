@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
 from processes import ROOT, dataset_photos
 
 SMALL, LARGE = 64, 12
@@ -81,7 +82,7 @@ def _spread(values: npt.NDArray[Any]) -> list[float]:
 
 def _drawn(count: int) -> list[Image.Image]:
     """The sample photo's drawing, moved, coloured and roughened by a seed, in the dataset's median size."""
-    spec = importlib.util.spec_from_file_location("draw_sample_photo", ROOT / "ci/draw-sample-photo.py")
+    spec = importlib.util.spec_from_file_location("draw_sample_photo", ROOT / "scripts/draw-sample-photo.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import procs
+
 from processes import ROOT, free_port
 
 HERE = Path(__file__).resolve().parent

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import programs
-from processes import GATEWAY_BIN, ROOT, free_port
 from programs import CACHE, HERE, BenchError, Running
+
+from processes import GATEWAY_BIN, ROOT, free_port
 
 _VERSIONS = """
 import importlib.metadata, json

@@ -26,9 +26,10 @@ import stats
 import systems
 import targets
 import urllib3
-from processes import LABELS, ROOT
 from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
+
+from processes import LABELS, ROOT
 
 pytestmark = pytest.mark.timeout(300)  # building the Go programs for the first time
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from model_factory import make_model
 from served import MODELS, Made, Server, Starter, starter
 
-from clothing_model.cli import main
-from clothing_model.quiet import quiet_tensorflow
+from clothing_model.commands.cli import main
+from clothing_model.commands.quiet import quiet_tensorflow
+from model_factory import make_model
 
 quiet_tensorflow()
 

@@ -20,9 +20,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from model_factory import expected, photos
 
 from clothing_model.server.flags import Flags
+from model_factory import expected, photos
 
 START_SECONDS = 180  # TensorFlow's import alone takes 20 s on a busy machine
 
@@ -108,7 +108,7 @@ class Server:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.rest_port}{path}", data)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:

@@ -124,7 +124,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def model_image(*arguments: str) -> subprocess.CompletedProcess[str]:
-    script = FOLDER.parent / "ci/model_image.py"
+    script = FOLDER.parent / "scripts/model_image.py"
     return subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
 
 
@@ -148,7 +148,11 @@ def test_one_command_from_a_model_to_dockers_command_line(docker: Path) -> None:
     assert labels["clothing-model.source"] == known["source"]["file"]
     assert labels["clothing-model.source.sha256"] == known["source"]["sha256"]
     files = {Path(file).relative_to(context).as_posix() for file in Path(f"{docker}.files").read_text().splitlines()}
-    assert {"models/clothing-model/1/saved_model.pb", "src/clothing_model/verify.py", "requirements.lock"} <= files
+    assert {
+        "models/clothing-model/1/saved_model.pb",
+        "src/clothing_model/commands/verify.py",
+        "requirements.lock",
+    } <= files
     assert not Path(context).exists()
     assert 'repository: "shop/clothing-model"' in done.stdout  # the chart's values
     for step in ("converting", "verifying", "building", "next: push"):

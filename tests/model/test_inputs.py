@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model_factory import make_model
 from numpy.typing import NDArray
 from PIL import Image
 from served import Made, Server, Starter
 
-from clothing_model import baked, savedmodel, warmup
-from clothing_model.cli import main
-from clothing_model.values import PREPROCESSINGS
+from clothing_model import savedmodel
+from clothing_model.commands.cli import main
+from clothing_model.commands.values import PREPROCESSINGS
+from clothing_model.keras import graph_preprocessing
+from clothing_model.savedmodel import warmup
+from model_factory import make_model
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "model-image/demo-model/clothing-model"
@@ -29,7 +31,7 @@ DATASET = Path(os.environ.get("CLOTHING_DATASET", ROOT.parent / "shared/dataset"
 
 def gateway_preprocessing() -> ModuleType:
     """The gateway's own module, from its source: its package lives in another environment."""
-    path = ROOT / "gateway/src/clothing_gateway/preprocessing.py"
+    path = ROOT / "gateway/src/clothing_gateway/image/preprocessing.py"
     spec = importlib.util.spec_from_file_location("gateway_preprocessing", path)
     assert spec is not None
     assert spec.loader is not None
@@ -70,7 +72,7 @@ def test_the_table_has_the_gateways_numbers() -> None:
     theirs = gateway_preprocessing().BY_NAME
     assert set(theirs) == set(PREPROCESSINGS)
     for name in PREPROCESSINGS:
-        compute = tf.function(lambda x, name=name: baked.numbers(x, name))
+        compute = tf.function(lambda x, name=name: graph_preprocessing.numbers(x, name))
         ours = compute(tf.constant(pixels)).numpy()
         assert ours.dtype == np.float32
         assert np.array_equal(ours.view(np.uint32), theirs[name](pixels).view(np.uint32)), name
@@ -96,7 +98,7 @@ def test_pixels_of_files_are_pillows(size: tuple[int, int]) -> None:
     files["animated"] = encoded(frames[0], format="GIF", save_all=True, append_images=frames[1:])
     files["bmp"] = encoded(picture(97, 53), format="BMP")
     files["one-pixel"] = encoded(picture(1, 1), format="PNG")
-    compute = tf.function(lambda given: baked.pixels_of_files(given, height, width))
+    compute = tf.function(lambda given: graph_preprocessing.pixels_of_files(given, height, width))
     found = compute(tf.constant(list(files.values()))).numpy()
     for name, pixels in zip(files, found, strict=True):
         assert np.array_equal(pixels, pillow(files[name], width, height)), name
@@ -109,7 +111,8 @@ def test_rows_and_columns_are_pillows_for_any_size() -> None:
     inexact = 0
     for target in (96, 160, 224, 299, 380):
         nearest = tf.function(
-            lambda source, target=target: baked._nearest(source, target), input_signature=[tf.TensorSpec((), tf.int32)]
+            lambda source, target=target: graph_preprocessing._nearest(source, target),
+            input_signature=[tf.TensorSpec((), tf.int32)],
         )
         for source in range(1, 4200, 17):
             line = Image.fromarray(np.arange(source, dtype=np.int32).reshape(1, source), "I")

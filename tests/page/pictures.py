@@ -12,10 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import processes
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from test_page import CHROMIUM, DESKTOP, PHONE
+
+import processes
 
 FOLDER = processes.ROOT / "docs/pictures"
 CLASSES = ("shoes", "pants")

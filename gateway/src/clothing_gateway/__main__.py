@@ -2,6 +2,6 @@
 
 import sys
 
-from clothing_gateway.cli import main
+from clothing_gateway.commands.cli import main
 
 sys.exit(main())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from clothing_gateway import memory, resources
+from clothing_gateway.limits import cgroup, memory
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -435,7 +435,7 @@ class Settings:
         _integer(1, 256),
         "photos",
         "Photos decoded at a time; empty is the number of cores that the process may use. More only slow each other.",
-        derive=lambda _: resources.available_cores(),
+        derive=lambda _: cgroup.available_cores(),
     )
     decode_memory_bytes: int = _setting(
         "GATEWAY_DECODE_MEMORY_BYTES",

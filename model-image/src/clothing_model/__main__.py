@@ -1,5 +1,5 @@
 import sys
 
-from clothing_model.cli import main
+from clothing_model.commands.cli import main
 
 sys.exit(main())

@@ -121,7 +121,7 @@ class Target:
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(f"http://{self.rest_address}{path}", data)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - http, as written above
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:

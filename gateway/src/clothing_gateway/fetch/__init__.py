@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from clothing_gateway.admission import ByteBudget
 from clothing_gateway.fetch.client import Fetcher, Photo
 from clothing_gateway.fetch.policy import Policy
 from clothing_gateway.fetch.resolver import Resolver
+from clothing_gateway.limits.admission import ByteBudget
 from clothing_gateway.settings import Settings
 
 __all__ = ["Fetcher", "Photo", "Policy", "Resolver", "by_settings"]

@@ -25,7 +25,6 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
 from clothing_gateway import __version__
-from clothing_gateway.admission import ByteBudget
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import (
     AddressNotAllowed,
@@ -36,9 +35,10 @@ from clothing_gateway.errors import (
     PhotoServerFailed,
     TooManyBytes,
 )
-from clothing_gateway.fetch.answer import Answer, Head
 from clothing_gateway.fetch.policy import Address, NotAllowed, Policy, Target
 from clothing_gateway.fetch.resolver import NoAddress, NoAnswer, Resolver
+from clothing_gateway.fetch.response import Answer, Head
+from clothing_gateway.limits.admission import ByteBudget
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from types import FrameType
 import tensorflow as tf
 
 from clothing_model import __version__
-from clothing_model.cpus import available_cpus
 from clothing_model.errors import ModelError
 from clothing_model.server import config, grpc_api, rest_api
+from clothing_model.server.cpus import available_cpus
 from clothing_model.server.errors import RequestError
 from clothing_model.server.flags import Flags
 from clothing_model.server.manager import Manager
@@ -24,7 +24,8 @@ DRAIN_SECONDS = 25.0  # below the 30 s that Kubernetes waits before it kills
 
 class _Signals:
     """SIGTERM and SIGINT: the first asks to stop, the second stops at once. Without a handler, as upstream,
-    a signal ends the process where it stands, or does nothing to the PID 1 of a container."""
+    a signal ends the process where it stands, or does nothing to the PID 1 of a container.
+    """
 
     def __init__(self, handled: bool) -> None:
         self._asked = False

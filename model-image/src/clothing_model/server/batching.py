@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from clothing_model.cpus import available_cpus
+from clothing_model.server.cpus import available_cpus
 from clothing_model.server.errors import RequestError, deadline_exceeded, failed_precondition, invalid, unavailable
 from clothing_model.server.metrics import Metrics
 from clothing_model.server.tensors import Array

@@ -76,7 +76,8 @@ def ssl(file: str) -> Ssl:
 
 def _message(name: str) -> Any:
     """What TensorFlow Serving's Python package leaves out: MonitoringConfig, SSLConfig, BatchingParameters
-    (monitoring_config.proto, ssl_config.proto, session_bundle_config.proto). Text form knows fields by their names."""
+    (monitoring_config.proto, ssl_config.proto, session_bundle_config.proto). Text form knows fields by their names.
+    """
     text, switch, number, numbers = "string", "bool", ".google.protobuf.Int64Value", "int64"
     fields = {
         "PrometheusConfig": {"enable": switch, "path": text},

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clothing_model.cpus import available_cpus
 from clothing_model.errors import ModelError
+from clothing_model.server.cpus import available_cpus
 
 # A request that waits for its batch holds a thread and costs no CPU; there must be more than the queue takes.
 _WAITING = 256
@@ -23,7 +23,8 @@ def _honoured(default: Any, text: str) -> Any:
 
 def _accepted(default: Any, why: str, same: Any = None) -> Any:
     """TensorFlow Serving has the flag; here it changes nothing, and `why` says so in the log where it is given.
-    `same` is the value that asks for what is done anyway."""
+    `same` is the value that asks for what is done anyway.
+    """
     return field(default=default, metadata={"help": why, "honoured": False, "same": same})
 
 
@@ -39,7 +40,7 @@ class Flags:
     )
     rest_api_timeout_in_ms: int = _honoured(30000, "longest time for a REST predict request")
     rest_api_enable_cors_support: bool = _honoured(False, "answer with CORS headers")
-    listen_host: str = _honoured("0.0.0.0", "address to listen on; of this server only")  # noqa: S104 - as upstream
+    listen_host: str = _honoured("0.0.0.0", "address to listen on; of this server only")
     handle_signals: bool = _honoured(
         True, "finish what is begun at SIGTERM and SIGINT; false: no handler, as upstream; of this server only"
     )
@@ -107,7 +108,7 @@ class Flags:
 
     @property
     def channel_arguments(self) -> list[tuple[str, int | str]]:
-        """gRPC takes whole numbers and strings; a value that reads as a number is one."""
+        """GRPC takes whole numbers and strings; a value that reads as a number is one."""
         arguments: list[tuple[str, int | str]] = []
         for argument in filter(None, self.grpc_channel_arguments.split(",")):
             key, separator, value = argument.partition("=")

@@ -8,7 +8,8 @@ from typing import Any
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from clothing_model import savedmodel, warmup
+from clothing_model import savedmodel
+from clothing_model.savedmodel import warmup
 from clothing_model.server import tensors
 from clothing_model.server.errors import RequestError, invalid
 from clothing_model.server.metrics import Metrics

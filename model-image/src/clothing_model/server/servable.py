@@ -9,9 +9,9 @@ from typing import Any
 import tensorflow as tf
 
 from clothing_model import savedmodel
-from clothing_model.cpus import available_cpus
 from clothing_model.errors import ModelError
 from clothing_model.server import batching, config
+from clothing_model.server.cpus import available_cpus
 from clothing_model.server.errors import RequestError, failed_precondition, from_number, invalid, not_found
 from clothing_model.server.flags import Flags
 from clothing_model.server.metrics import Metrics
@@ -126,7 +126,8 @@ class Servable:
 
     def run(self, feeds: dict[str, Array], fetches: list[str], timeout_ms: int = 0) -> list[Array]:
         """Compute tensors by their names in the graph, with other requests where they are batched; a timeout of 0 is
-        none."""
+        none.
+        """
         if self._batching is not None:
             return self._batching.run(feeds, fetches, timeout_ms)
         return self._compute(feeds, fetches, timeout_ms)

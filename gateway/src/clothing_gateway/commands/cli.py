@@ -1,0 +1,391 @@
+"""The command ``clothing-gateway``.
+
+Ends with 0 when it did what it was asked, 1 when that failed, 2 when it was asked in a way that can't be done, and 130
+when it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from clothing_gateway import __version__
+from clothing_gateway.settings import Settings, SettingsError, flag_of, shown
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+# Not GATEWAY_…, as it is no setting of the gateway's own.
+KEY_VARIABLE = "CLOTHING_GATEWAY_KEY"
+
+# The settings that say which model is asked and how; the others are about serving.
+_MODEL_SETTINGS = (
+    "model_tls",
+    "model_tls_ca_file",
+    "model_tls_certificate_file",
+    "model_tls_key_file",
+    "model_tls_server_name",
+    "model_name",
+    "model_version",
+    "model_label",
+    "signature_name",
+    "input_name",
+    "output_name",
+    "image_size",
+    "labels",
+    "preprocessing",
+    "resampling",
+    "jpeg_scaling",
+    "request_timeout_seconds",
+)
+
+
+class CommandError(Exception):
+    """The command failed; the text says why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command, and give its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command == "classify" and (wrong := _contradictions(options)):
+        parser.error(wrong)
+    if options.command == "download":
+        return _download(options)
+    if options.command == "doctor":
+        return _doctor(parser, options)
+    try:
+        flags = {entry.name: getattr(options, entry.name, None) for entry in fields(Settings)}
+        settings, sources, warnings = Settings.load(os.environ, flags)
+    except SettingsError as error:
+        for problem in error.problems:
+            _say(f"error: {problem}")
+        _say("`clothing-gateway serve --help` describes each setting")
+        return USAGE
+    try:
+        if options.command == "serve":
+            status = _serve(settings, sources, warnings, print_config=options.print_config)
+        else:
+            status = _classify(settings, options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, `| head` say, has what it wanted. Nothing is left to be written, and so to fail, at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except CommandError as error:
+        _say(f"error: {error}")
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+class _Version(argparse.Action):
+    """Print the version and what decodes JPEGs, and end."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and what decodes JPEGs, and end")
+
+    def __call__(self, *_: object) -> NoReturn:
+        from clothing_gateway.image.decode import jpeg_decoder
+
+        print(f"clothing-gateway {__version__} (JPEG: {jpeg_decoder()})")
+        sys.exit(DONE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="clothing-gateway",
+        description="Takes a photo, by URL or upload, and asks TensorFlow Serving what is on it.",
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser(
+        "serve",
+        help="run the gateway",
+        description="Run the gateway. Each flag has an environment variable; a flag goes before it.",
+    )
+    serve.add_argument("--version", action=_Version)
+    serve.add_argument(
+        "--print-config", action="store_true", help="print every setting and where it came from, and end"
+    )
+    for entry in fields(Settings):
+        _add_flag(serve, entry)
+
+    _add_classify(commands)
+    _add_doctor(commands)
+
+    download = commands.add_parser(
+        "download",
+        help="fetch a model for the model server",
+        description="Fetch archives (.tar.gz, .tar, .zip) with versions of a model, from https://, http://, s3:// or "
+        "gs://, and make TO/NAME/VERSION of each. Each is pinned by its SHA-256, and kept in the cache by it.",
+    )
+    download.add_argument(
+        "archives",
+        metavar="URL#sha256=HEX[&version=N]",
+        nargs="+",
+        help="an archive; version names what it doesn't: the model's files lie in it without a folder with a number",
+    )
+    download.add_argument("--name", required=True, help="the model's name")
+    download.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the folder of models, /models say")
+    download.add_argument("--cache", type=Path, metavar="FOLDER", help="where archives stay unpacked (TO/.cache)")
+    download.add_argument(
+        "--max-bytes", type=_positive, metavar="N", help="largest archive, and largest content of one (20 GiB)"
+    )
+    return parser
+
+
+def _add_classify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    classify = commands.add_parser(
+        "classify",
+        help="classify photos",
+        description="Classify photos by a gateway, or straight by a model server, over gRPC, prepared here. Results "
+        "go to stdout, or to the file of --csv; progress and what failed go to stderr.",
+        epilog="Ends with 0 when every photo was classified, with 1 when some were not, with 2 when it was asked in a "
+        "way that can't be done, and with 130 after Ctrl-C; what was done by then is written.",
+    )
+    classify.add_argument(
+        "photos",
+        metavar="PHOTO",
+        nargs="+",
+        help="a file; a folder, for all files in and below it named like photos; with --gateway also a URL",
+    )
+    asked = classify.add_mutually_exclusive_group()
+    asked.add_argument(
+        "--server",
+        dest="tf_serving_host",
+        metavar="HOST:PORT",
+        help="the model server (TF_SERVING_HOST, localhost:8500)",
+    )
+    asked.add_argument("--gateway", metavar="URL", help="the gateway, as in http://localhost:9696")
+    classify.add_argument(
+        "--parallel", type=_positive, metavar="N", help="photos sent at a time (4: keeps a gateway of two cores busy)"
+    )
+
+    results = classify.add_argument_group("results")
+    results.add_argument(
+        "--top", type=_positive, metavar="K", help="only the K best labels (all; 3 of several photos, and of --csv)"
+    )
+    results.add_argument("--json", action="store_true", help="print a JSON object for each photo, as they come")
+    results.add_argument(
+        "--csv", metavar="FILE", help="write a row for each photo, as they come, to a file, or to stdout with -"
+    )
+    results.add_argument(
+        "--resume", action="store_true", help="add to the file of --csv, and leave out photos that it has answers for"
+    )
+
+    gateway = classify.add_argument_group("with --gateway")
+    gateway.add_argument(
+        "--key-file", metavar="FILE", help=f"a file that holds the key for the gateway, and no more ({KEY_VARIABLE})"
+    )
+    gateway.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for each attempt (40)")
+    gateway.add_argument(
+        "--attempts", type=_positive, metavar="N", help="for each photo, where the gateway is away or full (5)"
+    )
+    gateway.add_argument(
+        "--retry-seconds",
+        type=_seconds,
+        metavar="SECONDS",
+        help="no attempt later than this after a photo's first; bounds the waiting for a rate, too (60)",
+    )
+
+    server = classify.add_argument_group("with --server")
+    for entry in fields(Settings):
+        if entry.name in _MODEL_SETTINGS:
+            _add_flag(server, entry)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="look for what is wrong with an installation",
+        description="Look at settings, DNS, model servers, the model, a gateway's admin port, fetching and limits, and "
+        "say what is wrong and which of the chart's values mend it. In a pod: kubectl exec deployment/… -- "
+        "clothing-gateway doctor, with the pod's settings. Elsewhere: with the same flags as serve, and kubectl "
+        "port-forward to ports 8500 and 9697.",
+        epilog="Ends with 0 when nothing failed, and with 1 when something did; a warning is no failure.",
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.add_argument(
+        "--admin", metavar="URL", help="a gateway's admin port (http://localhost: and --admin-listen-port)"
+    )
+    doctor.add_argument("--photo", metavar="URL", help="fetch this as the gateway would, and say why it can't be")
+    settings = doctor.add_argument_group("settings, as of serve")
+    for entry in fields(Settings):
+        _add_flag(settings, entry)
+
+
+def _contradictions(options: argparse.Namespace) -> str | None:
+    """What of the options of ``classify`` don't go together."""
+    if options.json and options.csv == "-":
+        return "--json and --csv - would both write to stdout: choose one, or give --csv a file"
+    if options.resume and options.csv in (None, "-"):
+        return "--resume adds to the file of --csv: name one"
+    if options.gateway is None:
+        for name in ("key_file", "timeout", "attempts", "retry_seconds"):
+            if getattr(options, name) is not None:
+                return f"--{name.replace('_', '-')} is for --gateway"
+    return None
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 86400:
+        raise ValueError
+    return number
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _add_flag(parser: argparse._ActionsContainer, entry: Field[Any]) -> None:
+    about = entry.metadata
+    default = f"default {about['default']}" if about["default"] else "empty by default"
+    text = f"{about['reason']} [{about['variable']}, {about['unit']}, {default}]"
+    parser.add_argument(flag_of(about["variable"]), dest=entry.name, metavar="VALUE", help=text.replace("%", "%%"))
+
+
+def _serve(settings: Settings, sources: dict[str, str], warnings: list[str], *, print_config: bool) -> int:
+    if print_config:
+        for entry in fields(Settings):
+            print(f"{entry.metadata['variable']}={shown(getattr(settings, entry.name))}  # {sources[entry.name]}")
+        from clothing_gateway.image.decode import jpeg_decoder
+
+        print(f"# JPEGs are decoded by {jpeg_decoder()}")
+        for warning in warnings:
+            _say(f"warning: {warning}")
+        return DONE
+    # The imports take a second, and PID 1 of a container never hears of a signal that it has no handler for.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # Not at the top: `--help` and `--print-config` need neither gRPC nor Flask.
+    from clothing_gateway.gateway import Gateway, StartError
+    from clothing_gateway.limits import heap, memory
+    from clothing_gateway.telemetry import logs
+
+    logger = logs.set_up(settings.log_level)
+    if heap.bound_heap():
+        heap.warm_heap()
+        heap.keep_heap_trimmed()
+    for warning in filter(None, (*warnings, memory.too_small(settings))):
+        logger.warning(warning)
+    try:
+        gateway = Gateway(settings)
+    except StartError as error:
+        raise CommandError(str(error)) from None
+    gateway.handle_signals()
+    status = DONE if gateway.run() else FAILED
+    # All is answered and said. Taking the interpreter apart waits for threads that work for nobody any more, and costs
+    # a fifth of a second of CPU, which on a busy node is one or more in which the pod keeps its place.
+    logging.shutdown()
+    os._exit(status)
+
+
+def _download(options: argparse.Namespace) -> int:
+    # PID 1 of a container never hears of a signal that it has no handler for.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    from clothing_gateway.commands.download import MAX_BYTES, Archive, DownloadError, download
+
+    try:
+        archives = [Archive.parse(text) for text in options.archives]
+        download(
+            archives,
+            name=options.name,
+            to=options.to,
+            cache=options.cache or options.to / ".cache",
+            max_bytes=options.max_bytes or MAX_BYTES,
+        )
+    except DownloadError as error:
+        _say(f"error: {error}")
+        return FAILED
+    except OSError as error:
+        _say(f"error: {error}")
+        return FAILED
+    return DONE
+
+
+def _doctor(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    # The findings say what went wrong, and gRPC need not say it as well.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    logging.getLogger("clothing_gateway").addHandler(logging.NullHandler())
+    from clothing_gateway.commands.doctor import Question, examine, own, report
+
+    try:
+        running = parser.parse_args(["serve", *own.flags_of_the_gateway()])
+        flags = {entry.name: getattr(options, entry.name) or getattr(running, entry.name) for entry in fields(Settings)}
+        findings: list[report.Finding] = []
+        for finding in examine(Question(os.environ, flags, options.admin, options.photo)):
+            findings.append(finding)
+            if not options.json:
+                print(report.as_text(finding), flush=True)
+        print(report.as_json(findings) if options.json else report.summary(findings), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return DONE if report.healthy(findings) else FAILED
+
+
+def _classify(settings: Settings, options: argparse.Namespace) -> int:
+    from clothing_gateway.client import ATTEMPTS, RETRY_SECONDS, TIMEOUT_SECONDS, Client
+    from clothing_gateway.commands import classify
+    from clothing_gateway.commands.output import ResultsError
+
+    # What fails is said once, as the command's error, and not by the log as well.
+    logging.getLogger("clothing_gateway").addHandler(logging.NullHandler())
+    parallel = options.parallel or classify.PARALLEL
+    notes = classify.Notes()
+    way: AbstractContextManager[classify.Ask]
+    try:
+        if options.gateway is None:
+            way = classify.by_server(settings)
+        else:
+            client = Client(
+                options.gateway,
+                key=_key(options.key_file),
+                timeout=options.timeout or TIMEOUT_SECONDS,
+                attempts=options.attempts or ATTEMPTS,
+                retry_seconds=RETRY_SECONDS if options.retry_seconds is None else options.retry_seconds,
+                connections=parallel,
+                on_retry=notes.retry,
+            )
+            way = classify.by_gateway(client, options.top)
+    except ValueError as error:
+        _say(f"error: {error}")
+        return USAGE
+    output = classify.Output(options.top, json=options.json, csv=options.csv, resume=options.resume)
+    try:
+        with way as ask:
+            return DONE if classify.run(options.photos, ask, output, parallel, notes) else FAILED
+    except (classify.CommandError, ResultsError) as error:
+        raise CommandError(str(error)) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a photo's own are its outcome
+        raise CommandError(f"can't write the results: {error.strerror}") from None
+
+
+def _key(path: str | None) -> str | None:
+    """The key for the gateway: never a flag's value, which all users of the machine can see."""
+    if path is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as error:
+        raise CommandError(f"can't read {path}: {error.strerror}") from None

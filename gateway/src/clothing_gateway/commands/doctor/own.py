@@ -1,0 +1,307 @@
+"""The gateway's own side: settings, keys, its admin port, where photos come from, memory and CPU."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from ipaddress import ip_address
+from pathlib import Path
+
+import urllib3
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from clothing_gateway import __version__, fetch
+from clothing_gateway.commands.doctor.chart import values_for
+from clothing_gateway.commands.doctor.report import FAIL, OK, SKIPPED, WARNING, Finding
+from clothing_gateway.deadline import Deadline
+from clothing_gateway.errors import GatewayError
+from clothing_gateway.fetch.resolver import NoAddress, NoAnswer, Resolver
+from clothing_gateway.limits import memory
+from clothing_gateway.limits.admission import ByteBudget
+from clothing_gateway.limits.cgroup import available_cores, memory_limit
+from clothing_gateway.settings import MIB, Settings, SettingsError
+from clothing_gateway.web.auth import Keys, KeysError
+
+CGROUP = Path("/sys/fs/cgroup")
+PID_1 = Path("/proc/1/cmdline")
+
+_ADMIN_SECONDS = 3.0
+_DNS_SECONDS = 6.0
+# So large a part of the requests is no accident, if it is a part of so many that one alone is not.
+_MANY_ERRORS, _FEW_REQUESTS = 0.01, 20
+# Of the periods (100 ms) in which the container worked, so many cut short make requests visibly slower.
+_MUCH_THROTTLED = 0.1
+# A name that the IANA keeps for examples (RFC 2606), and that resolves wherever the internet's names do.
+_OUTSIDE = "example.com"
+_MOST_NAMES = 5
+# 169.254.169.254 and its IPv6 sister hand out the node's credentials.
+_METADATA = (ip_address("169.254.169.254"), ip_address("fd00:ec2::254"))
+
+# What is behind the errors that are not a client's.
+_MEND = {
+    "overloaded": "gateway.replicas or gateway.autoscaling, server.replicas or server.autoscaling; gateway.maxInFlight "
+    "where the servers are idle",
+    "out-of-time": "gateway.requestTimeoutSeconds, gateway.fetch.timeoutSeconds, server.resources.requests.cpu",
+    "model-unavailable": "server.replicas, server.drainSeconds",
+    "model-not-ready": "server.rollout.mode, server.replicas",
+    "model-failed": "server.resources.limits.memory",
+    "model-refused": "model.inputName, model.imageSize, gateway.predictBatchSize",
+    "model-answer-unusable": "model.labels, model.outputName",
+    "internal-error": "kubectl logs has the reason, by the request id",
+}
+
+
+def flags_of_the_gateway(cmdline: Path = PID_1) -> list[str]:
+    """The flags of the gateway that is the first process of this container (gateway.extraArgs); none elsewhere.
+
+    Its environment is that of ``kubectl exec``, too; its flags are to be seen only there.
+    """
+    try:
+        words = cmdline.read_bytes().decode("utf-8", "replace").rstrip("\0").split("\0")
+    except OSError:
+        return []
+    if not any("clothing-gateway" in word or "clothing_gateway" in word for word in words[:4]) or "serve" not in words:
+        return []
+    return words[words.index("serve") + 1 :]
+
+
+def load_settings(
+    environment: Mapping[str, str], flags: Mapping[str, str | None]
+) -> tuple[Settings | None, list[Finding]]:
+    """The settings, or none where they can't be used."""
+    try:
+        settings, sources, warnings = Settings.load(environment, flags)
+    except SettingsError as error:
+        return None, [
+            Finding("settings", FAIL, problem, values_for(problem) or "gateway.extraEnv") for problem in error.problems
+        ]
+    findings = [Finding("settings", WARNING, warning, "gateway.extraEnv, gateway.extraArgs") for warning in warnings]
+    if settings.fetch_timeout_seconds >= settings.request_timeout_seconds:
+        findings.append(
+            Finding(
+                "settings",
+                WARNING,
+                f"fetching a photo may take {settings.fetch_timeout_seconds:g} s, and a request has "
+                f"{settings.request_timeout_seconds:g} s: that leaves the model none",
+                "gateway.fetch.timeoutSeconds, gateway.requestTimeoutSeconds",
+            )
+        )
+    if settings.drain_timeout_seconds < settings.request_timeout_seconds:
+        findings.append(
+            Finding(
+                "settings",
+                WARNING,
+                f"a gateway that ends waits {settings.drain_timeout_seconds:g} s for requests that may take "
+                f"{settings.request_timeout_seconds:g} s",
+                values_for("GATEWAY_DRAIN_TIMEOUT_SECONDS"),
+            )
+        )
+    given = sum(source != "default" for source in sources.values())
+    ok = f"{given} of {len(fields(Settings))} are given, the others have their defaults; all can be used"
+    return settings, [Finding("settings", OK, ok), *findings]
+
+
+def keys(settings: Settings) -> Iterator[Finding]:
+    """The file of keys, where there is to be one."""
+    if not settings.keys_file:
+        return
+    try:
+        Keys(settings.keys_file)
+    except KeysError as error:
+        yield Finding("keys", FAIL, str(error), "gateway.keys.secretName: its Secret needs a file `keys`")
+    else:
+        yield Finding("keys", OK, f"{settings.keys_file} can be used")
+
+
+def admin_port(address: str, *, in_pod: bool) -> Iterator[Finding]:
+    """What the gateway itself says: that it lives, that it is ready or why not, and what it counted."""
+    http = urllib3.PoolManager(timeout=_ADMIN_SECONDS, retries=False)
+    try:
+        ready = http.request("GET", f"{address}/readyz")
+        metrics = http.request("GET", f"{address}/metrics")
+        status = ready.json()
+        families = list(text_string_to_metric_families(metrics.data.decode()))
+        if metrics.status != 200 or "status" not in status:
+            raise ValueError
+    except urllib3.exceptions.HTTPError:
+        yield Finding(
+            "gateway",
+            FAIL if in_pod else SKIPPED,
+            f"nothing answers at {address}"
+            + (
+                ": the gateway of this pod is starting, ending, or starved of CPU"
+                if in_pod
+                else ": kubectl port-forward deployment/… 9697 brings a gateway's admin port here"
+            ),
+            "gateway.resources.requests.cpu, gateway.resources.limits.cpu" if in_pod else "",
+        )
+        return
+    except (ValueError, TypeError):
+        yield Finding("gateway", FAIL, f"what answers at {address} is no gateway's admin port", "gateway.extraEnv")
+        return
+    if ready.status != 200:
+        reason = str(status.get("reason"))
+        yield Finding("gateway", FAIL, f"not ready, it says: {reason}", values_for(reason))
+    else:
+        yield Finding("gateway", OK, "ready, it says")
+    yield _counted(families)
+
+
+def _counted(families: Sequence[Metric]) -> Finding:
+    requests, errors, version = 0, {}, ""
+    for family in families:
+        for sample in family.samples:
+            if sample.name == "gateway_request_duration_seconds_count" and sample.labels["route"] in (
+                "/predict",
+                "/classify",
+            ):
+                requests += int(sample.value)
+            elif sample.name == "gateway_errors_total" and sample.value:
+                errors[sample.labels["code"]] = int(sample.value)
+            elif sample.name == "gateway_build_info":
+                version = sample.labels["version"]
+    listed = ", ".join(f"{code} {count}" for code, count in sorted(errors.items(), key=lambda one: -one[1]))
+    text = f"since its start {requests} requests with photos; errors: {listed or 'none'}"
+    if version != __version__:
+        text += f" (it has the version {version}, and this command {__version__})"
+    bad = [code for code in errors if code in _MEND and errors[code] > _MANY_ERRORS * requests]
+    if requests >= _FEW_REQUESTS and bad:
+        return Finding("metrics", WARNING, text, "; ".join(f"for {code}: {_MEND[code]}" for code in bad))
+    return Finding("metrics", OK, text)
+
+
+def photos(settings: Settings, photo: str | None) -> Iterator[Finding]:
+    """Where photos may come from, and whether they do."""
+    opened = settings.fetch_allowed_networks
+    everything = [str(one) for one in opened if one.prefixlen == 0]
+    metadata = [
+        str(one)
+        for one in opened
+        if one.prefixlen and any(address in one for address in _METADATA) and one.prefixlen < one.max_prefixlen
+    ]
+    if everything:
+        yield Finding(
+            "fetch",
+            WARNING,
+            f"photos may come from {', '.join(everything)}: whoever sends a URL reaches every private address",
+            "gateway.fetch.allowedNetworks: name the networks that photos lie in",
+        )
+    elif any(str(one) in (f"{address}/32", f"{address}/128") for one in opened for address in _METADATA):
+        yield Finding(
+            "fetch",
+            WARNING,
+            "photos may come from the cloud's metadata server, which hands out the node's credentials",
+            "gateway.fetch.allowedNetworks",
+        )
+    elif metadata:
+        yield Finding("fetch", OK, f"{', '.join(metadata)} is opened; the cloud's metadata server in it is not")
+    if settings.fetch_proxy is not None:
+        host, port = settings.fetch_proxy
+        try:
+            socket.create_connection((host, port), _ADMIN_SECONDS).close()
+        except OSError as error:
+            yield Finding(
+                "fetch",
+                FAIL,
+                f"the proxy {host}:{port} can't be reached: {error.strerror or error}",
+                "gateway.fetch.proxy; networkPolicy.gateway.egress, where networkPolicy.enabled",
+            )
+    if photo is not None:
+        yield _fetched(settings, photo)
+        return
+    named = [host for host in settings.fetch_allowed_hosts if not host.startswith("*.")][:_MOST_NAMES]
+    for host in named or [_OUTSIDE]:
+        yield _found(host, outside=not named)
+
+
+def _found(host: str, *, outside: bool) -> Finding:
+    try:
+        Resolver().addresses(host, Deadline.after(_DNS_SECONDS))
+    except (NoAddress, NoAnswer) as error:
+        words = str(error) or f"no answer within {_DNS_SECONDS:g} s"
+        if outside:
+            return Finding(
+                "fetch",
+                WARNING,
+                f"names of the internet are not found ({host}: {words}); without them photos are uploads, or come from "
+                "inside",
+                "networkPolicy.dns.to, where networkPolicy.enabled; in an air-gapped cluster nothing",
+            )
+        return Finding("fetch", WARNING, f"{host}: {words}", "gateway.fetch.allowedHosts")
+    return Finding("fetch", OK, f"{host} is found" + ("; --photo URL tries a whole fetch" if outside else ""))
+
+
+def _fetched(settings: Settings, photo: str) -> Finding:
+    fetcher = fetch.by_settings(settings, ByteBudget(settings.max_buffered_bytes))
+    try:
+        fetched = fetcher.fetch(photo, Deadline.after(settings.request_timeout_seconds))
+    except GatewayError as error:
+        cause = error.cause or error.detail
+        change = values_for(cause)
+        if not change and error.code == "address-not-allowed":
+            change = "gateway.fetch.allowedNetworks, if it is right that photos come from there"
+        elif not change:
+            change = "networkPolicy.gateway.egress, where networkPolicy.enabled; gateway.fetch.proxy"
+        return Finding("fetch", FAIL, f"{photo}: {error.status} {error.code}: {cause}", change)
+    finally:
+        fetcher.close()
+    size = len(fetched.data)
+    fetched.close()
+    return Finding("fetch", OK, f"{photo} was fetched, {size} bytes")
+
+
+def limits(settings: Settings, *, in_pod: bool, cgroup: Path = CGROUP) -> Iterator[Finding]:
+    """The container's memory and CPU, beside what the settings may take."""
+    if not in_pod:
+        yield Finding("memory", SKIPPED, "a pod's limits are to be seen in it: kubectl exec")
+        return
+    limit = memory_limit(cgroup / "memory.max")
+    most = -(-memory.most_bytes(settings) // MIB)
+    killed = _numbers(cgroup / "memory.events").get("oom_kill", 0)
+    values = (
+        "gateway.resources.limits.memory, or gateway.maxBufferedBytes, gateway.decodeMemoryBytes, gateway.maxInFlight"
+    )
+    if killed:
+        yield Finding(
+            "memory", WARNING, f"{killed} processes of this container were killed, as its memory was used up", values
+        )
+    if limit is None:
+        yield Finding("memory", OK, f"no limit is to be seen; requests can make the gateway take {most} MiB")
+    elif (warning := memory.too_small(settings, limit)) is not None:
+        yield Finding("memory", WARNING, warning, values)
+    else:
+        yield Finding(
+            "memory", OK, f"the limit is {limit // MIB} MiB, and requests can make the gateway take {most} MiB"
+        )
+    yield _cpu(settings, cgroup)
+
+
+def _cpu(settings: Settings, cgroup: Path) -> Finding:
+    cores = available_cores(cgroup / "cpu.max")
+    counted = _numbers(cgroup / "cpu.stat")
+    periods, throttled = counted.get("nr_periods", 0), counted.get("nr_throttled", 0)
+    if periods and throttled > _MUCH_THROTTLED * periods:
+        return Finding(
+            "cpu",
+            WARNING,
+            f"for {100 * throttled / periods:.0f} % of the time in which it worked, its limit held the container up",
+            "gateway.resources.limits.cpu: higher, or none; gateway.replicas",
+        )
+    if settings.decode_slots > cores:
+        return Finding(
+            "cpu",
+            WARNING,
+            f"{settings.decode_slots} photos are decoded at a time, by {cores} cores: they only slow each other",
+            "gateway.decodeSlots",
+        )
+    return Finding("cpu", OK, f"{cores} cores, and {settings.decode_slots} photos are decoded at a time")
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """A cgroup's file of names and numbers; empty where there is none."""
+    try:
+        return {name: int(number) for name, number in map(str.split, file.read_text(encoding="ascii").splitlines())}
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,193 @@
+"""The process: everything put together, the two ports, and the way to the end.
+
+SIGTERM: not ready at once, still accepting for GATEWAY_DRAIN_DELAY_SECONDS (until every load balancer has heard), then
+the port is closed, what was accepted is finished within GATEWAY_DRAIN_TIMEOUT_SECONDS, and the process ends with 0.
+SIGINT, Ctrl-C, skips the delay. A second signal ends at once. The handlers are the process's own, so it is the same as
+PID 1 of a container.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from types import FrameType
+
+from clothing_gateway import __version__, fetch
+from clothing_gateway.errors import GatewayError
+from clothing_gateway.image.decode import jpeg_decoder
+from clothing_gateway.limits import cgroup
+from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Places
+from clothing_gateway.model.channelz import AttemptCounter
+from clothing_gateway.model.predictor import Predictor, target_of
+from clothing_gateway.pipeline import Classifier
+from clothing_gateway.settings import Settings
+from clothing_gateway.telemetry import tracing
+from clothing_gateway.telemetry.metrics import Metrics
+from clothing_gateway.telemetry.tracing import TracingError
+from clothing_gateway.web.admin import create_admin
+from clothing_gateway.web.app import create_app
+from clothing_gateway.web.auth import Clients, KeysError
+from clothing_gateway.web.routes import ROUTES
+from clothing_gateway.web.server import Limits, Listener
+
+logger = logging.getLogger(__name__)
+
+# Beyond the places for photos: for refusals, /ping, and requests that are only looked at.
+_SPARE_THREADS = 4
+_ADMIN_THREADS = 2
+_ADMIN_CONNECTIONS = 100
+_ADMIN_BODY_BYTES = 64 * 1024
+
+
+class StartError(Exception):
+    """The process can't start; the text says why and what to do."""
+
+
+def bind(host: str, port: int, setting: str) -> socket.socket:
+    """A socket bound to an address, or StartError."""
+    sock: socket.socket | None = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # :: takes IPv4 as well
+        sock.bind(address)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise StartError(
+            f"can't listen on {host} port {port}: {error.strerror}. Choose another address with GATEWAY_LISTEN_HOST, "
+            f"another port with {setting}."
+        ) from None
+    return sock
+
+
+class Gateway:
+    """One gateway: made from settings, run once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        try:
+            known = Clients(settings)
+            self._tracer = tracing.from_environment(os.environ, __version__)
+        except (KeysError, TracingError) as error:
+            raise StartError(str(error)) from None
+        clients = bind(settings.listen_host, settings.listen_port, "GATEWAY_LISTEN_PORT")
+        try:
+            operators = bind(settings.listen_host, settings.admin_listen_port, "GATEWAY_ADMIN_LISTEN_PORT")
+        except StartError:
+            clients.close()
+            raise
+        self.metrics = Metrics()
+        budget = ByteBudget(settings.max_buffered_bytes)
+        places = Places(settings.max_in_flight)
+        gate = DecodeGate(settings.decode_slots, settings.decode_memory_bytes)
+        attempts = AttemptCounter(target_of(settings.tf_serving_host))
+        self.metrics.watch(lambda: places.taken, lambda: gate.waiting, lambda: budget.reserved, attempts.read)
+        self.predictor = Predictor(settings, count=self.metrics.count_rpc)
+        fetcher = fetch.by_settings(settings, budget, count=self.metrics.count_fetch)
+        classifier = Classifier(settings, self.predictor, fetcher, gate, self.metrics)
+        self.listener = Listener(
+            create_app(settings, classifier, places, self.metrics, known, tracer=self._tracer),
+            clients,
+            Limits(
+                max_body_bytes=settings.max_body_bytes,
+                request_timeout_seconds=settings.request_timeout_seconds,
+                budget=budget,
+                places=places,
+                takes_place=lambda method, path: method == "POST" and path in ROUTES,
+                refused=self._refused,
+            ),
+            threads=settings.max_in_flight + _SPARE_THREADS,
+            at_once=cgroup.available_cores() + 1,
+            max_connections=settings.max_connections,
+        )
+        self.admin = Listener(
+            create_admin(self.not_ready, self.metrics),
+            operators,
+            Limits(
+                max_body_bytes=_ADMIN_BODY_BYTES,
+                request_timeout_seconds=settings.request_timeout_seconds,
+                budget=ByteBudget(_ADMIN_CONNECTIONS * _ADMIN_BODY_BYTES),
+            ),
+            threads=_ADMIN_THREADS,
+            at_once=_ADMIN_THREADS,
+            max_connections=_ADMIN_CONNECTIONS,
+        )
+        self._stop = threading.Event()
+        self._hurry = threading.Event()
+        self._ended = threading.Event()
+        self._delay = True
+
+    def not_ready(self) -> str | None:
+        """Why no new request should come here, in words; None where it may."""
+        return "the gateway is shutting down" if self._stop.is_set() else self.predictor.not_ready
+
+    def stop(self, *, delay: bool = True) -> None:
+        """Begin the end; a second call ends at once."""
+        if self._stop.is_set():
+            self._hurry.set()
+        else:
+            self._delay = delay
+            self._stop.set()
+        self.listener.wake()
+
+    def handle_signals(self) -> None:
+        """Let SIGTERM and SIGINT begin the end."""
+
+        def begin(number: int, frame: FrameType | None) -> None:
+            del frame
+            self.stop(delay=number == signal.SIGTERM)
+
+        signal.signal(signal.SIGTERM, begin)
+        signal.signal(signal.SIGINT, begin)
+
+    def run(self) -> bool:
+        """Serve until told to stop; whether everything that was accepted was finished."""
+        settings = self.settings
+        self.predictor.start()
+        admin = threading.Thread(target=self.admin.serve, args=(self._ended,), name="admin", daemon=True)
+        admin.start()
+        logger.info(
+            "listening",
+            extra={
+                "version": __version__,
+                "jpeg_decoder": jpeg_decoder(),
+                "host": settings.listen_host,
+                "port": self.listener.port,
+                "admin_port": self.admin.port,
+                "tf_serving_host": settings.tf_serving_host,
+            },
+        )
+        self.listener.serve(self._stop)
+        delay = settings.drain_delay_seconds if self._delay else 0.0
+        logger.info("shutting down", extra={"drain_delay_seconds": delay})
+        self.listener.draining = True
+        self.listener.serve(self._hurry, until=time.monotonic() + delay)
+        self.listener.stop_accepting()
+        cut = self.listener.drain(self._hurry, until=time.monotonic() + settings.drain_timeout_seconds)
+        if cut:
+            logger.error("ended with work undone", extra={"connections": cut})
+        else:
+            logger.info("ended with all work done")
+        self._ended.set()
+        self.admin.wake()
+        admin.join(2)
+        self.admin.stop_accepting()
+        self.admin.drain(self._ended, until=time.monotonic())
+        if self._tracer is not None:
+            self._tracer.close()
+        # Connections to servers, and threads that still wait for one, end with the process: a model server that hangs
+        # holds a check for five seconds, and nobody waits for its answer any more.
+        return not cut
+
+    def _refused(self, error: GatewayError, seconds: float) -> None:
+        self.metrics.count_error(error.code)
+        self.metrics.observe_request("none", error.status, seconds)

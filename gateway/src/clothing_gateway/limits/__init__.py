@@ -1,0 +1,1 @@
+"""Admission control, and what the container allows."""

@@ -1,0 +1,1 @@
+"""The model server: what it serves, how it is reached, Predict."""

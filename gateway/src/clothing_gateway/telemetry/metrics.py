@@ -1,0 +1,182 @@
+"""What Prometheus reads on the admin port. README.md lists the same names; a test compares them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from clothing_gateway import __version__
+from clothing_gateway.image.decode import jpeg_decoder
+from clothing_gateway.model.channelz import Attempts
+
+# When each series began: as many lines again, for nothing that is asked here.
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+STAGES = ("fetch", "wait", "decode", "predict")
+
+# From a photo of 20 kB with a fast model (5 ms) to the default deadline (20 s).
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
+_PIXELS = (1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8)
+_BYTES = (1e4, 1e5, 3e5, 1e6, 3e6, 1e7, 3e7)
+
+
+class _AttemptCollector:
+    """Reads the attempts when they are asked for."""
+
+    read: Callable[[], Attempts] = Attempts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        attempts = self.read()
+        family = CounterMetricFamily(
+            "gateway_rpc_attempts",
+            "Attempts of these calls, by result: one that fails may be made again on another server.",
+            labels=("result",),
+        )
+        family.add_metric(("succeeded",), attempts.succeeded)
+        family.add_metric(("failed",), attempts.failed)
+        yield family
+
+
+class Metrics:
+    """All instruments, in a registry of their own, so that tests and two gateways in one process don't meet."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self.requests = Histogram(
+            "gateway_request_duration_seconds",
+            "Time from a request's first byte to its answer, by route and status.",
+            ("route", "status"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        # Looked up once each: a label's lookup costs as much as the observation.
+        self._request = functools.cache(self.requests.labels)
+        self._stages = Histogram(
+            "gateway_stage_duration_seconds",
+            "Time of a photo in a stage: fetch, wait (for a decoder), decode (with preprocessing), predict (a call).",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._stage = {stage: self._stages.labels(stage) for stage in STAGES}
+        self.errors = Counter(
+            "gateway_errors_total",
+            "Requests, and photos of a request with several, that ended in an error, by the error's code.",
+            ("code",),
+            registry=self.registry,
+        )
+        self.fetches = Counter(
+            "gateway_fetches_total", "Fetched photos, by result.", ("result",), registry=self.registry
+        )
+        self._fetch = functools.cache(self.fetches.labels)
+        self.rpcs = Counter(
+            "gateway_rpcs_total",
+            "Calls to the model server, by method and gRPC status code.",
+            ("method", "code"),
+            registry=self.registry,
+        )
+        self._rpc = functools.cache(self.rpcs.labels)
+        self._attempts = _AttemptCollector()
+        self.registry.register(self._attempts)
+        self.predictions = Counter(
+            "gateway_predictions_total",
+            "Photos that the model answered for, by track (stable, canary, selected …) and version.",
+            ("track", "version"),
+            registry=self.registry,
+        )
+        self._prediction = functools.cache(self.predictions.labels)
+        self.photo_pixels = Histogram(
+            "gateway_photo_pixels", "Width times height of the photos.", buckets=_PIXELS, registry=self.registry
+        )
+        self.photo_bytes = Histogram(
+            "gateway_photo_bytes", "File sizes of the photos.", buckets=_BYTES, registry=self.registry
+        )
+        self._in_flight = Gauge(
+            "gateway_in_flight_photos",
+            "Photos being worked on (at most GATEWAY_MAX_IN_FLIGHT).",
+            registry=self.registry,
+        )
+        self._waiting = Gauge(
+            "gateway_decode_waiting_photos", "Photos that wait for a decoder.", registry=self.registry
+        )
+        self._buffered = Gauge(
+            "gateway_buffered_bytes",
+            "Uploads and downloads in memory (at most GATEWAY_MAX_BUFFERED_BYTES).",
+            registry=self.registry,
+        )
+        self.ready = Gauge("gateway_ready", "1 while the gateway is ready, else 0.", registry=self.registry)
+        build = Gauge(
+            "gateway_build_info",
+            "1, with the gateway's version and what decodes its JPEGs.",
+            ("version", "jpeg_decoder"),
+            registry=self.registry,
+        )
+        build.labels(__version__, jpeg_decoder()).set(1)
+
+    def watch(
+        self,
+        in_flight: Callable[[], float],
+        waiting: Callable[[], float],
+        buffered: Callable[[], float],
+        attempts: Callable[[], Attempts],
+    ) -> None:
+        """Read the gauges from the limits themselves, and attempts from gRPC, when they are asked for."""
+        self._in_flight.set_function(in_flight)
+        self._waiting.set_function(waiting)
+        self._attempts.read = attempts
+        self._buffered.set_function(buffered)
+
+    def observe_request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request, and the time that it took."""
+        self._request(route, status).observe(seconds)
+
+    def count_error(self, code: str) -> None:
+        """Count an error, of a request or of one of its photos."""
+        self.errors.labels(code).inc()
+
+    def count_fetch(self, result: str) -> None:
+        """Count a photo that was fetched, or not."""
+        self._fetch(result).inc()
+
+    def count_rpc(self, method: str, code: str) -> None:
+        """Count a call to the model server."""
+        self._rpc(method, code).inc()
+
+    def count_predictions(self, track: str, version: int, photos: int) -> None:
+        """Count photos that the model has answered for."""
+        self._prediction(track, version).inc(photos)
+
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """Count one photo's time in a stage."""
+        self._stage[stage].observe(seconds)
+
+    @contextmanager
+    def stage(
+        self, stage: str, times: dict[str, float], note: Callable[[str, float], object] | None = None
+    ) -> Iterator[None]:
+        """Time a block, for the histogram, for the request's log line, and for its trace where there is one."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            seconds = perf_counter() - start
+            self._stage[stage].observe(seconds)
+            times[stage] = times.get(stage, 0.0) + seconds
+            if note is not None:
+                note(stage, seconds)
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return prometheus_client.generate_latest(self.registry)

@@ -1,0 +1,1 @@
+"""HTTP: the server, the routes, clients' keys and rates, the page, the admin port."""

@@ -1,0 +1,42 @@
+"""Health, readiness and metrics, on a port of their own; plain WSGI, as three fixed answers need no framework."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from clothing_gateway.errors import MethodNotAllowed, NotFound
+from clothing_gateway.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+ROUTES = ("/healthz", "/readyz", "/metrics")
+_REASONS = {200: "200 OK", 404: "404 Not Found", 405: "405 Method Not Allowed", 503: "503 Service Unavailable"}
+
+
+def create_admin(not_ready: Callable[[], str | None], metrics: Metrics) -> WSGIApplication:
+    """The WSGI application of the admin port. ``not_ready`` gives the reason in words, or None when ready."""
+    metrics.ready.set_function(lambda: not_ready() is None)
+
+    def respond(path: str, method: str) -> tuple[int, dict[str, str], bytes]:
+        if path not in ROUTES:
+            return 404, NotFound().headers(), NotFound("/healthz, /readyz and /metrics are here.").body("")
+        if method not in ("GET", "HEAD"):
+            return 405, MethodNotAllowed().headers() | {"Allow": "GET, HEAD"}, MethodNotAllowed().body("")
+        if path == "/metrics":
+            return 200, {"Content-Type": CONTENT_TYPE_LATEST}, metrics.render()
+        reason = not_ready() if path == "/readyz" else None
+        state: dict[str, str] = {"status": "ok"} if reason is None else {"status": "not ready", "reason": reason}
+        return 200 if reason is None else 503, {"Content-Type": "application/json"}, json.dumps(state).encode() + b"\n"
+
+    def admin(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        method = environ["REQUEST_METHOD"]
+        status, headers, body = respond(environ["PATH_INFO"], method)
+        start_response(_REASONS[status], [*headers.items(), ("Content-Length", str(len(body)))])
+        return [] if method == "HEAD" else [body]
+
+    return admin

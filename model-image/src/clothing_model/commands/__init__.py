@@ -1,0 +1,1 @@
+"""The subcommands of `clothing-model`, a module each."""

@@ -1,0 +1,434 @@
+"""`clothing-model convert`: a Keras file or a SavedModel becomes NAME/VERSION/, ready for TensorFlow Serving."""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from clothing_model import savedmodel
+from clothing_model.commands.options import image_size, read_labels
+from clothing_model.commands.values import PREPROCESSINGS, size_text
+from clothing_model.errors import ModelError
+from clothing_model.keras import files as keras_files
+from clothing_model.keras.files import KerasModel, Source
+from clothing_model.savedmodel import photo_signature, usability_problems, warmup
+
+INPUTS = ("float32", "uint8", "encoded")
+WEIGHTS = ("float32", "float16")
+TEMPORARY = ".converting-"
+TOLERANCE = {"float32": 1e-4, "float16": 1e-3}  # of the largest score, by how the weights are stored
+WHY_DIFFERENT = {
+    "float32": "the model may be random at inference, or depend on the batch",
+    "float16": "its weights are beyond what float16 tells apart; leave --weights out",
+}
+# Of a training's report, what says how good the model is and on how much that rests.
+METRICS = (
+    "validation_accuracy", "accuracy_per_class", "photos", "validation_photos", "photos_sha256",
+    "validation_photos_sha256", "parameters", "epoch_chosen",
+)  # fmt: skip
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "convert",
+        description="Turn a .h5 of Keras 2, a .keras or .h5 of Keras 3, or a SavedModel into OUTPUT/NAME/VERSION/, "
+        "with a signature serving_default whose batch is free.",
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="the file, or the SavedModel's folder")
+    parser.add_argument("--name", required=True, help="the model's name: the folder's, and the chart's model.name")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where NAME/VERSION/ is written")
+    parser.add_argument("--version", type=int, metavar="N", help="the version's number (default: the next free one)")
+    parser.add_argument("--force", action="store_true", help="replace the version if it is there")
+    parser.add_argument(
+        "--labels",
+        metavar="LABELS",
+        help="the classes in the output's order: a,b,c; or a file with one per line or a JSON list; "
+        "or the folder of training photos, one folder per class",
+    )
+    parser.add_argument(
+        "--preprocessing", choices=PREPROCESSINGS, help="how photos were scaled in training, noted for the values"
+    )
+    parser.add_argument(
+        "--image-size", metavar="N|WxH", help="the photo's size, for a model whose input leaves it open"
+    )
+    parser.add_argument(
+        "--input",
+        choices=INPUTS,
+        default=INPUTS[0],
+        help="what a request brings: preprocessed photos as float32 (default); their pixels as uint8, a quarter of the "
+        "bytes; or the photos' files. The two latter need --preprocessing, which then happens in the model",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default=WEIGHTS[0],
+        help="how weights are stored: float16 halves the size of the model; it computes in float32 all the same",
+    )
+    parser.add_argument("--input-name", metavar="NAME", help="the signature's input (default: the input layer's name)")
+    parser.add_argument("--output-name", metavar="NAME", help="the signature's output (default: the last layer's name)")
+    parser.add_argument(
+        "--warmup",
+        metavar="SIZES",
+        help="batch sizes to warm the server up with, as 1,8; none: no warm-up requests (default: those that a "
+        "SavedModel has, else 1)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", args.name):
+        raise ModelError(f"--name={args.name}: use letters, digits, '-', '_' and '.', as in clothing-model")
+    if args.version is not None and args.version < 1:
+        raise ModelError(f"--version={args.version}: a version is a number from 1 up")
+    labels = read_labels(args.labels) if args.labels else None
+    batch_sizes = None if args.warmup is None else _batch_sizes(args.warmup)
+    size = image_size(args.image_size)
+    source = keras_files.identify(args.source)
+    _say(f"reading {source}")
+    known = _known(source)
+    labels = labels or tuple(known.get("labels", ())) or None
+    preprocessing = args.preprocessing or known.get("preprocessing")
+    if args.input != INPUTS[0] and not preprocessing:
+        raise ModelError(f"--input={args.input}: say with --preprocessing how photos were scaled in training")
+    model_folder: Path = args.output / args.name
+    if args.version is not None and not args.force and (model_folder / str(args.version)).exists():
+        raise ModelError(_exists(model_folder / str(args.version)))
+    with _temporary_folder(model_folder) as folder:
+        as_it_is = (args.input, args.weights, args.input_name, args.output_name) == (INPUTS[0], WEIGHTS[0], None, None)
+        if source.kind == keras_files.SAVED_MODEL and as_it_is:
+            facts = _copy_saved_model(source, folder)
+        else:
+            given = Interface(args.input, preprocessing, args.input_name, args.output_name, size)
+            facts = _write_saved_model(source, folder, given, args.weights)
+        _finish(folder, args.name, source, facts, labels, preprocessing, size, batch_sizes)
+        target = _publish(folder, model_folder, args.version, args.force)
+    _say(f"wrote {target} ({sum(f.stat().st_size for f in target.rglob('*') if f.is_file()) / 1e6:.1f} MB) "
+         f"in {time.monotonic() - started:.0f} s")  # fmt: skip
+    _say(f"its signature, and the values for the chart: clothing-model inspect {target}")
+    return 0
+
+
+def _batch_sizes(argument: str) -> list[int]:
+    if argument == "none":
+        return []
+    if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", argument):
+        raise ModelError(f"--warmup={argument}: give batch sizes, as 1,8, or none")
+    return [int(size) for size in argument.split(",")]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _exists(target: Path) -> str:
+    return f"{target} is there already: leave --version out for the next free number, or pass --force to replace it"
+
+
+@contextlib.contextmanager
+def _temporary_folder(model_folder: Path) -> Iterator[Path]:
+    """A folder beside the versions, where TensorFlow Serving does not look, removed again on failure and by signals.
+
+    What a SIGKILL leaves is removed by the next run: the folder's lock tells that nobody works in it any more.
+    """
+    created = [folder for folder in (model_folder, *model_folder.parents) if not folder.exists()]
+    model_folder.mkdir(parents=True, exist_ok=True)
+    for stale in model_folder.glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(OSError), _lock(stale):
+            shutil.rmtree(stale)
+    folder = model_folder / f"{TEMPORARY}{os.getpid()}"
+
+    def remove() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: a version stands in it
+            for empty in created:
+                empty.rmdir()
+
+    def end(number: int, _: FrameType | None) -> None:
+        # By no exception: one that comes while TensorFlow imports a package means to it that the package is missing,
+        # and the conversion would go on.
+        remove()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    numbers = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    before = [signal.signal(number, end) for number in numbers]
+    try:
+        folder.mkdir()
+        with _lock(folder):
+            yield folder
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        remove()
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_unusable(source: Source) -> savedmodel.SavedModel:
+    model = savedmodel.read(source.path)
+    problems = [*model.problems, *usability_problems(model)]
+    if problems:
+        raise ModelError("\n  ".join([f"{source.path} can't be served:", *problems]))
+    return model
+
+
+def _copy_saved_model(source: Source, folder: Path) -> dict[str, Any]:
+    model = _refuse_unusable(source)
+    found = photo_signature(model)
+    if found and (not found[0].shape or found[0].shape[0] != -1):
+        _say(f"note: its input has the shape {found[0].shape}: the batch is fixed, so requests can't be batched")
+    _say("copying")
+    for name in keras_files.SAVED_MODEL_PARTS:
+        part = source.path / name
+        if part.is_dir():
+            shutil.copytree(part, folder / name, copy_function=shutil.copyfile)
+        elif part.exists():
+            shutil.copyfile(part, folder / name)
+    return {"tensorflow": model.tensorflow_version, **model.description}
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What requests to the model shall look like; None is what the model itself says."""
+
+    input: str
+    preprocessing: str | None
+    input_name: str | None
+    output_name: str | None
+    size: tuple[int, int] | None  # height, width
+
+
+def _write_saved_model(source: Source, folder: Path, given: Interface, weights: str) -> dict[str, Any]:
+    from clothing_model.commands.quiet import quiet_tensorflow
+
+    quiet_tensorflow()
+    _say("loading TensorFlow")
+    import tensorflow as tf
+
+    from clothing_model.keras import float16, graph_preprocessing
+
+    facts: dict[str, Any] = {}
+    if source.kind == keras_files.SAVED_MODEL:
+        facts = _refuse_unusable(source).description
+    library = {keras_files.SAVED_MODEL: "TensorFlow"}.get(source.kind, "tf-keras" if source.keras_2 else "Keras 3")
+    _say(f"loading the model with {library}")
+    model = keras_files.load(source)
+    shape = _photo_shape(source, model, given.size)
+    input_name, output_name = given.input_name or model.input_name, given.output_name or model.output_name
+    for option, name in (("--input-name", input_name), ("--output-name", output_name)):
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+            raise ModelError(f"{option}={name}: a name is made of letters, digits and '_'")
+    preprocessing = given.preprocessing or "none"
+    module = tf.Module()
+    if weights == WEIGHTS[0]:
+        module.variables_to_save, call = model.variables, model.call
+    else:
+        module.variables_to_save, call = float16.halved(model.call, tf.TensorSpec((None, *shape), tf.float32))
+
+    def serve(photos: Any) -> dict[str, Any]:
+        if given.input == graph_preprocessing.ENCODED:
+            photos = graph_preprocessing.pixels_of_files(photos, *_fixed(shape))
+        if given.input != graph_preprocessing.FLOAT32:
+            photos = graph_preprocessing.numbers(photos, preprocessing)
+        return {output_name: tf.cast(call(photos), tf.float32)}
+
+    if given.input == graph_preprocessing.ENCODED:
+        _fixed(shape)
+        signature = tf.TensorSpec((None,), tf.string, name=input_name)
+    elif given.input == graph_preprocessing.UINT8:
+        signature = tf.TensorSpec((None, *shape), tf.uint8, name=input_name)
+    else:
+        signature = tf.TensorSpec((None, *shape), tf.float32, name=input_name)
+    module.serve = tf.function(serve, input_signature=[signature])
+    _say(f"writing: {input_name} {given.input} {tuple(s or -1 for s in signature.shape)} -> {output_name} "
+         f"{tuple(s or -1 for s in model.output_shape)}")  # fmt: skip
+    tf.saved_model.save(module, str(folder), signatures={savedmodel.DEFAULT_SIGNATURE: module.serve})
+    difference = _largest_difference(folder, model, shape, given.input, preprocessing)
+    if not difference <= TOLERANCE[weights]:
+        raise ModelError(
+            f"what was written differs from {source.path} by {difference:.3g} of the largest score "
+            f"(allowed: {TOLERANCE[weights]}): {WHY_DIFFERENT[weights]}"
+        )
+    _say(f"checked: the saved scores differ from {library}'s by at most {difference:.1g} of the largest")
+    facts = {**facts, "tensorflow": tf.__version__, "library": model.library, "input": given.input,
+             "weights": weights}  # fmt: skip
+    if source.keras_version:
+        facts["keras"] = source.keras_version
+    return facts
+
+
+def _fixed(shape: tuple[int | None, ...]) -> tuple[int, int]:
+    """Height and width, which a model that resizes photos itself has to know."""
+    height, width, channels = shape
+    if height is None or width is None:
+        raise ModelError(
+            "--input=encoded: the model takes photos of any size; say with --image-size which they shall get"
+        )
+    if channels != 3:
+        raise ModelError(f"--input=encoded: the model takes {channels} channels, and a photo has 3")
+    return height, width
+
+
+def _photo_shape(source: Source, model: KerasModel, size: tuple[int, int] | None) -> tuple[int | None, ...]:
+    shape = model.input_shape[1:]
+    if len(shape) != 3:
+        raise ModelError(
+            f"{source.path} takes an input of the shape {model.input_shape}: "
+            "a photo's is (batch, height, width, channels)"
+        )
+    if size is None:
+        return shape
+    fitting = all(have in (None, want) for have, want in zip(shape[:2], size, strict=True))
+    if not fitting:
+        raise ModelError(f"--image-size: {source.path} takes photos of {shape[1]}x{shape[0]} only; leave it out")
+    return (*size, shape[2])
+
+
+def _largest_difference(
+    folder: Path, model: KerasModel, shape: Sequence[int | None], given: str, preprocessing: str
+) -> float:
+    """Between what the source computes and what the saved function does, on two photos of noise, as a part of the
+    largest score: a model with random weights gives scores near nothing, which would all be equal otherwise.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from clothing_model.keras import graph_preprocessing
+
+    sizes = [size or default for size, default in zip(shape, (128, 128, 3), strict=True)]
+    random = np.random.default_rng(0)
+    if given == graph_preprocessing.FLOAT32:
+        numbers = photos = tf.constant(random.uniform(-1, 1, (2, *sizes)).astype(np.float32))
+    else:
+        photos = tf.constant(random.integers(0, 256, (2, *sizes), np.uint8))
+        numbers = graph_preprocessing.numbers(photos, preprocessing)
+        if given == graph_preprocessing.ENCODED:  # PNG keeps each pixel
+            photos = tf.stack([tf.io.encode_png(photo) for photo in photos])
+    saved = tf.saved_model.load(str(folder)).signatures[savedmodel.DEFAULT_SIGNATURE]
+    name = next(iter(saved.structured_input_signature[1]))
+    (got,) = saved(**{name: photos}).values()
+    want = np.asarray(model.call(numbers), np.float32)
+    return float(np.max(np.abs(got.numpy() - want))) / (float(np.max(np.abs(want))) or 1.0)
+
+
+def _finish(
+    folder: Path,
+    name: str,
+    source: Source,
+    facts: dict[str, Any],
+    labels: tuple[str, ...] | None,
+    preprocessing: str | None,
+    size: tuple[int, int] | None,
+    batch_sizes: list[int] | None,
+) -> None:
+    """Add what TensorFlow Serving leaves alone: assets.extra/ with the description and the warm-up requests."""
+    model = savedmodel.read(folder)
+    found = photo_signature(model)
+    if found is None:
+        raise ModelError(f"{source.path}: " + "; ".join(usability_problems(model)))
+    photo, scores = found
+    signature = model.signatures[savedmodel.DEFAULT_SIGNATURE]
+    description: dict[str, Any] = {**facts, "name": name}
+    description["source"] = {
+        "file": f"{source.path.resolve().parent.name}/{source.path.name}" if source.path.is_dir() else source.path.name,
+        "kind": source.kind,
+        "sha256": keras_files.sha256(source.path),
+    }
+    if before := facts.get("source"):  # a SavedModel that an earlier convert has written
+        description["source"]["made_from"] = before.get("made_from", before)
+    metrics = {key: value for key, value in _training_report(source.path).items() if key in METRICS}
+    if metrics:
+        description["metrics"] = metrics
+    description["signature"] = {
+        "input": {"name": next(iter(signature.inputs)), "dtype": photo.dtype, "shape": photo.shape},
+        "output": {"name": next(iter(signature.outputs)), "dtype": scores.dtype, "shape": scores.shape},
+    }
+    if labels is not None:
+        width = scores.shape[-1] if scores.shape else -1
+        if width not in (-1, len(labels)):
+            raise ModelError(f"--labels: {len(labels)} labels ({', '.join(labels)}), but the model has {width} classes")
+        description["labels"] = list(labels)
+    if preprocessing is not None:
+        description["preprocessing"] = preprocessing
+    if size is not None:
+        description["imageSize"] = size_text(size)
+    (folder / savedmodel.DESCRIPTION).parent.mkdir(exist_ok=True)
+    (folder / savedmodel.DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    if batch_sizes is None:
+        if (folder / savedmodel.WARMUP).exists():
+            return
+        batch_sizes = [1]
+    (folder / savedmodel.WARMUP).unlink(missing_ok=True)
+    if not batch_sizes:
+        return
+    if photo.dtype not in warmup.DTYPES or photo.shape is None or min(photo.shape[1:], default=1) < 1:
+        _say("note: no warm-up requests, as the input's size or type is open; --image-size pins the size")
+        return
+    from clothing_model.commands.quiet import quiet_tensorflow
+
+    quiet_tensorflow()
+    fixed = photo.shape[0] if photo.shape[0] > 0 else None
+    sizes = [fixed] if fixed else batch_sizes
+    warmup.write(folder / savedmodel.WARMUP, name, next(iter(signature.inputs)), photo.dtype, photo.shape[1:], sizes)
+
+
+def _known(source: Source) -> dict[str, Any]:
+    """What a training's report or an earlier `convert` says of labels and preprocessing."""
+    if source.kind == keras_files.SAVED_MODEL:
+        return savedmodel.read(source.path).description
+    return _training_report(source.path)
+
+
+def _training_report(source: Path) -> dict[str, Any]:
+    """What `clothing-model train` wrote beside the model, if it did."""
+    path = source.with_suffix(".training.json")
+    if not source.is_file() or not path.exists():
+        return {}
+    try:
+        report = json.loads(path.read_text("utf-8"))
+        if not isinstance(report, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} can't be read ({error}): mend it, or move it away from the model") from error
+    return report
+
+
+def _publish(folder: Path, model_folder: Path, version: int | None, force: bool) -> Path:
+    """Rename to the version's number: a server that watches the folder sees all of the version, or none of it."""
+    while True:
+        number = version or max(savedmodel.version_folders(model_folder), default=0) + 1
+        target = model_folder / str(number)
+        if version is not None and force and target.exists():
+            old = folder.with_name(f"{folder.name}-old")
+            target.rename(old)
+            folder.rename(target)
+            shutil.rmtree(old)
+            return target
+        try:
+            folder.rename(target)
+        except OSError as error:
+            if not target.exists():
+                raise
+            if version is not None:
+                raise ModelError(_exists(target)) from error
+            continue  # another convert took the number meanwhile
+        return target

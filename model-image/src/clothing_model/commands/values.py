@@ -1,0 +1,133 @@
+"""`clothing-model values`: the chart's values for a model. Needs no TensorFlow."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from clothing_model import savedmodel
+from clothing_model.commands.options import image_size, read_labels
+from clothing_model.errors import ModelError
+from clothing_model.savedmodel import DEFAULT_SIGNATURE, SavedModel, photo_signature, usability_problems, width
+
+# The chart's default: what a model with as many classes has, if nothing else is known of it.
+DEFAULT_LABELS = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
+PREPROCESSINGS = ("tf", "caffe", "torch", "none")
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "values",
+        description="Print the values of charts/clothing-classifier for a model, for `helm install --values`. What "
+        "isn't known of the model is given by the options, or marked in the values.",
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="a version folder, or the model's folder around it")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of YAML; Helm reads both")
+    parser.add_argument("--image", metavar="REPOSITORY:TAG", help="the model image, for server.image")
+    parser.add_argument("--labels", metavar="LABELS", help="the labels: a list, a file or a folder of training photos")
+    parser.add_argument("--preprocessing", choices=PREPROCESSINGS, help="how photos were scaled in training")
+    parser.add_argument(
+        "--image-size", metavar="N|WxH", help="the photo's size, for a model whose input leaves it open"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    model = savedmodel.read(args.path)
+    known: dict[str, Any] = {}
+    if args.labels:
+        known["labels"] = list(read_labels(args.labels))
+    if args.preprocessing:
+        known["preprocessing"] = args.preprocessing
+    size = image_size(args.image_size)
+    if size:
+        known["imageSize"] = size_text(size)
+    model.description.update(known)
+    problems = [*model.problems, *usability_problems(model)]
+    if problems:
+        raise ModelError("\n  ".join([f"{model.path} can't be served:", *problems]))
+    image = image_values(args.image) if args.image else None
+    if args.json:
+        print(json.dumps({**values(model), **({"server": {"image": image}} if image else {})}, indent=2))
+    else:
+        print("\n".join(values_lines(model)))
+        if image:
+            print("server:\n  image:")
+            print("\n".join(f"    {key}: {json.dumps(value)}" for key, value in image.items()))
+    for doubt in doubts(model).values():
+        print(f"note: {doubt}", file=sys.stderr)
+    return 0
+
+
+def size_text(size: tuple[int, int]) -> str:
+    """(height, width) as the chart writes it: 299, or WIDTHxHEIGHT."""
+    return str(size[1]) if size[0] == size[1] else f"{size[1]}x{size[0]}"
+
+
+def image_values(reference: str) -> dict[str, str]:
+    """An image's reference in parts, by Docker's rules: what stands before the first slash is a registry if it has a
+    dot or a port in it, or is localhost.
+    """
+    match = re.fullmatch(
+        r"(?:(?P<registry>localhost(?::\d+)?|[a-z0-9-]+(?:\.[a-z0-9-]+)+(?::\d+)?|[a-z0-9-]+:\d+)/)?"
+        r"(?P<repository>[a-z0-9._/-]+)(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]*))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?",
+        reference,
+    )
+    if not match or not (match["tag"] or match["digest"]):
+        raise ModelError(f"--image={reference}: give REPOSITORY:TAG, as registry.example.com/kitchen-model:1")
+    if match["tag"] == "latest":
+        raise ModelError(
+            f"--image={reference}: the chart refuses `latest`, which names another image each day: use a tag"
+        )
+    return {key: value for key, value in match.groupdict().items() if value}
+
+
+def values(model: SavedModel) -> dict[str, Any]:
+    """The chart's values for this model."""
+    result: dict[str, Any] = {"name": model.model_name}
+    found = photo_signature(model)
+    if found:
+        shape = found[0].shape
+        if found[0].dtype == "DT_FLOAT":
+            result["preprocessing"] = model.description.get("preprocessing", "tf")
+        outputs = model.signatures[DEFAULT_SIGNATURE].outputs
+        if len(outputs) > 1:
+            result["outputName"] = next(iter(outputs))
+        if shape is not None and len(shape) == 4 and -1 in shape[1:3]:
+            result["imageSize"] = str(model.description.get("imageSize", ""))
+        labels = model.description.get("labels")
+        classes = width(found[1])
+        if labels:
+            result["labels"] = list(labels)
+        elif classes == len(DEFAULT_LABELS):
+            result["labels"] = list(DEFAULT_LABELS)
+        elif classes is not None:
+            result["labels"] = [f"class-{number}" for number in range(classes)]
+    return {"model": result}
+
+
+def doubts(model: SavedModel) -> dict[str, str]:
+    """Which values are guessed, and what to look at."""
+    found = values(model)["model"]
+    result = {}
+    if "preprocessing" in found and "preprocessing" not in model.description:
+        result["preprocessing"] = "not noted in the model: tf, caffe, torch or none, as in training"
+    if "outputName" in found:
+        names = ", ".join(model.signatures[DEFAULT_SIGNATURE].outputs)
+        result["outputName"] = f"the model has several outputs, {names}: check which one gives the scores"
+    if found.get("imageSize") == "":
+        result["imageSize"] = 'the model leaves it open: set "299", or "WIDTHxHEIGHT"'
+    if "labels" in found and not model.description.get("labels"):
+        result["labels"] = "not noted in the model: check names and order"
+    return result
+
+
+def values_lines(model: SavedModel) -> list[str]:
+    """As YAML, with the doubts as comments."""
+    doubtful = doubts(model)
+    lines = ["model:"]
+    for key, value in values(model)["model"].items():
+        comment = f"  # {doubtful[key]}" if key in doubtful else ""
+        lines.append(f"  {key}: {json.dumps(value, ensure_ascii=False)}{comment}")
+    return lines

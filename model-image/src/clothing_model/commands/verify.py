@@ -1,0 +1,416 @@
+"""`clothing-model verify`: whether a server and the gateway will take a model. Needs no TensorFlow.
+
+It fails a build or a pod's start with a reason, where TensorFlow Serving says `No versions of servable …` for ever.
+"""
+
+import argparse
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from clothing_model import savedmodel
+from clothing_model.commands.options import image_size, read_labels
+from clothing_model.errors import ModelError
+from clothing_model.savedmodel import (
+    DEFAULT_SIGNATURE,
+    INIT_SIGNATURE,
+    SavedModel,
+    Signature,
+    Tensor,
+    protowire,
+    warmup,
+)
+
+ERROR, WARNING, OK = "error", "warning", "ok"
+PHOTO_TYPES = {"DT_FLOAT": "float32", "DT_UINT8": "uint8", "DT_STRING": "string"}
+SCORE_TYPES = ("DT_FLOAT", "DT_DOUBLE")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found, and where. Errors keep a model from being served; warnings may be meant."""
+
+    level: str
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.level:8} {self.path}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the gateway is configured with; empty is discovered, as there."""
+
+    labels: tuple[str, ...] | None = None
+    name: str = ""
+    signature: str = DEFAULT_SIGNATURE
+    input: str = ""
+    output: str = ""
+    size: tuple[int, int] | None = None  # height, width
+
+
+@dataclass
+class Report:
+    findings: list[Finding] = field(default_factory=list)
+    models: int = 0
+    versions: int = 0
+
+    def add(self, level: str, path: Path, message: str) -> None:
+        self.findings.append(Finding(level, str(path), message))
+
+    def count(self, level: str) -> int:
+        return sum(1 for finding in self.findings if finding.level == level)
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "verify",
+        description="Check that models can be served, and used by the gateway. One line per finding; exits with 1 "
+        "where there is an error. Needs no TensorFlow.",
+    )
+    parser.add_argument(
+        "path", type=Path, metavar="PATH",
+        help="a version folder, a model's folder, a folder of models, or an image's root, with models in PATH/models",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings, too")
+    parser.add_argument("--name", default="", metavar="NAME", help="the model that must be among them: model.name")
+    parser.add_argument(
+        "--labels", metavar="LABELS", help="the labels that the gateway will have: a list, a file or a folder of photos"
+    )
+    parser.add_argument("--signature-name", default=DEFAULT_SIGNATURE, metavar="NAME", help="model.signatureName")
+    parser.add_argument("--input-name", default="", metavar="NAME", help="model.inputName (default: the only one)")
+    parser.add_argument("--output-name", default="", metavar="NAME", help="model.outputName (default: the only one)")
+    parser.add_argument("--image-size", metavar="N|WxH", help="model.imageSize, for a model whose input leaves it open")
+
+
+def run(args: argparse.Namespace) -> int:
+    expected = Expected(
+        labels=read_labels(args.labels) if args.labels else None,
+        name=args.name,
+        signature=args.signature_name,
+        input=args.input_name,
+        output=args.output_name,
+        size=image_size(args.image_size),
+    )
+    report = verify(args.path, expected)
+    failed = bool(report.count(ERROR) or (args.strict and report.count(WARNING)))
+    if args.json:
+        summary = {"ok": not failed, "models": report.models, "versions": report.versions}
+        print(json.dumps({**summary, "findings": [asdict(finding) for finding in report.findings]}, indent=2))
+    else:
+        for finding in report.findings:
+            print(finding)
+        print(
+            f"{args.path}: {_count(report.models, 'model')}, {_count(report.versions, 'version')}, "
+            f"{_count(report.count(ERROR), 'error')}, {_count(report.count(WARNING), 'warning')}"
+        )
+    return 1 if failed else 0
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def verify(path: Path, expected: Expected) -> Report:
+    """Check all that PATH holds."""
+    if not path.exists():
+        raise ModelError(f"{path} does not exist: give a model's folder, or an image's root")
+    if not path.is_dir():
+        raise ModelError(f"{path} is a file: give the folder that `clothing-model convert` wrote")
+    report = Report()
+    if (path / "saved_model.pb").exists():
+        report.models = 1
+        _check_name(report, path, [path.resolve().parent.name], expected)
+        _check_version(report, path, expected)
+        return report
+    models = [path] if _versions(path) else list(_models(path))
+    if not models:
+        report.add(
+            ERROR, path,
+            "it holds no model: neither a folder named by a number (NAME/1) with a saved_model.pb, nor folders that "
+            "hold one. Make it with `clothing-model convert`",
+        )  # fmt: skip
+        return report
+    report.models = len(models)
+    _check_name(report, path, [model.resolve().name for model in models], expected)
+    for model in models:
+        if not expected.name or model.resolve().name == expected.name:
+            _check_model(report, model, expected)
+    return report
+
+
+def _check_name(report: Report, path: Path, names: Sequence[str], expected: Expected) -> None:
+    if expected.name and expected.name not in names:
+        report.add(
+            ERROR, path,
+            f"it holds no model {expected.name!r}, only {', '.join(names)}: the folder's name, the server's "
+            "--model_name and model.name of the chart are the same name",
+        )  # fmt: skip
+
+
+def _versions(folder: Path) -> list[Path]:
+    """Folders named by a number, with a model in them or not: the lowest first."""
+    found = [child for child in folder.iterdir() if savedmodel.is_version(child.name) and child.is_dir()]
+    return sorted(found, key=lambda child: (int(child.name), child.name))
+
+
+def _models(path: Path) -> Iterator[Path]:
+    """Models' folders in a folder of models or in an image's root."""
+    folder = path / "models" if (path / "models").is_dir() else path
+    if _versions(folder):
+        yield folder
+        return
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not child.name.startswith(".") and (_versions(child) or _unversioned(child)):
+            yield child
+
+
+def _unversioned(folder: Path) -> bool:
+    """A model without a version's folder: to be reported, not passed by."""
+    return any((folder / name).exists() for name in ("saved_model.pb", "saved_model.pbtxt", "variables"))
+
+
+def _check_model(report: Report, model: Path, expected: Expected) -> None:
+    versions = _versions(model)
+    if not versions:
+        _check_version(report, model, expected)
+        return
+    for before, after in itertools.pairwise(versions):
+        if int(before.name) == int(after.name):
+            report.add(ERROR, after, f"it is the same version as {before.name}: delete one of them")
+    for child in sorted(model.iterdir()):
+        if child.is_dir() and child not in versions and not child.name.startswith("."):
+            report.add(WARNING, child, "TensorFlow Serving passes it by: a version is named by a number")
+    for version in versions:
+        _check_version(report, version, expected)
+
+
+def _check_version(report: Report, path: Path, expected: Expected) -> None:
+    before = report.count(ERROR)
+    if savedmodel.is_version(path.resolve().name):
+        report.versions += 1
+    else:
+        report.add(
+            ERROR, path,
+            "it is in no version folder, and TensorFlow Serving finds a model only in a folder named by a number "
+            f"(`No versions of servable found under base path`): move it to {path}/1, or run `clothing-model convert "
+            f"{path} --name {path.resolve().name} --output DIR`",
+        )  # fmt: skip
+    _check_access(report, path)
+    try:
+        model = savedmodel.read(path)
+    except (ModelError, OSError) as error:
+        report.add(ERROR, path, _without(path, str(error)))
+        return
+    if model.path != path:  # a version folder that holds no saved_model.pb itself, but another that does
+        report.add(ERROR, path, f"it holds no saved_model.pb; one lies in {model.path}: a folder too many")
+        return
+    for problem in model.problems:
+        report.add(ERROR, path, _without(path, problem))
+    if "serve" not in model.tags:
+        report.add(
+            ERROR, path,
+            f"its tags are {', '.join(model.tags) or 'none'}, and TensorFlow Serving loads `serve`: save it with "
+            "tf.saved_model.save",
+        )  # fmt: skip
+    found = _check_signature(report, model, expected)
+    if found is not None:
+        photo, scores = found
+        _check_labels(report, model, scores, expected)
+        _check_warmup(report, model)
+        if report.count(ERROR) == before:
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            report.add(OK, path, f"{_shown(photo)} -> {_shown(scores)}, {size / 1e6:.1f} MB")
+
+
+def _without(path: Path, message: str) -> str:
+    """A message that begins with the path that stands before it anyway."""
+    return message.removeprefix(f"{path} ").removeprefix(f"{path}{os.sep}")
+
+
+def _shown(named: tuple[str, Tensor]) -> str:
+    name, tensor = named
+    shape = "of any shape" if tensor.shape is None else f"({', '.join(map(str, tensor.shape))})"
+    return f"{name} {tensor.dtype.removeprefix('DT_').lower()} {shape}"
+
+
+def _check_access(report: Report, path: Path) -> None:
+    """The server runs as a user of its own, who must be able to read what somebody else copied."""
+    closed = [each for each in (path, *path.rglob("*")) if not _readable(each)]
+    if closed:
+        report.add(ERROR, closed[0], "this user can't read it: chmod -R a+rX it")
+        return
+    private = [each for each in (path, *path.rglob("*")) if each.stat().st_mode & (0o5 if each.is_dir() else 0o4) == 0]
+    if private:
+        report.add(
+            WARNING, private[0], "only its owner and group can read it, and a server in a container is neither, as a "
+            "rule: chmod -R a+rX it",
+        )  # fmt: skip
+
+
+def _readable(path: Path) -> bool:
+    return os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
+
+
+def _check_signature(
+    report: Report, model: SavedModel, expected: Expected
+) -> tuple[tuple[str, Tensor], tuple[str, Tensor]] | None:
+    """The input and the output that the gateway will use, by its rules (clothing_gateway.model.signature)."""
+    signature = model.signatures.get(expected.signature)
+    if signature is None:
+        names = ", ".join(name for name in model.signatures if name != INIT_SIGNATURE) or "none"
+        report.add(
+            ERROR, model.path,
+            f"it has no signature {expected.signature}, only {names}: save it with signatures=…, or set "
+            "model.signatureName of the chart",
+        )  # fmt: skip
+        return None
+    photo = _choose(report, model, "input", expected.input, signature.inputs)
+    scores = _choose(report, model, "output", expected.output, signature.outputs)
+    if photo is None or scores is None:
+        return None
+    messages = [*_photo_problems(*photo, expected.size), *_scores_problems(*scores)]
+    for message in messages:
+        report.add(ERROR, model.path, message)
+    return None if messages else (photo, scores)
+
+
+def _choose(
+    report: Report, model: SavedModel, kind: str, wanted: str, there: dict[str, Tensor]
+) -> tuple[str, Tensor] | None:
+    names = ", ".join(there) or "none"
+    if wanted:
+        if wanted in there:
+            return wanted, there[wanted]
+        report.add(ERROR, model.path, f"it has no {kind} {wanted!r}, only {names}: set model.{kind}Name of the chart")
+        return None
+    if len(there) == 1:
+        return next(iter(there.items()))
+    report.add(
+        ERROR, model.path,
+        f"its signature has {len(there)} {kind}s ({names}), and the gateway uses one: choose it with model.{kind}Name "
+        f"of the chart (here: --{kind}-name)",
+    )  # fmt: skip
+    return None
+
+
+def _photo_problems(name: str, photo: Tensor, size: tuple[int, int] | None) -> Iterator[str]:
+    what = f"its input {name}"
+    if photo.dtype not in PHOTO_TYPES:
+        yield f"{what} is {photo.dtype}, and the gateway sends DT_FLOAT, DT_UINT8 or DT_STRING: convert it again"
+        return
+    shape = photo.shape
+    if photo.dtype == "DT_STRING":
+        if shape is not None and len(shape) != 1:
+            yield f"{what} has the shape {shape}, and encoded photos have one dimension, the batch"
+    elif shape is not None and len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
+        yield f"{what} has the shape {shape}, channels first, and the gateway sends height, width, 3"
+    elif shape is not None and (len(shape) != 4 or shape[3] not in (3, -1)):
+        yield f"{what} has the shape {shape}, and the gateway sends (batch, height, width, 3)"
+    elif size is None and (shape is None or min(shape[1:3]) < 1):
+        yield (
+            f"{what} has the shape {shape or 'unknown'}, which leaves the size open: set model.imageSize of the chart "
+            "(here: --image-size), or convert it again with --image-size"
+        )
+    elif size is not None and shape is not None and not _fits(size, shape[1:3]):
+        yield f"{what} has the shape {shape}, and the size given is {size[1]}x{size[0]} (width x height): leave it out"
+    if shape and shape[0] > 1:
+        yield f"{what} has the shape {shape}, a batch of exactly {shape[0]}: export it with an open batch"
+
+
+def _scores_problems(name: str, scores: Tensor) -> Iterator[str]:
+    if scores.dtype not in SCORE_TYPES:
+        yield f"its output {name} is {scores.dtype}, and scores are DT_FLOAT or DT_DOUBLE"
+    if scores.shape is not None and len(scores.shape) != 2:
+        yield f"its output {name} has the shape {scores.shape}, and scores have two dimensions, batch and labels"
+
+
+def _check_labels(report: Report, model: SavedModel, scores: tuple[str, Tensor], expected: Expected) -> None:
+    noted = model.description.get("labels")
+    width = scores[1].shape[-1] if scores[1].shape and scores[1].shape[-1] > 0 else None
+    for labels, where in ((noted, f"noted in {savedmodel.DESCRIPTION}"), (expected.labels, "given")):
+        if labels and width not in (None, len(labels)):
+            report.add(
+                ERROR, model.path,
+                f"{len(labels)} labels are {where} ({', '.join(labels)}), but its output {scores[0]} has {width} "
+                "classes: each photo would get another class's name",
+            )  # fmt: skip
+    if noted and expected.labels and len(noted) == len(expected.labels) and tuple(noted) != expected.labels:
+        position = next(at for at, pair in enumerate(zip(noted, expected.labels, strict=True)) if pair[0] != pair[1])
+        report.add(
+            ERROR, model.path,
+            f"the labels given are not those noted in {savedmodel.DESCRIPTION}, or in another order: class {position} "
+            f"is {expected.labels[position]!r} there and {noted[position]!r} in the model",
+        )  # fmt: skip
+    if not noted and not expected.labels:
+        report.add(
+            WARNING, model.path,
+            "no labels are noted in it, so nothing tells whether the chart's fit: convert it with --labels",
+        )  # fmt: skip
+
+
+def _check_warmup(report: Report, model: SavedModel) -> None:
+    path = model.path / savedmodel.WARMUP
+    if not path.exists():
+        report.add(
+            WARNING,
+            model.path,
+            "it has no warm-up requests, so the first photo after a start waits: convert it with --warmup",
+        )
+        return
+    try:
+        count = 0
+        for record in warmup.records(path):
+            count += 1
+            problem = _request_problem(model, memoryview(record))
+            if problem:
+                report.add(
+                    ERROR, path, f"its request {count} {problem}: the server would refuse the version. Convert again"
+                )
+    except (OSError, ValueError) as error:
+        report.add(ERROR, path, f"{_without(path, str(error))}: the server would refuse the version. Convert again")
+        return
+    if count > warmup.MAX_RECORDS:
+        report.add(ERROR, path, f"it has {count} requests, and TensorFlow Serving takes {warmup.MAX_RECORDS}")
+    if not count:
+        report.add(WARNING, path, "it is empty, so nothing is warmed up: convert again")
+
+
+def _request_problem(model: SavedModel, record: memoryview) -> str | None:
+    """Why a server would refuse a PredictionLog; field numbers of tensorflow_serving/apis and tensor.proto.
+
+    The name of the model in it is of no interest to a server, which knows whose file it is.
+    """
+    logs = list(protowire.messages(record, 6))
+    if not logs:
+        return "is not a Predict"
+    request = next(protowire.messages(logs[-1], 1), memoryview(b""))
+    key = protowire.string(next(protowire.messages(request, 1), memoryview(b"")), 3) or DEFAULT_SIGNATURE
+    signature: Signature | None = model.signatures.get(key)
+    if signature is None:
+        return f"calls the signature {key}, which the model lacks"
+    inputs = protowire.mapping(request, 2)
+    if set(inputs) != set(signature.inputs):
+        return f"has the inputs {', '.join(sorted(inputs)) or 'none'}, not {', '.join(signature.inputs)}"
+    for name, data in inputs.items():
+        wanted = signature.inputs[name]
+        dtype = savedmodel.dtype_name(protowire.integer(data, 1))
+        shape = savedmodel.shape(next(protowire.messages(data, 2), memoryview(b"")))
+        if dtype != wanted.dtype:
+            return f"gives {name} as {dtype}, not {wanted.dtype}"
+        if wanted.shape is not None and not _fits(shape, wanted.shape):
+            return f"gives {name} the shape {shape}, not {wanted.shape}"
+    return None
+
+
+def _fits(shape: tuple[int, ...] | None, wanted: tuple[int, ...]) -> bool:
+    return (
+        shape is not None
+        and len(shape) == len(wanted)
+        and all(want in (-1, have) for have, want in zip(shape, wanted, strict=True))
+    )

@@ -1,0 +1,355 @@
+"""A classifier to ask about photos: a SavedModel in this process, or a model behind a running gateway."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from clothing_model import savedmodel
+from clothing_model.commands.quiet import quiet_tensorflow
+from clothing_model.errors import ModelError
+from clothing_model.evaluation import dataset
+from clothing_model.savedmodel import photo_signature, usability_problems
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# A gateway that is full, or whose model is just being replaced, is asked again so often before it counts as away.
+TRIES = 8
+LONGEST_WAIT_SECONDS = 30.0
+AGAIN = frozenset({429, 502, 503, 504})
+REQUEST_TIMEOUT_SECONDS = 60.0
+
+
+class PhotoError(ModelError):
+    """This one photo can't be classified; others may."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Scores of one photo in the order of the classifier's labels, and the seconds that each step took."""
+
+    scores: NDArray[np.float32]
+    seconds: dict[str, float]
+
+
+class Classifier(Protocol):
+    """What `evaluate` and `diff` ask.
+
+    Attributes:
+        name: what is asked, for people: a folder, or a gateway's address.
+        labels: the classes in the order of the scores.
+        parallel: photos that may be asked at a time.
+
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    parallel: int
+
+    def classify(self, photo: bytes) -> Answer: ...
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the model: its input, output, preprocessing, or the versions that answered."""
+        ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says about a model, where the model itself doesn't."""
+
+    labels: tuple[str, ...] | None = None
+    preprocessing: str | None = None
+    image_size: tuple[int, int] | None = None
+    parallel: int = 4
+
+
+class SavedModelClassifier:
+    """A SavedModel, one photo at a time, prepared as the gateway prepares it."""
+
+    parallel = 1  # TensorFlow takes all cores for one photo; more at a time would only blur the latency
+
+    def __init__(self, path: Path, options: Options, default_labels: tuple[str, ...]) -> None:
+        model = savedmodel.read(path)
+        if problems := [*model.problems, *usability_problems(model)]:
+            raise ModelError("\n  ".join([f"{model.path} can't be asked:", *problems]))
+        found = photo_signature(model)
+        assert found is not None  # usability_problems has found nothing
+        photo, output = found
+        self.name = str(model.path)
+        self.labels = _labels(model, output.shape, options.labels, default_labels)
+        self._dtype = photo.dtype
+        self._preprocessing = "none"
+        if photo.dtype == "DT_FLOAT":
+            self._preprocessing = str(options.preprocessing or model.description.get("preprocessing", "tf"))
+        elif photo.dtype not in ("DT_UINT8", "DT_STRING"):
+            raise ModelError(f"{model.path} takes {photo.dtype}: the gateway sends DT_FLOAT, DT_UINT8 and DT_STRING")
+        self._size = None if photo.dtype == "DT_STRING" else _size(model, photo.shape, options.image_size)
+        signature = model.signatures[savedmodel.DEFAULT_SIGNATURE]
+        self._input, self._output = next(iter(signature.inputs)), next(iter(signature.outputs))
+        self._facts = {
+            "input": f"{self._input} {photo.dtype} {photo.shape}",
+            "output": f"{self._output} {output.dtype} {output.shape}",
+            "preprocessing": self._preprocessing,
+            "labels": list(self.labels),
+        }
+        quiet_tensorflow()
+        import tensorflow as tf
+
+        self._tf = tf
+        self._model = tf.saved_model.load(str(model.path), tags=["serve"])  # kept: it owns the variables
+        self._function = self._model.signatures[savedmodel.DEFAULT_SIGNATURE]
+        if self._size is not None:  # the first call plans the graph; it says nothing about later ones
+            self._scores(self._prepare(np.zeros((*self._size, 3), np.uint8)))
+
+    def facts(self) -> dict[str, Any]:
+        return dict(self._facts)
+
+    def classify(self, photo: bytes) -> Answer:
+        began = time.perf_counter()
+        if self._size is None:
+            batch = self._tf.constant([photo])
+        else:
+            try:
+                pixels = dataset.read_pixels(photo, self._size)
+            except dataset.UNREADABLE as error:
+                raise PhotoError(f"can't be read as a photo ({error})") from error
+            batch = self._prepare(pixels)
+        prepared = time.perf_counter()
+        try:
+            scores = self._scores(batch)
+        except self._tf.errors.InvalidArgumentError as error:
+            raise PhotoError(f"the model refuses it ({error.message.splitlines()[0]})") from error
+        return Answer(scores, {"prepare": prepared - began, "predict": time.perf_counter() - prepared})
+
+    def _prepare(self, pixels: NDArray[np.uint8]) -> Any:
+        batch = pixels[None]
+        return self._tf.constant(
+            batch if self._dtype == "DT_UINT8" else dataset.PREPROCESSINGS[self._preprocessing](batch)
+        )
+
+    def _scores(self, batch: Any) -> NDArray[np.float32]:
+        scores: NDArray[np.float32] = np.asarray(self._function(**{self._input: batch})[self._output], np.float32)
+        if scores.shape != (1, len(self.labels)):
+            raise ModelError(
+                f"{self.name} gives scores of the shape {scores.shape} for one photo, and there are "
+                f"{len(self.labels)} labels: give the right ones with --labels"
+            )
+        first: NDArray[np.float32] = scores[0]
+        return first
+
+
+def _labels(
+    model: savedmodel.SavedModel,
+    shape: tuple[int, ...] | None,
+    given: tuple[str, ...] | None,
+    default: tuple[str, ...],
+) -> tuple[str, ...]:
+    noted = model.description.get("labels")
+    labels = given or (tuple(noted) if noted else default)
+    width = shape[-1] if shape and shape[-1] > 0 else len(labels)
+    if width != len(labels):
+        whose = "--labels names" if given else f"{savedmodel.DESCRIPTION} notes" if noted else "the photos' folders are"
+        raise ModelError(
+            f"{model.path} has {width} classes, and {whose} {len(labels)} ({', '.join(labels)}): "
+            "name them all with --labels, in the output's order"
+        )
+    return labels
+
+
+def _size(
+    model: savedmodel.SavedModel, shape: tuple[int, ...] | None, given: tuple[int, int] | None
+) -> tuple[int, int]:
+    """(height, width) that the model takes."""
+    if shape is not None and (len(shape) != 4 or shape[3] not in (3, -1)):
+        raise ModelError(f"{model.path} takes an input of the shape {shape}: a photo's is (batch, height, width, 3)")
+    height, width = shape[1:3] if shape is not None else (-1, -1)
+    if given is None and (noted := str(model.description.get("imageSize", ""))):
+        across, _, down = noted.partition("x")
+        given = int(down or across), int(across)
+    if min(height, width) > 0:
+        return height, width
+    if given is None:
+        raise ModelError(f"{model.path} takes photos of any size: give the one of training, as --image-size 299")
+    return given
+
+
+class GatewayClassifier:
+    """The model behind a running gateway: photos are uploaded to /classify."""
+
+    def __init__(self, address: str, parallel: int) -> None:
+        import urllib3
+
+        self._urllib3 = urllib3
+        self.name = address
+        self.parallel = parallel
+        self.labels: tuple[str, ...] = ()
+        self._url = address.rstrip("/") + "/classify"
+        self._models: dict[str, int] = {}
+        self._retries = 0
+        self._lock = threading.Lock()
+        try:
+            scheme = urllib3.util.parse_url(address).scheme
+        except urllib3.exceptions.LocationParseError:
+            scheme = None
+        if scheme not in ("http", "https"):
+            raise ModelError(f"{address}: give the gateway's address as http://HOST:PORT")
+        self._http = urllib3.PoolManager(maxsize=parallel, timeout=REQUEST_TIMEOUT_SECONDS)
+
+    def facts(self) -> dict[str, Any]:
+        return {"labels": list(self.labels), "models": dict(self._models), "retries": self._retries}
+
+    def classify(self, photo: bytes) -> Answer:
+        headers = {"Content-Type": "application/octet-stream", "Accept": "application/json"}
+        for attempt in range(1, TRIES + 1):
+            began = time.perf_counter()
+            wait = min(LONGEST_WAIT_SECONDS, 0.25 * 2**attempt)
+            try:
+                answer = self._http.request("POST", self._url, body=photo, headers=headers, retries=False)
+            except self._urllib3.exceptions.HTTPError as error:
+                reason = f"can't be reached ({error})"
+                if not self._models:  # it never was: a wrong address, for which waiting is no help
+                    raise ModelError(f"{self.name} {reason}: is the gateway there? Its port is 9696") from error
+            else:
+                took = time.perf_counter() - began
+                if answer.status not in AGAIN:
+                    return Answer(self._read(answer), {"request": took})
+                reason = f"answers {answer.status} ({_detail(answer)})"
+                wait = self._retry_after(answer, wait)
+            if attempt < TRIES:
+                with self._lock:
+                    self._retries += 1
+                time.sleep(wait)
+        raise ModelError(f"{self.name} {reason}, {TRIES} times in a row: is the gateway there, and its model ready?")
+
+    def _retry_after(self, answer: Any, otherwise: float) -> float:
+        """The seconds that the gateway asks for, as a number or as a date."""
+        try:
+            asked = self._urllib3.Retry().get_retry_after(answer)
+        except self._urllib3.exceptions.InvalidHeader:
+            asked = None
+        return otherwise if asked is None else min(LONGEST_WAIT_SECONDS, float(asked))
+
+    def _read(self, answer: Any) -> NDArray[np.float32]:
+        if answer.status != 200:
+            if answer.status in (400, 413, 415, 422):
+                raise PhotoError(f"{answer.status}: {_detail(answer)}")
+            raise ModelError(
+                f"{self._url} answers {answer.status} ({_detail(answer)}): give a gateway's address, without a path"
+            )
+        try:
+            body = answer.json()
+            scores = {str(each["label"]): float(each["score"]) for each in body["predictions"]}
+            model = f"{body['model']['name']} {body['model']['version']}"
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{self._url} answers what no gateway does: {answer.data[:200]!r}") from error
+        with self._lock:
+            if not self.labels:
+                self.labels = tuple(sorted(scores))
+            self._models[model] = self._models.get(model, 0) + 1
+        if set(scores) != set(self.labels):
+            raise ModelError(f"{self.name} changed its labels meanwhile: {', '.join(sorted(scores))}; start again")
+        return np.array([scores[label] for label in self.labels], np.float32)
+
+
+def _detail(answer: Any) -> str:
+    """A problem's text (RFC 9457), or the start of whatever came."""
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return str(answer.data[:200].decode("utf-8", "replace").strip() or "no text")
+
+
+def open_classifier(where: str, options: Options, default_labels: tuple[str, ...] = ()) -> Classifier:
+    """The classifier at a gateway's address (http://…), or of a SavedModel's folder.
+
+    ``default_labels`` are taken for a SavedModel that has none noted, where ``options`` has none either.
+
+    Raises:
+        ModelError: nothing usable is there.
+
+    """
+    if "://" in where:
+        return GatewayClassifier(where, options.parallel)
+    return SavedModelClassifier(Path(where), options, default_labels)
+
+
+@dataclass
+class Scored:
+    """What a classifier said about photos.
+
+    Attributes:
+        index: which of the photos were classified: positions in the list that was asked about.
+        scores: float32 ``(len(index), classes)``.
+        seconds: for each step, as long as ``index``.
+        failed: position and reason of those that could not be classified.
+        wall_seconds: of all together.
+
+    """
+
+    index: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    seconds: dict[str, list[float]]
+    failed: dict[int, str] = field(default_factory=dict)
+    wall_seconds: float = 0.0
+
+
+def score(
+    classifier: Classifier, paths: tuple[Path, ...], progress: Callable[[int, int], None] | None = None
+) -> Scored:
+    """Ask about all photos, ``classifier.parallel`` at a time. A photo that can't be classified is noted, not raised.
+
+    Raises:
+        ModelError: the classifier itself fails, or no photo can be classified.
+
+    """
+    answers: dict[int, Answer] = {}
+    failed: dict[int, str] = {}
+    stop = threading.Event()
+    done = 0
+    lock = threading.Lock()
+
+    def ask(number: int) -> None:
+        nonlocal done
+        if stop.is_set():
+            return
+        try:
+            answers[number] = classifier.classify(paths[number].read_bytes())
+        except (PhotoError, OSError) as error:
+            failed[number] = str(error)
+        except BaseException:
+            stop.set()
+            raise
+        with lock:
+            done += 1
+            if progress is not None:
+                progress(done, len(paths))
+
+    began = time.perf_counter()
+    pool = ThreadPoolExecutor(max_workers=classifier.parallel)
+    try:
+        for result in [pool.submit(ask, number) for number in range(len(paths))]:
+            result.result()
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+    wall = time.perf_counter() - began
+    if not answers:
+        first = failed[min(failed)]
+        raise ModelError(f"{classifier.name} classified none of {len(paths)} photos; the first: {first}")
+    index = sorted(answers)
+    steps = answers[index[0]].seconds
+    return Scored(
+        index=np.array(index, np.int64),
+        scores=np.stack([answers[number].scores for number in index]),
+        seconds={step: [answers[number].seconds[step] for number in index] for step in steps},
+        failed=dict(sorted(failed.items())),
+        wall_seconds=wall,
+    )

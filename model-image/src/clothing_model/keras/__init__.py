@@ -1,0 +1,1 @@
+"""Keras files: reading them, half precision, preprocessing inside the graph."""

@@ -1,0 +1,43 @@
+"""SavedModel folders: read without TensorFlow (reader), the protobuf wire format, and warm-up requests."""
+
+from clothing_model.savedmodel.reader import (
+    DEFAULT_SIGNATURE,
+    DESCRIPTION,
+    INIT_SIGNATURE,
+    WARMUP,
+    SavedModel,
+    Signature,
+    Tensor,
+    dtype_name,
+    is_lfs_pointer,
+    is_version,
+    lfs_message,
+    locate,
+    photo_signature,
+    read,
+    shape,
+    usability_problems,
+    version_folders,
+    width,
+)
+
+__all__ = [
+    "DEFAULT_SIGNATURE",
+    "DESCRIPTION",
+    "INIT_SIGNATURE",
+    "WARMUP",
+    "SavedModel",
+    "Signature",
+    "Tensor",
+    "dtype_name",
+    "is_lfs_pointer",
+    "is_version",
+    "lfs_message",
+    "locate",
+    "photo_signature",
+    "read",
+    "shape",
+    "usability_problems",
+    "version_folders",
+    "width",
+]

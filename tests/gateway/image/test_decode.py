@@ -1,0 +1,395 @@
+"""Every kind of file against Pillow's own pixels, and the preprocessing against keras-image-helper itself."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import sysconfig
+import textwrap
+import zlib
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import image_bytes
+from keras_image_helper import create_preprocessor
+from PIL import Image
+
+from clothing_gateway.errors import BrokenImage, NotAnImage, TooManyPixels
+from clothing_gateway.image import decode, preprocessing
+from clothing_gateway.settings import RESAMPLINGS
+
+SIZE = (37, 23)
+DATASET = Path(os.environ.get("CLOTHING_DATASET", Path(__file__).parents[4] / "shared" / "dataset"))
+
+
+def pixels_of(data, size=SIZE):
+    header = decode.read_header(data, 10**8, 1 << 40)
+    return decode.decode(data, header, size)
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # a quarter
+
+
+def animated(kind):
+    frames = [Image.open(io.BytesIO(image_bytes((50, 40), "PNG", seed=seed))) for seed in (1, 2, 3)]
+    out = io.BytesIO()
+    frames[0].save(out, kind, save_all=True, append_images=frames[1:], duration=10)
+    return out.getvalue()
+
+
+def two_pictures():
+    """A JPEG with a second one behind it (MPO), as some phones write them."""
+    frames = [Image.open(io.BytesIO(image_bytes((50, 40), "PNG", seed=seed))) for seed in (1, 2)]
+    out = io.BytesIO()
+    frames[0].save(out, "MPO", save_all=True, append_images=frames[1:])
+    return out.getvalue()
+
+
+def transparent_palette():
+    image = Image.open(io.BytesIO(image_bytes((50, 40), "PNG", "P")))
+    out = io.BytesIO()
+    image.save(out, "PNG", transparency=bytes(range(256)))
+    return out.getvalue()
+
+
+KINDS = {
+    "jpeg 4:2:0": image_bytes((123, 77), subsampling=2),
+    "jpeg 4:2:2": image_bytes((123, 77), subsampling=1),
+    "jpeg 4:4:4": image_bytes((123, 77), subsampling=0),
+    "jpeg progressive": image_bytes((123, 77), progressive=True),
+    "jpeg optimised": image_bytes((123, 77), optimize=True, quality=95),
+    "jpeg with restarts": image_bytes((123, 77), restart_marker_blocks=2),
+    "jpeg grey": image_bytes((123, 77), mode="L"),
+    "jpeg grey progressive": image_bytes((123, 77), mode="L", progressive=True),
+    "jpeg cmyk": image_bytes((123, 77), mode="CMYK"),
+    "jpeg turned": image_bytes((60, 40), exif=TURNED),
+    "jpeg with a thumbnail and a profile": image_bytes((123, 77), icc_profile=b"x" * 70_000, comment=b"c"),
+    "jpeg mpo": two_pictures(),
+    "png rgb": image_bytes((123, 77), "PNG"),
+    "png rgba": image_bytes((123, 77), "PNG", "RGBA"),
+    "png grey": image_bytes((123, 77), "PNG", "L"),
+    "png grey alpha": image_bytes((123, 77), "PNG", "LA"),
+    "png one bit": image_bytes((123, 77), "PNG", "1"),
+    "png sixteen bits": image_bytes((123, 77), "PNG", "I;16"),
+    "png palette": image_bytes((123, 77), "PNG", "P"),
+    "png transparent palette": transparent_palette(),
+    "webp": image_bytes((123, 77), "WEBP"),
+    "webp lossless": image_bytes((123, 77), "WEBP", lossless=True),
+    "webp alpha": image_bytes((123, 77), "WEBP", "RGBA"),
+    "webp alpha lossless": image_bytes((123, 77), "WEBP", "RGBA", lossless=True),
+    "webp animated": animated("WEBP"),
+    "png turned": image_bytes((60, 40), "PNG", exif=TURNED),
+    "webp turned": image_bytes((60, 40), "WEBP", exif=TURNED),
+    "webp with metadata": image_bytes((123, 77), "WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0"),
+    "gif": image_bytes((123, 77), "GIF", "P"),
+    "gif transparent and interlaced": image_bytes((123, 77), "GIF", "P", transparency=3, interlace=1),
+    "gif grey": image_bytes((123, 77), "GIF", "L"),
+    "gif animated": animated("GIF"),
+    "bmp": image_bytes((123, 77), "BMP"),
+    "bmp palette": image_bytes((123, 77), "BMP", "P"),
+    "bmp one bit": image_bytes((123, 77), "BMP", "1"),
+    "bmp rgba": image_bytes((123, 77), "BMP", "RGBA"),
+    "one pixel": image_bytes((1, 1), "PNG"),
+    "a line": image_bytes((500, 1), "PNG"),
+    "large": image_bytes((1200, 900)),
+    "the size itself": image_bytes(SIZE, "PNG"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
+@pytest.mark.parametrize("data", KINDS.values(), ids=KINDS.keys())
+def test_pixels_are_those_of_keras_image_helper(data):
+    helper = create_preprocessor("xception", target_size=SIZE)
+    reference = np.array(helper.resize_image(Image.open(io.BytesIO(data))))
+    ours = pixels_of(data)
+    assert ours.dtype == np.uint8
+    assert ours.shape == (SIZE[1], SIZE[0], 3)
+    assert np.array_equal(ours, reference)
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
+@pytest.mark.parametrize("data", KINDS.values(), ids=KINDS.keys())
+def test_the_header_tells_the_true_size(data):
+    header = decode.read_header(data, 10**8, 1 << 40)
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    assert (header.width, header.height) == image.size
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("xception", "tf"), ("inception_v3", "tf"), ("resnet50", "caffe"), ("vgg16", "caffe")],
+)
+def test_preprocessing_is_keras_image_helpers_bit_for_bit(name, ours, tmp_path):
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(image_bytes((640, 480)))
+    reference = create_preprocessor(name, target_size=(299, 299)).from_path(str(file))[0]
+    numbers = preprocessing.BY_NAME[ours](pixels_of(file.read_bytes(), (299, 299)))
+    assert numbers.dtype == reference.dtype == np.float32
+    assert np.array_equal(numbers, reference)
+    assert numbers.flags.c_contiguous
+
+
+def test_real_photos_are_prepared_as_keras_image_helper_prepares_them():
+    files = sorted((DATASET / "validation").glob("*/*.jpg"))[::30] if DATASET.is_dir() else []
+    if not files:
+        pytest.skip(f"no photos under {DATASET}; CLOTHING_DATASET names another place")
+    helper = create_preprocessor("xception", target_size=(299, 299))
+    for file in files:
+        ours = preprocessing.tf(pixels_of(file.read_bytes(), (299, 299)))
+        assert np.array_equal(ours, helper.from_path(str(file))[0]), file
+
+
+def test_torch_preprocessing():
+    """keras-applications, imagenet_utils.py, _preprocess_numpy_input, mode "torch"."""
+    pixels = pixels_of(image_bytes((64, 64), "PNG"))
+    expected = (pixels / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert np.allclose(preprocessing.torch(pixels), expected, atol=1e-6)
+    assert preprocessing.torch(pixels).dtype == np.float32
+
+
+def test_no_preprocessing():
+    pixels = pixels_of(image_bytes((64, 64), "PNG"))
+    assert np.array_equal(preprocessing.none(pixels), pixels.astype(np.float32))
+
+
+def test_preprocessing_leaves_the_pixels_alone():
+    pixels = pixels_of(image_bytes((64, 64), "PNG"))
+    before = pixels.copy()
+    for function in preprocessing.BY_NAME.values():
+        function(pixels)
+    assert np.array_equal(pixels, before)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"x",
+        b"GIF",
+        b"<html><body>Not found</body></html>",
+        b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        b"%PDF-1.7",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        b"8BPS\0\1",
+        b"SIMPLE  =                    T",
+        b"II*\0\x08\0\0\0",
+        b"P6 1 1 255 abc",
+        b"RIFF\0\0\0\0WAVEfmt ",
+        b"\0\0\0\x18ftypheic",
+        b"\0\0\0\x1cftypavif",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        bytes(1000),
+        b"\xff\xd8",
+    ],
+)
+def test_what_is_no_image(data):
+    with pytest.raises(NotAnImage):
+        decode.read_header(data, 10**8, 1 << 40)
+
+
+CUT = {name: data for name, data in KINDS.items() if len(data) > 300}
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.6])
+@pytest.mark.parametrize("data", CUT.values(), ids=CUT.keys())
+def test_a_file_cut_off_is_broken(data, part):
+    """Where Pillow itself refuses it; an animation is whole as soon as its first frame is."""
+    cut = data[: max(int(len(data) * part), 20)]
+    try:
+        image = Image.open(io.BytesIO(cut), formats=decode.FORMATS)
+        image.convert("RGB").load()
+    except Exception:  # noqa: BLE001
+        with pytest.raises(BrokenImage):
+            pixels_of(cut)
+    else:
+        assert np.array_equal(pixels_of(cut), np.array(image.convert("RGB").resize(SIZE, Image.Resampling.NEAREST)))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("data", KINDS.values(), ids=KINDS.keys())
+def test_damaged_files_raise_nothing_but_our_errors(data):
+    rng = np.random.default_rng(len(data))
+    for _ in range(60):
+        damaged = bytearray(data)
+        for at in rng.integers(0, min(len(data), 4000), rng.integers(1, 9)):
+            damaged[at] = rng.integers(0, 256)
+        try:
+            pixels_of(bytes(damaged))
+        except (BrokenImage, NotAnImage, TooManyPixels):
+            pass
+
+
+def png_of(width, height):
+    """The header of a PNG of any size, and nothing behind it."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def webp_of(width, height):
+    body = b"VP8X" + struct.pack("<I", 10) + b"\0\0\0\0"
+    body += (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def gif_of(width, height):
+    return (
+        b"GIF89a"
+        + struct.pack("<HH", width, height)
+        + b"\0\0\0,\0\0\0\0"
+        + struct.pack("<HH", width, height)
+        + b"\0\x08\0;"
+    )
+
+
+def bmp_of(width, height):
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)
+
+
+def jpeg_of(width, height):
+    data = bytearray(image_bytes((16, 16)))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("make", [png_of, webp_of, gif_of, bmp_of, jpeg_of])
+def test_a_bomb_is_refused_by_its_header(make):
+    with pytest.raises(TooManyPixels, match="60000 x 60000"):
+        decode.read_header(make(60000, 60000), 50 << 20, 1 << 40)
+
+
+def test_a_photo_that_needs_too_much_memory_is_refused():
+    with pytest.raises(TooManyPixels, match="more memory"):
+        decode.read_header(image_bytes((100, 100), "WEBP"), 10**8, 100 * 100 * 17)
+
+
+def test_a_jpeg_in_several_scans_is_known_by_its_header():
+    assert not decode._has_several_scans(KINDS["jpeg 4:2:0"])
+    assert not decode._has_several_scans(KINDS["jpeg grey"])
+    assert not decode._has_several_scans(KINDS["jpeg with a thumbnail and a profile"])
+    assert decode._has_several_scans(KINDS["jpeg progressive"])
+    one_scan = bytearray(KINDS["jpeg 4:4:4"])
+    one_scan[one_scan.index(b"\xff\xda") + 4] = 1  # one of three components in the first scan
+    assert decode._has_several_scans(bytes(one_scan))
+    assert decode._has_several_scans(b"\xff\xd8\xff\xe0\0\x04ab")
+
+
+COST_KINDS = {
+    "jpeg": {"kind": "JPEG"},
+    "jpeg 4:4:4 progressive": {"kind": "JPEG", "progressive": True, "subsampling": 0},
+    "jpeg grey progressive": {"kind": "JPEG", "mode": "L", "progressive": True},
+    "jpeg cmyk": {"kind": "JPEG", "mode": "CMYK"},
+    "jpeg cmyk progressive": {"kind": "JPEG", "mode": "CMYK", "progressive": True, "subsampling": 0},
+    "png rgba": {"kind": "PNG", "mode": "RGBA", "compress_level": 1},
+    "webp": {"kind": "WEBP", "mode": "RGBA", "method": 0},
+    "gif": {"kind": "GIF", "mode": "P"},
+    "bmp": {"kind": "BMP", "mode": "P"},
+}
+
+
+# Those that the native core decodes, by Pillow, too.
+COST_CASES = [(name, True) for name in COST_KINDS] + [(name, False) for name in COST_KINDS if name.startswith("jpeg")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("name", "core"), COST_CASES)
+def test_decoding_takes_no_more_memory_than_it_is_counted_for(name, core, tmp_path):
+    options = COST_KINDS[name]
+    file = tmp_path / "photo"
+    file.write_bytes(image_bytes((3000, 2500), **options))
+    measure = textwrap.dedent("""
+        import pathlib, sys
+        from clothing_gateway.image import decode
+
+        def status(name):
+            line = next(line for line in open("/proc/self/status") if line.startswith(name))
+            return int(line.split()[1]) * 1024
+
+        if sys.argv[3] == "False":
+            decode.core = None
+        data = pathlib.Path(sys.argv[1]).read_bytes()
+        small = pathlib.Path(sys.argv[2]).read_bytes()
+        decode.decode(small, decode.read_header(small, 1 << 40, 1 << 40), (8, 8))
+        before = status("VmRSS")
+        open("/proc/self/clear_refs", "w").write("5")
+        header = decode.read_header(data, 1 << 40, 1 << 40)
+        decode.decode(data, header, (299, 299))
+        print(status("VmHWM") - before, header.cost)
+    """)
+    small = tmp_path / "small"
+    small.write_bytes(image_bytes(kind="PNG"))
+    done = subprocess.run(
+        [sys.executable, "-c", measure, file, small, str(core)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    taken, counted = int(done[0]), int(done[1])
+    assert taken <= counted
+    assert counted <= 2 * taken + (4 << 20)  # and not far more, or photos would be refused for nothing
+
+
+def test_the_native_core_is_there_where_it_can_be_built():
+    """As the Makefile asks: a compiler, Python's headers, libjpeg's headers."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler on this machine")
+    includes = b"#include <Python.h>\n#include <stdio.h>\n#include <jpeglib.h>\n"
+    command = [compiler, "-E", "-I", sysconfig.get_path("include"), "-"]
+    if subprocess.run(command, input=includes, capture_output=True, check=False).returncode:
+        pytest.skip("no headers of libjpeg-turbo on this machine")
+    assert decode.core is not None
+    assert decode.jpeg_decoder() == f"clothing_jpeg {metadata.version('clothing-jpeg')}, {decode.core.LIBJPEG}"
+
+
+@pytest.mark.parametrize("resampling", RESAMPLINGS)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_other_filters_give_pillows_own_pixels(resampling, kind):
+    data = image_bytes((640, 480), kind)
+    header = decode.read_header(data, 1 << 30, 1 << 40, resampling)
+    with Image.open(io.BytesIO(data)) as image:
+        wanted = np.asarray(image.convert("RGB").resize((50, 40), Image.Resampling[resampling.upper()]))
+    assert np.array_equal(decode.decode(data, header, (50, 40)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("size", "part"), [((150, 150), 8), ((151, 100), 4), ((299, 299), 4), ((301, 300), 2), ((601, 10), 1)]
+)
+def test_jpegs_may_be_decoded_at_a_part_of_their_size(size, part):
+    data = image_bytes((1200, 1200), "JPEG", quality=90)
+    header = decode.read_header(data, 1 << 30, 1 << 40, jpeg_scaling=True)
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (1200 // part, 1200 // part))
+        assert image.size == (1200 // part, 1200 // part)
+        wanted = np.asarray(image.resize(size, Image.Resampling.NEAREST))
+    scaled = decode.decode(data, header, size)
+    assert np.array_equal(scaled, wanted)
+    whole = decode.decode(data, decode.read_header(data, 1 << 30, 1 << 40), size)
+    assert np.array_equal(scaled, whole) == (part == 1)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("BMP", "RGB"), ("WEBP", "RGB")])
+def test_other_formats_know_no_scaling(kind, mode):
+    data = image_bytes((400, 400), kind, mode)
+    plain, scaled = (
+        decode.decode(data, decode.read_header(data, 1 << 30, 1 << 40, jpeg_scaling=on), (20, 20))
+        for on in (False, True)
+    )
+    assert np.array_equal(plain, scaled)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_scaling_takes_every_mode_of_jpeg(mode):
+    data = image_bytes((400, 400), "JPEG", mode)
+    header = decode.read_header(data, 1 << 30, 1 << 40, jpeg_scaling=True)
+    assert decode.decode(data, header, (20, 20)).shape == (20, 20, 3)

@@ -1,0 +1,217 @@
+"""The native core against Pillow: the same numbers, and the same files refused."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import image_bytes
+from jpegs import PREPARATIONS, corpus, damage, decode, decode_by_pillow, exif_block, same, with_segment
+
+from clothing_gateway.errors import BrokenImage
+from clothing_gateway.image import decode as decoding
+from clothing_gateway.image import preprocessing
+
+DATASET = Path(os.environ.get("CLOTHING_DATASET", Path(__file__).parents[4] / "shared" / "dataset"))
+# Every so many of the photos; 1 takes all 3,409 of them (make fuzz), for minutes.
+EVERY = int(os.environ.get("CLOTHING_DATASET_EVERY", "40"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))
+SEED = int(os.environ.get("FUZZ_SEED", "1"))
+
+CORPUS = corpus()
+SIZES = [(299, 299), (37, 23), (23, 180), (8, 8), (1, 1), (3, 500)]
+
+pytestmark = pytest.mark.skipif(decoding.core is None, reason="the native core is not installed")
+
+
+def check(data, size=(299, 299), prepare=None):
+    """What the core gives, after it was found to be what Pillow gives."""
+    ours, pillows = decode(data, size, prepare), decode_by_pillow(data, size, prepare)
+    if not same(ours, pillows):
+        pytest.fail(f"{size}, {prepare}: {ours} is not Pillow's {pillows}", pytrace=False)
+    return ours
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", CORPUS)
+def test_all_kinds(name, size):
+    assert (decoding.core.read_header(CORPUS[name]) is None) == (name == "cmyk")
+    for prepare in PREPARATIONS:
+        check(CORPUS[name], size, prepare)
+
+
+@pytest.mark.parametrize("taken", [1, 2, 3, 7, 64, 299])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_every_width_and_height(taken, subsampling):
+    for side in range(1, 140):
+        check(image_bytes((side, 5), subsampling=subsampling), (taken, 3))
+        check(image_bytes((9, side), subsampling=subsampling), (3, taken))
+
+
+def test_columns_and_rows_are_pillows_for_large_pictures():
+    """Pillow adds steps up, and the sum's last bits decide about a pixel."""
+    rng = random.Random(5)
+    for _ in range(60):
+        side, taken = rng.randint(140, 9000), rng.choice((160, 224, 299, 331, rng.randint(1, 1200)))
+        check(image_bytes((side, 8), mode="L", seed=side), (taken, 2))
+        check(image_bytes((8, side), seed=side), (2, taken))
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((4000, 3000), {}),
+        ((4000, 3000), {"progressive": True}),
+        ((4000, 3000), {"subsampling": 0}),
+        ((4000, 3000), {"mode": "L"}),
+        ((8192, 6144), {}),
+    ],
+    ids=str,
+)
+def test_large(size, options):
+    data = image_bytes(size, **options)
+    assert isinstance(check(data, prepare="tf"), np.ndarray)
+    assert decode(data[: len(data) // 2], (299, 299), "tf") is BrokenImage
+
+
+def test_photos():
+    files = sorted(DATASET.glob("*/*/*.jpg"))[::EVERY]
+    if not files:
+        pytest.skip(f"no photos under {DATASET}; CLOTHING_DATASET names another place")
+    for file in files:
+        data = file.read_bytes()
+        assert decoding.core.read_header(data) is not None, file
+        assert isinstance(check(data, prepare="tf"), np.ndarray), file
+
+
+@pytest.mark.parametrize("name", ["4:2:0", "progressive", "restarts", "tall", "grey", "turned", "17 square"])
+def test_cut_off_at_every_place(name):
+    data = CORPUS[name]
+    step = max(len(data) // 400, 1)
+    ends = {*range(3, len(data), step), *range(len(data) - 40, len(data))}
+    assert {check(data[:end], (7, 9)) for end in ends} == {BrokenImage}
+    for behind in (b"\xff", b"\xff\xd8", b"x" * 100_000, data):
+        assert same(check(data + behind, (7, 9)), decode(data, (7, 9), None))
+
+
+def test_what_pillow_would_not_open_is_refused():
+    plain = CORPUS["4:2:0"]
+    no_resolution = plain.replace(b"JFIF\0\x01\x01\x01", b"JFIF\0\x01\x01\0")
+    refused = {
+        "jfif cut short": with_segment(plain, 0xE0, b"JFIF\0"),
+        "adobe cut short": with_segment(plain, 0xEE, b"Adobe"),
+        "profile cut short": with_segment(plain, 0xE2, b"ICC_PROFILE\0"),
+        "photoshop cut short": with_segment(plain, 0xED, b"Photoshop 3.0\x008BIM\x03\xed"),
+        "exif in which Pillow trips": with_segment(
+            no_resolution,
+            0xE1,
+            b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x02\x01\x28\0\3\0\0\0\1\0\2\0\0\x01\x1a\0\5\0\0\0\0\0\0\0\0",
+        ),
+    }
+    assert {name: check(data) for name, data in refused.items()} == dict.fromkeys(refused, BrokenImage)
+
+
+def test_a_turned_photo_stays_as_it_is():
+    data = CORPUS["turned"]
+    assert exif_block() in data
+    turned = check(data, (60, 40))
+    assert np.array_equal(turned, check(image_bytes((60, 40)), (60, 40)))
+
+
+def test_the_file_is_looked_through_where_the_model_takes_files():
+    data = CORPUS["pieces"]
+    assert check(data, None) is None
+    assert check(data[:-2000], None) is BrokenImage
+
+
+@pytest.mark.timeout(SECONDS + 60)
+def test_damaged(tmp_path):
+    rng = random.Random(SEED)
+    files = list(CORPUS.values())
+    end = time.monotonic() + SECONDS
+    counts = {}
+    while time.monotonic() < end:
+        data = damage(rng.choice(files), rng, files)
+        size = rng.choice([*SIZES, (rng.randint(1, 60), rng.randint(1, 60)), None])
+        prepare = rng.choice(PREPARATIONS)
+        (tmp_path / "last.jpg").write_bytes(data)
+        ours = check(data, size, prepare)
+        by = "core" if decoding.core.read_header(data) else "Pillow"
+        key = f"{by}: {'pixels' if ours is None or isinstance(ours, np.ndarray) else ours.__name__}"
+        counts[key] = counts.get(key, 0) + 1
+    print(f"seed {SEED}: {counts}")
+    assert counts["core: pixels"] > 10
+    assert counts["core: BrokenImage"] > 10
+
+
+def test_side_by_side():
+    files = list(CORPUS.values())
+    expected = [decode(data, (37, 23), "tf") for data in files]
+    with ThreadPoolExecutor(8) as pool:
+        rounds = [list(pool.map(lambda data: decode(data, (37, 23), "tf"), files)) for _ in range(20)]
+    assert all(same(ours, one) for round_ in rounds for ours, one in zip(round_, expected, strict=True))
+
+
+def test_no_way_out_leaks():
+    """Errors leave libjpeg by longjmp."""
+    files = [CORPUS["tall"], CORPUS["tall"][:-500], CORPUS["progressive"][:3000], CORPUS["pieces"][:70_000]]
+    files += [damage(CORPUS["4:2:0"], random.Random(seed), files) for seed in range(40)]
+
+    def decode_all(times):
+        for _ in range(times):
+            for data in files:
+                decode(data, (64, 64), "tf")
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    first = decode_all(20)
+    assert decode_all(100) - first < 4 << 10  # KiB: less than 1 kB a file
+
+
+def test_wrong_arguments_are_refused():
+    data, table = CORPUS["4:2:0"], preprocessing.TABLES["tf"].values
+    core = decoding.core
+    pixels = np.empty((8, 8, 3), np.uint8)
+    for out, size, values in (
+        (pixels, (8, 7), None),
+        (pixels, (-8, -8), None),
+        (pixels, (0, 0), None),
+        (pixels, (8, 8), table),
+        (np.empty((8, 8, 3), np.float32), (8, 8), None),
+        (np.empty((8, 8, 3), np.float32), (8, 8), table[:255]),
+        (np.empty(8 * 8 * 12 + 1, np.uint8)[1:], (8, 8), table),
+        (np.empty(0, np.uint8), (1 << 30, 1 << 30), None),
+    ):
+        with pytest.raises(ValueError, match="must hold"):
+            core.decode(data, out, size, values, False)
+    with pytest.raises(BufferError):
+        core.decode(data, bytes(8 * 8 * 3), (8, 8), None, False)
+    for wrong in (b"", b"\xff\xd8", CORPUS["cmyk"], image_bytes(kind="PNG")):
+        assert core.read_header(wrong) is None
+        with pytest.raises(core.BrokenJpeg, match="read_header"):
+            core.decode(wrong, pixels, (8, 8), None, False)
+
+
+def test_without_the_core_pillow_decodes(monkeypatch):
+    monkeypatch.setattr(decoding, "core", None)
+    assert decoding.jpeg_decoder().startswith("Pillow ")
+    assert not decoding.read_header(CORPUS["4:2:0"], 1 << 30, 1 << 40).plain
+
+
+def test_other_filters_are_pillows():
+    for options in ({"resampling": "bilinear"}, {"jpeg_scaling": True}):
+        assert not decoding.read_header(CORPUS["4:2:0"], 1 << 30, 1 << 40, **options).plain
+
+
+@pytest.mark.parametrize("name", preprocessing.BY_NAME)
+def test_tables_are_the_operations(name):
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    values, reverse = preprocessing.TABLES[name]
+    looked_up = values[pixels[..., ::-1] if reverse else pixels, np.arange(3)]
+    assert same(looked_up, preprocessing.BY_NAME[name](pixels))

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from clothing_gateway.deadline import Deadline, client_timeout_seconds
+from clothing_gateway.errors import BadRequest, OutOfTime, Overloaded
+from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Places
+
+
+def test_places_are_refused_at_once_when_taken():
+    places = Places(3)
+    places.take(2)
+    with pytest.raises(Overloaded) as caught:
+        places.take(2)
+    assert caught.value.retry_after == 1
+    assert places.taken == 2
+    places.take()
+    places.leave(3)
+    assert places.taken == 0
+
+
+def test_a_place_is_given_back_once():
+    places = Places(1)
+    place, none = places.place(), places.place()
+    assert (place.held, none.held, places.taken) == (True, False, 1)
+    for _ in range(2):
+        none.leave()
+        assert places.taken == 1
+    for _ in range(2):
+        place.leave()
+        assert places.taken == 0
+    assert places.place().held
+
+
+def test_bytes_fit_or_they_don_t():
+    budget = ByteBudget(100)
+    assert budget.reserve(60)
+    assert not budget.reserve(41)
+    assert budget.reserve(40)
+    budget.release(100)
+    assert budget.reserved == 0
+
+
+class Visitor(threading.Thread):
+    """Holds the gate until let go."""
+
+    def __init__(self, gate, cost, seconds=5.0):
+        super().__init__(daemon=True)
+        self.gate, self.cost, self.deadline = gate, cost, Deadline.after(seconds)
+        self.inside, self.go, self.error = threading.Event(), threading.Event(), None
+        self.start()
+
+    def run(self):
+        try:
+            with self.gate.hold(self.cost, self.deadline):
+                self.inside.set()
+                self.go.wait(5)
+        except OutOfTime as error:
+            self.error = error
+
+
+def wait_for(condition):
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_the_gate_lets_in_in_order_of_arrival_though_a_smaller_one_would_fit():
+    gate = DecodeGate(slots=3, memory_bytes=100)
+    first = Visitor(gate, 60)
+    assert first.inside.wait(5)
+    large = Visitor(gate, 80)
+    wait_for(lambda: gate.waiting == 1)
+    small = Visitor(gate, 10)
+    wait_for(lambda: gate.waiting == 2)
+    assert not small.inside.wait(0.05)
+    first.go.set()
+    assert large.inside.wait(5)
+    assert small.inside.wait(5)
+    for visitor in (large, small):
+        visitor.go.set()
+        visitor.join(5)
+    assert (gate.waiting, gate._free_slots, gate._free_bytes) == (0, 3, 100)
+
+
+def test_the_gate_has_so_many_slots():
+    gate = DecodeGate(slots=2, memory_bytes=100)
+    visitors = [Visitor(gate, 1) for _ in range(3)]
+    wait_for(lambda: gate.waiting == 1 and sum(visitor.inside.is_set() for visitor in visitors) == 2)
+    for visitor in visitors:
+        visitor.go.set()
+    for visitor in visitors:
+        visitor.join(5)
+    assert (gate._free_slots, gate._free_bytes) == (2, 100)
+
+
+def test_waiting_ends_at_the_deadline_and_lets_the_next_one_in():
+    gate = DecodeGate(slots=2, memory_bytes=100)
+    first = Visitor(gate, 60)
+    assert first.inside.wait(5)
+    late = Visitor(gate, 80, seconds=0.05)
+    wait_for(lambda: gate.waiting == 1)
+    small = Visitor(gate, 10)
+    late.join(5)
+    assert isinstance(late.error, OutOfTime)
+    assert small.inside.wait(5)  # it had waited behind the large one only
+    first.go.set()
+    small.go.set()
+    first.join(5)
+    small.join(5)
+    assert (gate.waiting, gate._free_slots, gate._free_bytes) == (0, 2, 100)
+
+
+def test_a_deadline_that_has_passed_never_gets_in():
+    gate = DecodeGate(slots=1, memory_bytes=100)
+    with gate.hold(1, Deadline.after(1)), pytest.raises(OutOfTime), gate.hold(1, Deadline.after(-1)):
+        pass
+    assert (gate.waiting, gate._free_slots) == (0, 1)
+
+
+def test_the_gate_survives_a_crowd():
+    gate = DecodeGate(slots=3, memory_bytes=100)
+    peak, inside, lock = [0], [0], threading.Lock()
+
+    def visit(cost):
+        for _ in range(50):
+            try:
+                with gate.hold(cost, Deadline.after(0.02)):
+                    with lock:
+                        inside[0] += cost
+                        peak[0] = max(peak[0], inside[0])
+                    time.sleep(0.0002)
+                    with lock:
+                        inside[0] -= cost
+            except OutOfTime:
+                pass
+
+    threads = [threading.Thread(target=visit, args=(cost,)) for cost in (10, 30, 60, 90, 100, 50, 20, 40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert peak[0] <= 100
+    assert (gate.waiting, gate._free_slots, gate._free_bytes) == (0, 3, 100)
+
+
+def test_what_never_fits_is_a_mistake_of_the_caller():
+    with pytest.raises(ValueError, match="never fits"), DecodeGate(1, 10).hold(11, Deadline.after(1)):
+        pass
+
+
+def test_a_deadline_counts_from_its_start():
+    deadline = Deadline.after(10, start=time.monotonic() - 9)
+    assert 0.5 < deadline.remaining() <= 1
+    assert deadline.require("work") > 0
+    with pytest.raises(OutOfTime, match="before it could work"):
+        Deadline.after(-0.01).require("work")
+    assert deadline.sooner(0.1).remaining() <= 0.1
+    assert deadline.sooner(100) == deadline
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "grpc", "seconds"),
+    [
+        (None, None, None),
+        ("1500", None, 1.5),
+        (None, "2S", 2),
+        (None, "1500m", 1.5),
+        (None, "1H", 3600),
+        (None, "1M", 60),
+        (None, "5u", 5e-6),
+        (None, "99999999n", 0.099999999),
+        ("1500", "1S", 1),
+        ("500", "1S", 0.5),
+    ],
+)
+def test_a_client_may_say_how_long_it_waits(milliseconds, grpc, seconds):
+    assert client_timeout_seconds(milliseconds, grpc) == (pytest.approx(seconds) if seconds else None)
+
+
+@pytest.mark.parametrize("milliseconds", ["", "0", "-1", "1.5", "1e3", "soon", "9" * 10, "１"])
+def test_a_time_in_milliseconds_that_is_none(milliseconds):
+    with pytest.raises(BadRequest):
+        client_timeout_seconds(milliseconds, None)
+
+
+@pytest.mark.parametrize("grpc", ["", "1", "S", "0S", "1s", "-1S", "1.5S", "123456789S", "1 S"])
+def test_a_time_of_grpc_that_is_none(grpc):
+    with pytest.raises(BadRequest):
+        client_timeout_seconds(None, grpc)

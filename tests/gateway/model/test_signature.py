@@ -1,0 +1,224 @@
+"""What is made of a model's signature, and of tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import predict_pb2
+
+from clothing_gateway.model import signature, tensor
+from clothing_gateway.model.signature import Misfit
+from clothing_gateway.pipeline import probabilities, ranked
+from clothing_gateway.settings import Settings
+
+FLOAT, UINT8, STRING, INT64, DOUBLE = (
+    types_pb2.DT_FLOAT,
+    types_pb2.DT_UINT8,
+    types_pb2.DT_STRING,
+    types_pb2.DT_INT64,
+    types_pb2.DT_DOUBLE,
+)
+COURSE_IN = {"input_8": (FLOAT, (-1, 299, 299, 3))}
+COURSE_OUT = {"dense_7": (FLOAT, (-1, 10))}
+
+
+def describe(inputs=None, outputs=None, name="serving_default", **settings):
+    made = meta_graph_pb2.SignatureDef()
+    for there, described in ((made.inputs, inputs or COURSE_IN), (made.outputs, outputs or COURSE_OUT)):
+        for key, (dtype, shape) in described.items():
+            there[key].dtype = dtype
+            if shape is None:
+                there[key].tensor_shape.unknown_rank = True
+            for size in shape or ():
+                there[key].tensor_shape.dim.add().size = size
+    return signature.describe("clothing-model", 3, {name: made}, Settings(**settings))
+
+
+def test_the_courses_model():
+    model = describe()
+    assert (model.input_name, model.output_name) == ("input_8", "dense_7")
+    assert (model.size, model.input_type, model.width, model.batch_limit) == ((299, 299), "float32", 10, None)
+    assert (model.name, model.version) == ("clothing-model", 3)
+    assert model.payload_bytes(2, 0) == 2 * 299 * 299 * 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("inputs", "settings", "expected"),
+    [
+        ({"inputs": (FLOAT, (-1, 224, 224, 3))}, {}, ("float32", (224, 224), None)),
+        ({"x": (FLOAT, (-1, 240, 320, 3))}, {}, ("float32", (320, 240), None)),
+        ({"x": (FLOAT, (-1, -1, -1, 3))}, {"image_size": (320, 240)}, ("float32", (320, 240), None)),
+        ({"x": (FLOAT, (-1, -1, 320, 3))}, {"image_size": (320, 240)}, ("float32", (320, 240), None)),
+        ({"x": (FLOAT, None)}, {"image_size": (99, 99)}, ("float32", (99, 99), None)),
+        ({"x": (UINT8, (-1, 150, 150, 3))}, {}, ("uint8", (150, 150), None)),
+        ({"x": (FLOAT, (1, 299, 299, 3))}, {}, ("float32", (299, 299), 1)),
+        ({"x": (STRING, (-1,))}, {}, ("string", None, None)),
+        ({"x": (STRING, None)}, {}, ("string", None, None)),
+    ],
+)
+def test_models_that_fit(inputs, settings, expected):
+    model = describe(inputs, **settings)
+    assert (model.input_type, model.size, model.batch_limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "settings", "words"),
+    [
+        (None, None, {"signature_name": "predict"}, ["'predict'", "'serving_default'", "GATEWAY_SIGNATURE_NAME"]),
+        (None, None, {"input_name": "input_28"}, ["'input_28'", "'input_8'", "GATEWAY_INPUT_NAME"]),
+        (None, None, {"output_name": "dense_18"}, ["'dense_18'", "'dense_7'", "GATEWAY_OUTPUT_NAME"]),
+        (
+            {"a": (FLOAT, (-1, 9, 9, 3)), "b": (FLOAT, (-1, 9, 9, 3))},
+            None,
+            {},
+            ["2 inputs", "'a', 'b'", "GATEWAY_INPUT_NAME"],
+        ),
+        (None, {"a": (FLOAT, (-1, 10)), "b": (FLOAT, (-1, 10))}, {}, ["2 outputs", "GATEWAY_OUTPUT_NAME"]),
+        (None, {"dense": (FLOAT, (-1, 20))}, {}, ["20 scores", "10 labels", "GATEWAY_LABELS"]),
+        (None, {"dense": (FLOAT, (-1, 5, 5, 10))}, {}, ["two dimensions"]),
+        (None, {"dense": (INT64, (-1, 10))}, {}, ["DT_INT64"]),
+        ({"x": (INT64, (-1, 9, 9, 3))}, None, {}, ["DT_INT64", "DT_UINT8"]),
+        ({"x": (FLOAT, (-1, 3, 299, 299))}, None, {}, ["channels first"]),
+        ({"x": (FLOAT, (-1, 299, 299, 1))}, None, {}, ["(-1, 299, 299, 1)"]),
+        ({"x": (FLOAT, (-1, 100))}, None, {}, ["(-1, 100)"]),
+        ({"x": (FLOAT, (-1, -1, -1, 3))}, None, {}, ["GATEWAY_IMAGE_SIZE"]),
+        ({"x": (FLOAT, None)}, None, {}, ["GATEWAY_IMAGE_SIZE"]),
+        (None, None, {"image_size": (224, 224)}, ["224x224", "(-1, 299, 299, 3)", "GATEWAY_IMAGE_SIZE"]),
+        ({"x": (FLOAT, (8, 299, 299, 3))}, None, {}, ["exactly 8"]),
+        ({"x": (STRING, (-1, 2))}, None, {}, ["encoded photos"]),
+    ],
+)
+def test_a_misfit_says_what_and_how_to_mend_it(inputs, outputs, settings, words):
+    with pytest.raises(Misfit) as caught:
+        describe(inputs, outputs, **settings)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_names_choose_among_several():
+    several = {"a": (FLOAT, (-1, 9, 9, 3)), "b": (FLOAT, (-1, 8, 8, 3))}
+    model = describe(several, {"p": (FLOAT, (-1, 10)), "q": (DOUBLE, (-1, 3))}, input_name="b", output_name="p")
+    assert (model.input_name, model.size, model.output_name) == ("b", (8, 8), "p")
+
+
+@pytest.mark.parametrize("shape", [(-1, -1), None])
+def test_an_output_of_open_width_is_taken(shape):
+    assert describe(outputs={"d": (FLOAT, shape)}).width is None
+
+
+def written(photos, name="input_8"):
+    """What the server reads from the bytes; and that protobuf itself would have written the same message."""
+    head = predict_pb2.PredictRequest(output_filter=["dense_7"])
+    head.model_spec.name = "clothes"
+    message = tensor.serialise(head.SerializeToString(), head.INPUTS_FIELD_NUMBER, name, photos)
+    request = predict_pb2.PredictRequest.FromString(message)
+    expected = predict_pb2.PredictRequest()
+    expected.CopyFrom(head)
+    proto = expected.inputs[name]
+    for size in (len(photos), *(() if isinstance(photos[0], bytes) else photos[0].shape)):
+        proto.tensor_shape.dim.add().size = size
+    if isinstance(photos[0], bytes):
+        proto.dtype = STRING
+        proto.string_val.extend(photos)
+    else:
+        proto.dtype = {np.float32: FLOAT, np.float64: DOUBLE, np.uint8: UINT8}[photos[0].dtype.type]
+        proto.tensor_content = np.stack(photos).tobytes()
+    assert request == expected
+    assert len(message) == expected.ByteSize()
+    return request.inputs[name]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 2, 3), (9, 16, 3), (73, 100, 3), (299, 299, 3)])
+@pytest.mark.parametrize("batch", [1, 2, 130])
+def test_numbers_are_written_as_they_are(dtype, shape, batch):
+    if batch == 130 and shape[0] > 9:
+        shape = (9, 9, 3)
+    rng = np.random.default_rng(1)
+    photos = [rng.uniform(0, 255, shape).astype(dtype) for _ in range(batch)]
+    proto = written(photos)
+    assert [dim.size for dim in proto.tensor_shape.dim] == [batch, *shape]
+    if dtype != np.uint8:
+        assert np.array_equal(tensor.read(proto), np.stack(photos))
+    assert not proto.float_val
+
+
+@pytest.mark.parametrize(
+    "photos", [[b"one"], [b"one", b"two"], [b""], [b"x" * 127, b"y" * 128, b"z" * 16384], [b"x" * (1 << 21)]]
+)
+@pytest.mark.parametrize("name", ["x", "serving_default_input_of_a_long_name" * 4, "ü"])
+def test_strings_are_written_as_they_are(photos, name):
+    proto = written(photos, name)
+    assert proto.dtype == STRING
+    assert list(proto.string_val) == photos
+    assert [dim.size for dim in proto.tensor_shape.dim] == [len(photos)]
+
+
+def test_an_array_that_lies_otherwise_in_memory_is_written_in_its_order():
+    turned = np.arange(24, dtype=np.uint8).reshape(2, 4, 3).transpose(1, 0, 2)
+    assert written([turned]).tensor_content == turned.tobytes()
+    assert written([turned[:, ::-1], turned]).tensor_content == turned[:, ::-1].tobytes() + turned.tobytes()
+
+
+def proto_of(dtype, shape, **values):
+    proto = tensor_pb2.TensorProto(dtype=dtype, **values)
+    for size in shape:
+        proto.tensor_shape.dim.add().size = size
+    return proto
+
+
+@pytest.mark.parametrize(
+    ("proto", "expected"),
+    [
+        (proto_of(FLOAT, (1, 2), float_val=[1.5, -2]), [[1.5, -2]]),
+        (proto_of(FLOAT, (1, 2), tensor_content=np.float32([1.5, -2]).tobytes()), [[1.5, -2]]),
+        (proto_of(DOUBLE, (2, 1), double_val=[1.5, -2]), [[1.5], [-2]]),
+        (proto_of(DOUBLE, (2, 1), tensor_content=np.float64([1.5, -2]).tobytes()), [[1.5], [-2]]),
+        (proto_of(FLOAT, (1, 3), float_val=[0.5]), [[0.5, 0.5, 0.5]]),
+    ],
+)
+def test_answers_are_read_in_each_form(proto, expected):
+    assert tensor.read(proto).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        proto_of(FLOAT, (1, 3), float_val=[1, 2]),
+        proto_of(FLOAT, (1, 3)),
+        proto_of(FLOAT, (1, 2), tensor_content=b"abc"),
+        proto_of(FLOAT, (1, 2), tensor_content=b"abcd"),
+        proto_of(FLOAT, (-1, 2), float_val=[1, 2]),
+        proto_of(INT64, (1, 1), int64_val=[1]),
+        proto_of(STRING, (1,), string_val=[b"a"]),
+        proto_of(999, (1,)),
+    ],
+)
+def test_answers_that_are_not_what_they_say(proto):
+    with pytest.raises(tensor.TensorError):
+        tensor.read(proto)
+
+
+def test_probabilities_are_the_softmax_of_logits():
+    logits = np.float32([-1.868, -4.761, -2.317, -1.063, 9.887, -2.812, -3.666, 3.2, -2.602, -4.835])
+    chances = probabilities(logits)
+    assert chances.sum() == pytest.approx(1)
+    assert np.allclose(chances, np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum())
+    assert probabilities(np.float32([1000, -1000])).tolist() == [1, 0]
+
+
+def test_a_distribution_stays_as_it_is():
+    given = np.float32([0.1, 0.2, 0.7])
+    assert np.array_equal(probabilities(given), given)
+    for not_one in ([0.5, 0.2, 0.7], [-0.1, 0.4, 0.7]):
+        assert not np.array_equal(probabilities(np.float32(not_one)), np.float32(not_one))
+
+
+def test_the_best_come_first_and_equals_in_the_labels_order():
+    order = ranked(("a", "b", "c", "d"), np.float32([1, 3, 1, 2]))
+    assert [one["label"] for one in order] == ["b", "d", "a", "c"]
+    assert order[0]["score"] == 3
+    assert len(ranked(("a", "b", "c"), np.float32([1, 3, 1]), 2)) == 2
+    assert len(ranked(("a", "b", "c"), np.float32([1, 3, 1]), 9)) == 3

@@ -1,0 +1,140 @@
+"""TLS and mTLS to the model server, with certificates made here by openssl."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import grpc
+import numpy as np
+import pytest
+from fakes import FakeModel, ModelServer
+
+from clothing_gateway.deadline import Deadline
+from clothing_gateway.model.predictor import Predictor
+from clothing_gateway.settings import Settings
+
+PHOTO = np.zeros((8, 8, 3), np.float32)
+
+
+def make_certificate(folder, name):
+    """A key and a certificate that vouches for itself, for one host."""
+    subprocess.run(
+        f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.crt -days 2 -subj /CN={name} "
+        f"-addext subjectAltName=DNS:{name}.example".split(),
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("certificates")
+    for name in ("server", "gateway", "stranger"):
+        make_certificate(folder, name)
+    return folder
+
+
+@pytest.fixture
+def serve(stack, certificates):
+    def serve(*, mutual=False, name="server"):
+        pair = ((certificates / f"{name}.key").read_bytes(), (certificates / f"{name}.crt").read_bytes())
+        trusted = (certificates / "gateway.crt").read_bytes() if mutual else None
+        server = ModelServer(
+            FakeModel(), credentials=grpc.ssl_server_credentials([pair], trusted, require_client_auth=mutual)
+        )
+        stack.callback(server.stop)
+        return server
+
+    return serve
+
+
+@pytest.fixture
+def make(stack, certificates):
+    def make(server, **files):
+        settings = {"model_tls": True, "model_tls_server_name": "server.example"}
+        settings |= {f"model_tls_{name}": str(certificates / file) for name, file in files.items() if "file" in name}
+        settings |= {f"model_tls_{name}": text for name, text in files.items() if "file" not in name}
+        predictor = Predictor(Settings(tf_serving_host=server.address, **settings))
+        stack.callback(predictor.close)
+        predictor.check()
+        return predictor
+
+    return make
+
+
+MUTUAL = {"certificate_file": "gateway.crt", "key_file": "gateway.key"}
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_the_model_is_asked_over_tls(make, serve, mutual):
+    predictor = make(serve(mutual=mutual), ca_file="server.crt", **(MUTUAL if mutual else {}))
+    assert predictor.not_ready is None
+    assert predictor.predict(predictor.model(), [PHOTO], Deadline.after(5)).version == 1
+
+
+@pytest.mark.parametrize(
+    ("mutual", "settings"),
+    [
+        (False, {"ca_file": "stranger.crt"}),  # another authority
+        (False, {}),  # the public ones
+        (False, {"ca_file": "server.crt", "server_name": "other.example"}),
+        (False, {"ca_file": "server.crt", "server_name": ""}),  # 127.0.0.1 is not in the certificate
+        (True, {"ca_file": "server.crt"}),  # no certificate of its own
+        (True, {"ca_file": "server.crt", "certificate_file": "stranger.crt", "key_file": "stranger.key"}),
+    ],
+)
+def test_who_is_not_trusted_is_not_talked_to(make, serve, mutual, settings):
+    server = serve(mutual=mutual)
+    predictor = make(server, **settings)
+    assert "can't be reached (UNAVAILABLE" in predictor.not_ready
+    assert not server.model.metadata
+
+
+def test_plain_text_does_not_reach_a_tls_server(make, serve, stack):
+    predictor = Predictor(Settings(tf_serving_host=serve().address))
+    stack.callback(predictor.close)
+    predictor.check()
+    assert "can't be reached" in predictor.not_ready
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ca_file": "nowhere.crt"}, ["GATEWAY_MODEL_TLS_CA_FILE", "nowhere.crt can't be read: No such file"]),
+        ({"ca_file": "server.key"}, ["GATEWAY_MODEL_TLS_CA_FILE", "holds no certificates in PEM form"]),
+        (
+            {"certificate_file": "gateway.crt", "key_file": "stranger.key"},
+            ["GATEWAY_MODEL_TLS_CERTIFICATE_FILE", "gateway.crt", "stranger.key", "no certificate and its key"],
+        ),
+        ({"certificate_file": "gateway.crt", "key_file": "locked.key"}, ["without a password"]),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(make, serve, certificates, settings, words):
+    subprocess.run(
+        "openssl rsa -aes128 -passout pass:secret -in gateway.key -out locked.key".split(),
+        cwd=certificates,
+        check=True,
+        capture_output=True,
+    )
+    predictor = make(serve(), **settings)
+    for word in words:
+        assert word in predictor.not_ready
+
+
+def test_renewed_certificates_are_taken_without_a_restart(make, serve, stack, certificates, tmp_path):
+    for name in ("server", "gateway"):
+        for end in ("crt", "key"):
+            shutil.copy(certificates / f"stranger.{end}", tmp_path / f"{name}.{end}")
+    files = {"ca_file": "server.crt", "certificate_file": "gateway.crt", "key_file": "gateway.key"}
+    predictor = make(serve(mutual=True), **{name: tmp_path / file for name, file in files.items()})
+    assert "can't be reached" in predictor.not_ready
+    for name in ("server", "gateway"):
+        for end in ("crt", "key"):
+            shutil.copy(certificates / f"{name}.{end}", tmp_path / f"{name}.{end}")
+    predictor.check()
+    assert predictor.not_ready is None
+    connection = predictor._connection
+    predictor.check()
+    assert predictor._connection is connection  # nothing has changed, so nothing is connected anew

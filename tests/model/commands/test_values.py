@@ -1,0 +1,122 @@
+"""`clothing-model values`: the chart's values for a model, with what is guessed marked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from served import Made
+
+from clothing_model import savedmodel
+from clothing_model.commands.cli import main
+
+ROOT = Path(__file__).parents[3]
+DEMO = ROOT / "model-image/demo-model/clothing-model"
+
+
+def values(capsys: pytest.CaptureFixture[str], path: Path, *options: str) -> tuple[dict[str, str], str]:
+    """The lines below `model:`, still as YAML, and the notes."""
+    capsys.readouterr()
+    assert main(["values", str(path), *options]) == 0
+    printed = capsys.readouterr()
+    first, *lines = printed.out.splitlines()
+    assert first == "model:"
+    return dict(line.strip().split(": ", 1) for line in lines if ": " in line), printed.err
+
+
+def test_of_a_described_model(capsys: pytest.CaptureFixture[str]) -> None:
+    found, notes = values(capsys, DEMO)
+    assert (json.loads(found["name"]), json.loads(found["preprocessing"])) == ("clothing-model", "tf")
+    assert json.loads(found["labels"])[0] == "dress"
+    assert notes == ""
+    schema = json.loads((ROOT / "charts/clothing-classifier/values.schema.json").read_text())
+    known = schema["properties"]["model"]["properties"]
+    assert set(found) <= set(known)
+    found, _ = values(capsys, DEMO, "--image", "127.0.0.1:5000/team/kitchen-model:1.2")
+    assert {json.loads(found[key]) for key in ("registry", "repository", "tag")} == {
+        "127.0.0.1:5000", "team/kitchen-model", "1.2",
+    }  # fmt: skip
+    image = schema["properties"]["server"]["properties"]["image"]
+    place = schema["$defs"][image["$ref"].rsplit("/", 1)[1]] if "$ref" in image else image
+    assert {"registry", "repository", "tag", "digest"} <= set(place["properties"])
+
+
+def test_inspect_prints_the_same(models: dict[str, Made], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["values", str(models["kitchen"].version)]) == 0
+    ours = capsys.readouterr().out
+    assert main(["inspect", str(models["kitchen"].version)]) == 0
+    assert capsys.readouterr().out.split("# values for charts/clothing-classifier\n")[1] == ours
+
+
+def test_what_is_guessed_is_said(models: dict[str, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = models["kitchen"].version
+    found, notes = values(capsys, path)
+    assert "# not noted in the model: check names and order" in found["labels"]
+    assert "# not noted in the model: tf, caffe, torch or none" in found["preprocessing"]
+    assert notes.count("note: ") == 2
+    names = [f"thing-{number}" for number in range(20)]
+    (tmp_path / "labels.txt").write_text("\n".join(names))
+    found, notes = values(capsys, path, "--labels", str(tmp_path / "labels.txt"), "--preprocessing", "caffe")
+    assert json.loads(found["labels"]) == names
+    assert found["preprocessing"] == '"caffe"'
+    assert notes == ""
+    assert main(["values", str(path), "--labels", "a,b", "--json"]) == 1
+    assert "2 labels are noted" in capsys.readouterr().err
+
+
+def test_size_and_outputs_left_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import tensorflow as tf
+
+    module = tf.Module()
+    spec = tf.TensorSpec((None, None, None, 3), tf.float32, name="photo")
+    module.serve = tf.function(
+        lambda photo: {"scores": tf.reduce_mean(photo, (1, 2)), "hidden": tf.reduce_sum(photo, (1, 2))},
+        input_signature=[spec],
+    )
+    tf.saved_model.save(module, str(tmp_path / "m/1"), signatures={"serving_default": module.serve})
+    found, _ = values(capsys, tmp_path / "m")
+    assert found["imageSize"].startswith('""  # the model leaves it open')
+    assert (
+        found["outputName"]
+        == '"hidden"  # the model has several outputs, hidden, scores: check which one gives the scores'
+    )
+    found, _ = values(capsys, tmp_path / "m", "--image-size", "64x48")
+    assert found["imageSize"] == '"64x48"'
+    assert main(["values", str(tmp_path / "m"), "--image-size", "224", "--image", "kitchen:1", "--json"]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both["model"]["imageSize"] == "224"
+    assert both["server"] == {"image": {"repository": "kitchen", "tag": "1"}}
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("kitchen", "give REPOSITORY:TAG"),
+        ("kitchen:latest", "the chart refuses `latest`"),
+        ("a b:1", "give REPOSITORY"),
+    ],
+)
+def test_bad_images(capsys: pytest.CaptureFixture[str], image: str, message: str) -> None:
+    assert main(["values", str(DEMO), "--image", image]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_served_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    version = Path(shutil.copytree(DEMO / "1", tmp_path / "m/1"))
+    (version / "variables/variables.index").unlink()
+    assert main(["values", str(version)]) == 1
+    printed = capsys.readouterr()
+    assert "variables.index is missing" in printed.err
+    assert printed.out == ""
+
+
+def test_needs_no_tensorflow() -> None:
+    program = "import sys; from clothing_model.commands.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-S", "-c", program, "values", str(DEMO)]
+    source = str(Path(savedmodel.__file__).parents[2])
+    done = subprocess.run(command, check=True, env={"PYTHONPATH": source}, capture_output=True, text=True)
+    assert done.stdout.startswith("model:\n")
