@@ -159,9 +159,9 @@ test-page: dev ## The page in Chromium (apt-get install chromium, or its like), 
 BENCH ?= full
 
 .PHONY: bench
-bench: gateway/.venv/runtime.stamp ## What a photo costs, beside other servers and the bare steps: 15 minutes; BENCH=quick: 3, without the others
+bench: gateway/.venv/runtime.stamp ## What a photo costs, beside other servers and the bare steps: 15 minutes; BENCH=quick: 3, without the others; AGAINST=checkout: beside it
 	@case $(BENCH) in full|quick) ;; *) echo "make bench BENCH=$(BENCH): is none of full, quick"; exit 2;; esac
-	@$(GATEWAY)/python tests/load/bench.py $(if $(filter quick,$(BENCH)),--quick)
+	@$(GATEWAY)/python tests/load/bench.py $(if $(filter quick,$(BENCH)),--quick) $(if $(AGAINST),--against "$(AGAINST)")
 
 E2E ?= short
 

@@ -3,7 +3,7 @@
 All systems run at the same time, and each is loaded in turn, round by round, so that a slow minute of the machine is
 everyone's. docs/performance.md says how to read what comes out.
 
-    bench.py [--quick] [--rounds N] [--only NAME…] [--output FOLDER]
+    bench.py [--quick] [--rounds N] [--only NAME…] [--against CHECKOUT] [--output FOLDER]
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import programs
 import report
 from programs import CACHE, HERE, BenchError, Running
 from stats import quantile
-from systems import OURS, SYSTEMS, Address, Form, System
+from systems import OURS, SYSTEMS, Address, Form, System, before
 from targets import checks
 
 from processes import ROOT
@@ -229,14 +229,23 @@ def machine() -> dict[str, Any]:
     }
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, and give all that was measured."""
-    quick = arguments.quick
-    names = arguments.only or ([OURS.name, "floor", "floor-2"] if quick else [system.name for system in SYSTEMS])
-    chosen = [system for system in SYSTEMS if system.name in names]
+def choose(arguments: argparse.Namespace) -> list[System]:
+    """The systems that the command line names."""
+    few = [OURS.name, "floor", "floor-2"]
+    names = arguments.only or (few if arguments.quick else [system.name for system in SYSTEMS])
     unknown = set(names) - {system.name for system in SYSTEMS}
     if unknown:
         raise BenchError(f"no system {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in SYSTEMS)}")
+    chosen = [system for system in SYSTEMS if system.name in names]
+    if arguments.against:
+        chosen.insert(1, before(arguments.against.resolve()))
+    return chosen
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, and give all that was measured."""
+    quick = arguments.quick
+    chosen = choose(arguments)
     rounds = arguments.rounds or (3 if quick else 5)
     say("building the load generator, the model server and the photo server")
     programs.build()
@@ -283,11 +292,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="ours and the floor only, three rounds")
     parser.add_argument("--rounds", type=int, help="how many rounds instead of 5, or 3 with --quick")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="which systems")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="the gateway of another checkout beside ours")
     parser.add_argument("--output", type=Path, help="folder for the results")
     arguments = parser.parse_args()
     if arguments.output is None:
         # The published figures come from a whole run, and nothing less takes their place.
-        whole = not arguments.quick and not arguments.only and not arguments.rounds
+        whole = not (arguments.quick or arguments.only or arguments.rounds or arguments.against)
         arguments.output = ROOT / "docs/benchmarks" if whole else CACHE / "results"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped then, too
     try:

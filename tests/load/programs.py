@@ -71,6 +71,15 @@ def environment(name: str, lock: Path, say: Callable[[str], object]) -> Path:
     return folder
 
 
+def build_jpeg(source: Path, folder: Path) -> None:
+    """Build a checkout's native core into a folder, for PYTHONPATH."""
+    pip = ["pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--upgrade"]
+    command = [sys.executable, "-m", *pip, "--target", folder, source]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise BenchError(f"{source} did not build; run make dev first:\n{done.stderr.strip()[-1500:]}")
+
+
 @dataclass
 class Running:
     """A process with all that it started, in a session of its own."""

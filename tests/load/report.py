@@ -10,7 +10,7 @@ from typing import Any
 
 import programs
 from programs import BenchError
-from stats import spread
+from stats import ratio, spread
 from targets import Results, best_peer, checks, column
 
 NAME = "gateway"
@@ -36,7 +36,7 @@ _LOAD_HEADER = ["clients", "CPU s per 1,000 photos", "photos per second", "p50 m
 def _tables(results: Results) -> list[Table]:
     """Title, header and rows of each table that has any."""
     tables = [_by_system(results, workload) for workload in WORKLOADS]
-    tables += [_by_clients(results), _by_process(results)]
+    tables += [_against(results), _by_clients(results), _by_process(results)]
     return [table for table in tables if table[2]]
 
 
@@ -54,6 +54,19 @@ def _by_system(results: Results, workload: str) -> Table:
             rows.append([system["title"], str(clients), _cell(cpu, 2 if small else 1), *figures])
     title = WORKLOADS[workload]
     return title[0].upper() + title[1:], ["system", *_LOAD_HEADER], rows
+
+
+def _against(results: Results) -> Table:
+    """This checkout beside another one (--against), round by round, as both were measured in the same minute."""
+    rows = []
+    for workload, title in WORKLOADS.items():
+        row = [title]
+        for figure in ("cpu_ms", "photos_per_second", "p99_ms"):
+            now, then = (column(results, name, workload, 8, figure) for name in ("clothing-gateway", "before"))
+            row.append(ratio(now, then).text() if now and then else "–")
+        if "before" in results["systems"]:
+            rows.append(row)
+    return "This checkout over the other one", ["workload", "CPU", "photos per second", "p99"], rows
 
 
 def _by_clients(results: Results) -> Table:

@@ -72,6 +72,7 @@ class System:
     lock: Path | None = None  # its environment's; None: the gateway's
     packages: tuple[str, ...] = ()  # whose versions the results name
     clients: int = 8  # the floor has one thread and so one client
+    build: Callable[[], None] = lambda: None  # what must be compiled for it
 
     @property
     def environment(self) -> str:
@@ -79,6 +80,7 @@ class System:
 
     def prepare(self, say: Callable[[str], object]) -> dict[str, str]:
         """Make its environment; the versions of its packages."""
+        self.build()
         python = GATEWAY_BIN / "python"
         if self.lock is not None:
             python = programs.environment(self.environment, self.lock, say) / "bin/python"
@@ -245,6 +247,27 @@ def _litserve(workers: int) -> System:
         ready=lambda address: programs.answers(f"{address.url}/health"),
         forms={"url": Form("/predict", "url"), "upload": Form("/predict", "multipart")},
     )  # fmt: skip
+
+
+def before(checkout: Path) -> System:
+    """The gateway of another checkout of this repository, with its own native core, in this one's environment."""
+    core = CACHE / "before"
+    sources = f"{checkout / 'gateway/src'}:{core}"
+
+    def build() -> None:
+        if not (checkout / "gateway/src/clothing_gateway").is_dir():
+            raise BenchError(f"--against {checkout}: no checkout of this repository; git worktree add makes one")
+        programs.build_jpeg(checkout / "gateway/jpeg", core)
+
+    return replace(
+        OURS,
+        name="before",
+        title=f"clothing-gateway of {checkout.name}",
+        role="before",
+        command=lambda address: [GATEWAY_BIN / "python", "-m", "clothing_gateway", "serve"],
+        variables=lambda address: _our_variables(address) | {"PYTHONPATH": sources},
+        build=build,
+    )
 
 
 SYSTEMS = [

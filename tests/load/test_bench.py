@@ -457,6 +457,28 @@ def test_a_lost_request_is_neither_200_nor_503():
     assert check.reached is False
 
 
+def test_two_checkouts_are_compared_round_by_round():
+    results = results_of(clothing_gateway=3, before=2)
+    results["systems"]["before"]["role"] = "before"
+    title, header, rows = report._against(results)
+    assert (title, header[1]) == ("This checkout over the other one", "CPU")
+    assert rows[0] == ["dataset photos by URL", "1.50 (1.50–1.50)", "1.00 (1.00–1.00)", "1.00 (1.00–1.00)"]
+    assert report._against(results_of(clothing_gateway=3))[2] == []
+
+
+def test_another_checkout_must_be_one(tmp_path, monkeypatch):
+    with pytest.raises(programs.BenchError, match="no checkout of this repository"):
+        systems.before(tmp_path).prepare(print)
+    (tmp_path / "gateway/src/clothing_gateway").mkdir(parents=True)
+    built = []
+    monkeypatch.setattr(systems.programs, "build_jpeg", lambda *paths: built.append(paths))
+    other = systems.before(tmp_path)
+    other.prepare(print)
+    assert built == [(tmp_path / "gateway/jpeg", systems.CACHE / "before")]
+    address = systems.Address(1, 2, "127.0.0.1:3", "127.0.0.1:4", 1)
+    assert other.variables(address)["PYTHONPATH"].startswith(str(tmp_path / "gateway/src"))
+
+
 # ---- what is measured is what is shipped ----
 
 
