@@ -104,8 +104,8 @@ lint-python: dev
 lint-charts: dev tools
 	@echo "==> charts"
 	@ct lint --config ci/ct.yaml
-	@echo "==> what is generated: READMEs and golden renders"
-	@$(PYTEST) --quiet tests/chart/test_values.py -k readme
+	@echo "==> what is generated: READMEs, schemas and golden renders"
+	@$(PYTEST) --quiet tests/chart/test_values.py -k "readme or schema"
 	@$(PYTEST) --quiet tests/chart/test_contract.py -k golden
 
 lint-workflows: tools
@@ -184,8 +184,9 @@ soak: dev tools ## Steady load on that cluster for SOAK_MINUTES (30): memory and
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(PYTEST) --timeout=$$(($(SOAK_MINUTES) * 60 + 900)) tests/e2e/soak.py
 
 .PHONY: docs
-docs: dev tools ## Regenerate the charts' READMEs from their values, and the examples' golden renders
+docs: dev tools ## Regenerate the charts' READMEs and schemas from their values, and the examples' golden renders
 	@helm-docs --chart-search-root charts --sort-values-order file
+	@$(GATEWAY)/python scripts/values_schema.py
 	@$(GATEWAY)/python tests/chart/golden.py
 
 .PHONY: pictures

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 import yaml
 from charts import CHARTS, CLASSIFIER, EXAMPLES, PING, ROOT, flatten, helm_template, run, tool
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import values_schema
 
 by_chart = pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.name)
 
@@ -57,6 +61,26 @@ def test_the_readme_is_made_from_the_values(chart, tmp_path):
     assert (copy / "README.md").read_text() == (chart / "README.md").read_text(), (
         "README.md is stale: run .tools/bin/helm-docs --chart-search-root charts --sort-values-order file"
     )
+
+
+@by_chart
+def test_the_schema_has_the_descriptions_and_defaults_of_the_values(chart):
+    """Helm reads no default from a schema: they are for an editor, and are those of values.yaml."""
+    assert (chart / "values.schema.json").read_text() == values_schema.generate(chart), (
+        "values.schema.json is stale: run python scripts/values_schema.py, or make docs"
+    )
+
+
+def test_a_stale_schema_is_noticed(tmp_path):
+    chart = tmp_path / "chart"
+    shutil.copytree(PING, chart)
+    text = (chart / "values.yaml").read_text()
+    text = text.replace("# -- Pods", "# -- Number of pods,\n# all alike").replace("replicas: 1", "replicas: 2")
+    (chart / "values.yaml").write_text(text)
+    assert values_schema.generate(chart) != (chart / "values.schema.json").read_text()
+    (chart / "values.schema.json").write_text(values_schema.generate(chart))
+    replicas = json.loads((chart / "values.schema.json").read_text())["properties"]["replicas"]
+    assert replicas == {"description": "Number of pods, all alike", "type": "integer", "minimum": 0, "default": 2}
 
 
 @by_chart

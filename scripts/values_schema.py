@@ -1,0 +1,109 @@
+"""Write what values.yaml says of each value into values.schema.json, where an editor shows it: description and default.
+
+    python scripts/values_schema.py      # each chart; `make docs` does
+
+Types, ranges and the like are written in the schema by hand and kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CHARTS = Path(__file__).resolve().parents[1] / "charts"
+WIDTH = 120
+
+Schema = dict[str, Any]
+KeyPath = tuple[str, ...]
+
+
+def generate(chart: Path) -> str:
+    """Return the text that the chart's values.schema.json is to have."""
+    schema = json.loads((chart / "values.schema.json").read_text())
+    for path, description, default in documented((chart / "values.yaml").read_text()):
+        node = node_at(schema, path)
+        keywords = {key: value for key, value in node.items() if key not in {"description", "default"}}
+        node.clear()
+        node |= {"description": description, **keywords, "default": default}
+    without_unused_definitions(schema)
+    return dump(schema) + "\n"
+
+
+def documented(text: str) -> Iterator[tuple[KeyPath, str, Any]]:
+    """Path, description and default of each value that has a `# --` comment, the form that helm-docs reads."""
+    lines = text.splitlines()
+
+    def walk(mapping: yaml.MappingNode, values: dict[str, Any], above: KeyPath) -> Iterator[tuple[KeyPath, str, Any]]:
+        for key, child in mapping.value:
+            path, value = (*above, key.value), values[key.value]
+            if description := comment_above(lines, key.start_mark.line):
+                yield path, description, value
+            if isinstance(child, yaml.MappingNode):
+                yield from walk(child, value, path)
+
+    yield from walk(yaml.compose(text), yaml.safe_load(text), ())
+
+
+def comment_above(lines: list[str], line: int) -> str | None:
+    """Return the text of the comment that ends on the line before, without its type; None where there is none."""
+    found: list[str] = []
+    while line and (match := re.match(r"\s*# ?(-- )?(.*)", lines[line - 1])):
+        line -= 1
+        found.insert(0, match[2])
+        if match[1]:
+            return re.sub(r"^\([\w ]+\) ", "", " ".join(found))
+    return None
+
+
+def node_at(schema: Schema, path: KeyPath) -> Schema:
+    """Return the schema of one value; a definition that others share is copied, as each has its own description."""
+    node = schema
+    for key in path:
+        if "$ref" in node:
+            shared = schema["$defs"][node.pop("$ref").removeprefix("#/$defs/")]
+            node |= copy.deepcopy(shared)
+        if key not in node.get("properties", {}):
+            sys.exit(f"values.schema.json has no {'.'.join(path)}: give it a type there")
+        node = node["properties"][key]
+    return node
+
+
+def without_unused_definitions(schema: Schema) -> None:
+    """Remove each definition that nothing refers to any longer."""
+    while unused := [name for name in schema.get("$defs", {}) if f'"#/$defs/{name}"' not in json.dumps(schema)]:
+        for name in unused:
+            del schema["$defs"][name]
+
+
+def dump(node: object, indent: str = "", before: int = 0) -> str:
+    """Return JSON in which whatever fits on a line is on one; before is the length of the key in front."""
+    flat = json.dumps(node, ensure_ascii=False)
+    if len(indent) + before + len(flat) + 1 <= WIDTH or not isinstance(node, dict | list) or not node:
+        return flat
+    deeper = indent + "  "
+    if isinstance(node, dict):
+        names = {key: f"{json.dumps(key, ensure_ascii=False)}: " for key in node}
+        parts = [names[key] + dump(value, deeper, len(names[key])) for key, value in node.items()]
+        opening, closing = "{}"
+    else:
+        parts = [dump(value, deeper) for value in node]
+        opening, closing = "[]"
+    return f"{opening}\n" + ",\n".join(deeper + part for part in parts) + f"\n{indent}{closing}"
+
+
+def main() -> int:
+    for chart in sorted(CHARTS.iterdir()):
+        (chart / "values.schema.json").write_text(generate(chart))
+        print(f"{chart.name}/values.schema.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
