@@ -116,7 +116,7 @@ def test_the_comparison_has_a_mark_for_everyone():
 def test_the_capacity_formula_goes_by_what_was_measured(photo, workloads):
     """A benchmark that is run again moves the figures a little; a document that is far off is wrong."""
     cells = json.loads((ROOT / "docs/benchmarks/gateway.json").read_text())["cells"]
-    [said] = [float(row[1].removesuffix(" ms")) for row in table("docs/operating.md", "a photo") if photo in row[0]]
+    [said] = [float(row[1].removesuffix(" ms")) for row in table("docs/operations.md", "a photo") if photo in row[0]]
     for workload in workloads:
         measured = median(cell["cpu_ms"] for cell in cells[f"clothing-gateway {workload} 8"])
         assert 2 / 3 < measured / said < 3 / 2, f"{workload}: {measured} ms"

@@ -407,11 +407,11 @@ class Table:
         document = self._document()
         how = f"`{document['command']}`, {document['date']}, {document['machine']}"
         head = [
-            "# Nothing lost: what clients saw while the cluster changed under them",
+            "# Zero failed requests during disruptions: measurements",
             "",
             f"{how}. How the load is made: tests/e2e/steady.py.",
             "",
-            "| while | requests | failed | p50 ms | p99 ms | longest wait for an answer, s | |",
+            "| while | requests | failed | p50 ms | p99 ms | longest time without any answer, s | |",
             "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
         ]
         return "\n".join([*head, *(self._line(row) for row in self.rows)]) + "\n"

@@ -160,7 +160,7 @@ def test_versions_come_to_running_servers(
     with Load(gateway, photo_host) as load:
         took = reach("promoted", {"1", "2"}, "stable", "2")
         reach("settled", {"2"}, "stable", "2")
-    table.add("the canary promoted, the old version let go", load.outcome, f"promoted after {took:.0f} s")
+    table.add("the canary promoted, the old version unloaded", load.outcome, f"promoted after {took:.0f} s")
     assert load.outcome.failed == 0, load.outcome.causes
 
     with Load(gateway, photo_host) as load:

@@ -1,4 +1,4 @@
-"""Nothing is lost while the cluster changes under steady load: upgrades, restarts, deletions, drains, scaling."""
+"""Zero failed requests under steady load: upgrades, restarts, deletions, drains, scaling, autoscaling."""
 
 from __future__ import annotations
 
