@@ -116,7 +116,7 @@ def test_pixels_are_those_of_keras_image_helper(data):
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
 @pytest.mark.parametrize("data", KINDS.values(), ids=KINDS.keys())
-def test_the_header_tells_the_true_size(data):
+def test_header_size_is_the_decoded_size(data):
     header = decode.read_header(data, 10**8, 1 << 40)
     image = Image.open(io.BytesIO(data))
     image.load()
@@ -190,7 +190,7 @@ def test_preprocessing_leaves_the_pixels_alone():
         b"\xff\xd8",
     ],
 )
-def test_what_is_no_image(data):
+def test_files_that_are_no_images(data):
     with pytest.raises(NotAnImage):
         decode.read_header(data, 10**8, 1 << 40)
 
@@ -339,7 +339,7 @@ def test_decoding_takes_no_more_memory_than_it_is_counted_for(name, core, tmp_pa
     assert counted <= 2 * taken + (4 << 20)  # and not far more, or photos would be refused for nothing
 
 
-def test_the_native_core_is_there_where_it_can_be_built():
+def test_the_native_core_is_installed_where_it_can_be_built():
     """As the Makefile asks: a compiler, Python's headers, libjpeg's headers."""
     compiler = shutil.which("cc")
     if compiler is None:
@@ -365,7 +365,7 @@ def test_other_filters_give_pillows_own_pixels(resampling, kind):
 @pytest.mark.parametrize(
     ("size", "part"), [((150, 150), 8), ((151, 100), 4), ((299, 299), 4), ((301, 300), 2), ((601, 10), 1)]
 )
-def test_jpegs_may_be_decoded_at_a_part_of_their_size(size, part):
+def test_jpeg_scaling_decodes_at_a_fraction_of_the_size(size, part):
     data = image_bytes((1200, 1200), "JPEG", quality=90)
     header = decode.read_header(data, 1 << 30, 1 << 40, jpeg_scaling=True)
     with Image.open(io.BytesIO(data)) as image:
@@ -379,7 +379,7 @@ def test_jpegs_may_be_decoded_at_a_part_of_their_size(size, part):
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("BMP", "RGB"), ("WEBP", "RGB")])
-def test_other_formats_know_no_scaling(kind, mode):
+def test_jpeg_scaling_leaves_other_formats_unchanged(kind, mode):
     data = image_bytes((400, 400), kind, mode)
     plain, scaled = (
         decode.decode(data, decode.read_header(data, 1 << 30, 1 << 40, jpeg_scaling=on), (20, 20))
@@ -389,7 +389,7 @@ def test_other_formats_know_no_scaling(kind, mode):
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_scaling_takes_every_mode_of_jpeg(mode):
+def test_jpeg_scaling_in_every_mode(mode):
     data = image_bytes((400, 400), "JPEG", mode)
     header = decode.read_header(data, 1 << 30, 1 << 40, jpeg_scaling=True)
     assert decode.decode(data, header, (20, 20)).shape == (20, 20, 3)

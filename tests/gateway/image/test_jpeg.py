@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(decoding.core is None, reason="the native core i
 
 
 def check(data, size=(299, 299), prepare=None):
-    """What the core gives, after it was found to be what Pillow gives."""
+    """The core's result, compared with Pillow's."""
     ours, pillows = decode(data, size, prepare), decode_by_pillow(data, size, prepare)
     if not same(ours, pillows):
         pytest.fail(f"{size}, {prepare}: {ours} is not Pillow's {pillows}", pytrace=False)
@@ -91,7 +91,7 @@ def test_photos():
 
 
 @pytest.mark.parametrize("name", ["4:2:0", "progressive", "restarts", "tall", "grey", "turned", "17 square"])
-def test_cut_off_at_every_place(name):
+def test_truncation_at_every_offset(name):
     data = CORPUS[name]
     step = max(len(data) // 400, 1)
     ends = {*range(3, len(data), step), *range(len(data) - 40, len(data))}
@@ -100,7 +100,7 @@ def test_cut_off_at_every_place(name):
         assert same(check(data + behind, (7, 9)), decode(data, (7, 9), None))
 
 
-def test_what_pillow_would_not_open_is_refused():
+def test_files_that_pillow_does_not_open_are_refused():
     plain = CORPUS["4:2:0"]
     no_resolution = plain.replace(b"JFIF\0\x01\x01\x01", b"JFIF\0\x01\x01\0")
     refused = {
@@ -124,7 +124,7 @@ def test_a_turned_photo_stays_as_it_is():
     assert np.array_equal(turned, check(image_bytes((60, 40)), (60, 40)))
 
 
-def test_the_file_is_looked_through_where_the_model_takes_files():
+def test_files_are_verified_where_the_model_takes_encoded_photos():
     data = CORPUS["pieces"]
     assert check(data, None) is None
     assert check(data[:-2000], None) is BrokenImage
@@ -158,7 +158,7 @@ def test_side_by_side():
     assert all(same(ours, one) for round_ in rounds for ours, one in zip(round_, expected, strict=True))
 
 
-def test_no_way_out_leaks():
+def test_errors_leak_no_memory():
     """Errors leave libjpeg by longjmp."""
     files = [CORPUS["tall"], CORPUS["tall"][:-500], CORPUS["progressive"][:3000], CORPUS["pieces"][:70_000]]
     files += [damage(CORPUS["4:2:0"], random.Random(seed), files) for seed in range(40)]

@@ -10,7 +10,7 @@ from clothing_gateway.errors import BadRequest, OutOfTime, Overloaded
 from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Places
 
 
-def test_places_are_refused_at_once_when_taken():
+def test_slots_over_the_limit_are_denied_at_once():
     places = Places(3)
     places.take(2)
     with pytest.raises(Overloaded) as caught:
@@ -22,7 +22,7 @@ def test_places_are_refused_at_once_when_taken():
     assert places.taken == 0
 
 
-def test_a_place_is_given_back_once():
+def test_releasing_a_slot_is_idempotent():
     places = Places(1)
     place, none = places.place(), places.place()
     assert (place.held, none.held, places.taken) == (True, False, 1)
@@ -35,7 +35,7 @@ def test_a_place_is_given_back_once():
     assert places.place().held
 
 
-def test_bytes_fit_or_they_don_t():
+def test_the_byte_budget_is_exact():
     budget = ByteBudget(100)
     assert budget.reserve(60)
     assert not budget.reserve(41)
@@ -45,7 +45,7 @@ def test_bytes_fit_or_they_don_t():
 
 
 class Visitor(threading.Thread):
-    """Holds the gate until let go."""
+    """Holds the gate until ``go`` is set."""
 
     def __init__(self, gate, cost, seconds=5.0):
         super().__init__(daemon=True)
@@ -69,7 +69,7 @@ def wait_for(condition):
         time.sleep(0.001)
 
 
-def test_the_gate_lets_in_in_order_of_arrival_though_a_smaller_one_would_fit():
+def test_the_decode_queue_is_fifo_although_a_smaller_photo_would_fit():
     gate = DecodeGate(slots=3, memory_bytes=100)
     first = Visitor(gate, 60)
     assert first.inside.wait(5)
@@ -87,7 +87,7 @@ def test_the_gate_lets_in_in_order_of_arrival_though_a_smaller_one_would_fit():
     assert (gate.waiting, gate._free_slots, gate._free_bytes) == (0, 3, 100)
 
 
-def test_the_gate_has_so_many_slots():
+def test_decode_slots_limit_concurrency():
     gate = DecodeGate(slots=2, memory_bytes=100)
     visitors = [Visitor(gate, 1) for _ in range(3)]
     wait_for(lambda: gate.waiting == 1 and sum(visitor.inside.is_set() for visitor in visitors) == 2)
@@ -98,7 +98,7 @@ def test_the_gate_has_so_many_slots():
     assert (gate._free_slots, gate._free_bytes) == (2, 100)
 
 
-def test_waiting_ends_at_the_deadline_and_lets_the_next_one_in():
+def test_waiting_ends_at_the_deadline_and_admits_the_next_photo():
     gate = DecodeGate(slots=2, memory_bytes=100)
     first = Visitor(gate, 60)
     assert first.inside.wait(5)
@@ -115,14 +115,14 @@ def test_waiting_ends_at_the_deadline_and_lets_the_next_one_in():
     assert (gate.waiting, gate._free_slots, gate._free_bytes) == (0, 2, 100)
 
 
-def test_a_deadline_that_has_passed_never_gets_in():
+def test_a_passed_deadline_is_never_admitted():
     gate = DecodeGate(slots=1, memory_bytes=100)
     with gate.hold(1, Deadline.after(1)), pytest.raises(OutOfTime), gate.hold(1, Deadline.after(-1)):
         pass
     assert (gate.waiting, gate._free_slots) == (0, 1)
 
 
-def test_the_gate_survives_a_crowd():
+def test_the_decode_queue_under_contention():
     gate = DecodeGate(slots=3, memory_bytes=100)
     peak, inside, lock = [0], [0], threading.Lock()
 
@@ -148,7 +148,7 @@ def test_the_gate_survives_a_crowd():
     assert (gate.waiting, gate._free_slots, gate._free_bytes) == (0, 3, 100)
 
 
-def test_what_never_fits_is_a_mistake_of_the_caller():
+def test_a_cost_above_the_memory_limit_is_a_value_error():
     with pytest.raises(ValueError, match="never fits"), DecodeGate(1, 10).hold(11, Deadline.after(1)):
         pass
 
@@ -178,17 +178,17 @@ def test_a_deadline_counts_from_its_start():
         ("500", "1S", 0.5),
     ],
 )
-def test_a_client_may_say_how_long_it_waits(milliseconds, grpc, seconds):
+def test_a_client_sets_a_shorter_timeout(milliseconds, grpc, seconds):
     assert client_timeout_seconds(milliseconds, grpc) == (pytest.approx(seconds) if seconds else None)
 
 
 @pytest.mark.parametrize("milliseconds", ["", "0", "-1", "1.5", "1e3", "soon", "9" * 10, "１"])
-def test_a_time_in_milliseconds_that_is_none(milliseconds):
+def test_invalid_timeouts_in_milliseconds(milliseconds):
     with pytest.raises(BadRequest):
         client_timeout_seconds(milliseconds, None)
 
 
 @pytest.mark.parametrize("grpc", ["", "1", "S", "0S", "1s", "-1S", "1.5S", "123456789S", "1 S"])
-def test_a_time_of_grpc_that_is_none(grpc):
+def test_invalid_grpc_timeouts(grpc):
     with pytest.raises(BadRequest):
         client_timeout_seconds(None, grpc)

@@ -1,4 +1,4 @@
-"""The process stays below the memory that its settings allow it."""
+"""The process stays within its computed maximum memory."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_64_uploads_of_50_megapixels_at_once(start_gateway, stack):
     assert gateway.post("/predict", image_bytes())[0] == 200
 
 
-def test_the_sum_is_the_readmes():
+def test_the_maximum_is_the_figure_in_the_readme():
     settings = Settings(decode_memory_bytes=512 * MIB)
     assert memory.most_bytes(settings) // MIB == 1042
     twice = Settings(decode_memory_bytes=512 * MIB, max_buffered_bytes=256 * MIB)
@@ -73,7 +73,7 @@ def test_the_sum_is_the_readmes():
 @pytest.mark.parametrize(
     ("limit", "decoders"), [(None, 512), (8192, 512), (1280, 512), (1024, 493), (700, 169), (600, 128), (256, 128)]
 )
-def test_decoders_get_what_the_container_leaves_them(limit, decoders, monkeypatch):
+def test_decoders_get_the_rest_of_the_containers_memory(limit, decoders, monkeypatch):
     monkeypatch.setattr(cgroup, "memory_limit", lambda: limit and limit * MIB)
     settings, _, _ = Settings.load({})
     assert settings.decode_memory_bytes // MIB == decoders
@@ -87,14 +87,14 @@ def test_decoders_get_what_the_container_leaves_them(limit, decoders, monkeypatc
 
 
 @pytest.mark.parametrize(("text", "limit"), [("1073741824\n", 1 << 30), ("max\n", None), ("", None), (None, None)])
-def test_the_limit_is_the_cgroups(tmp_path, text, limit):
+def test_the_memory_limit_is_read_from_the_cgroup(tmp_path, text, limit):
     file = tmp_path / "memory.max"
     if text is not None:
         file.write_text(text)
     assert cgroup.memory_limit(file) == limit
 
 
-def test_a_container_that_is_too_small_is_warned_of(monkeypatch):
+def test_a_container_with_too_little_memory_is_reported(monkeypatch):
     monkeypatch.setattr(cgroup, "memory_limit", lambda: None)
     assert memory.too_small(Settings()) is None
     assert memory.too_small(Settings(), 1 << 30) is not None

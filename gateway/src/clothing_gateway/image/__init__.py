@@ -1,1 +1,1 @@
-"""A photo's file becomes the model's numbers."""
+"""Image decoding and preprocessing."""

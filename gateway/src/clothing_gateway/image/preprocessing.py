@@ -1,8 +1,8 @@
-"""From pixels to the numbers a model was trained on.
+"""Preprocessing: pixels scaled as the model was trained.
 
 Formulas: keras-applications, imagenet_utils.py, ``_preprocess_numpy_input``; ``tf`` and ``caffe`` are computed with the
-same operations in the same order as keras-image-helper 0.0.2 (preprocessors.py), so that every bit is the same.
-Dividing is not multiplying by the inverse, and float32 is not float64: neither may be changed for speed.
+same operations in the same order as keras-image-helper 0.0.2 (preprocessors.py), so that the results are bit-identical.
+Dividing differs from multiplying by the inverse, and float32 from float64: neither may be changed for speed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def torch(pixels: Pixels) -> Numbers:
 
 
 def none(pixels: Pixels) -> Numbers:
-    """0 to 255, as they are: EfficientNet, ConvNeXt, and models that scale inside."""
+    """0 to 255, unscaled: EfficientNet, ConvNeXt, and models that scale inside."""
     return pixels.astype(np.float32)
 
 
@@ -53,10 +53,10 @@ BY_NAME: dict[str, Preprocess] = {"tf": tf, "caffe": caffe, "torch": torch, "non
 
 
 class Table(NamedTuple):
-    """A preprocessing as numbers to look up, in place of the operations; so the bits are the same by construction."""
+    """A preprocessing as a lookup table; its results are bit-identical by construction."""
 
-    values: Numbers  # 256 x 3: what each value of a channel becomes, by the result's channels
-    reverse: bool  # whether these are blue first
+    values: Numbers  # 256 x 3 float32: the result for each value of a channel, by the result's channels
+    reverse: bool  # whether the result's channels are BGR
 
 
 def _table(function: Preprocess) -> Table:

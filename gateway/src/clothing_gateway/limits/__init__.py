@@ -1,1 +1,1 @@
-"""Admission control, and what the container allows."""
+"""Admission control and the container's limits."""

@@ -1,8 +1,7 @@
-"""Who may work now: places for photos, bytes that may lie in memory, and the way to the decoder.
+"""Admission control: in-flight slots, a byte budget for buffered bodies, and the decode queue.
 
-The three limits together bound the process's memory (README, "Memory"). The first two never wait: what does not fit is
-refused at once. Only the decoder has a queue, in order of arrival, and each one in it waits no longer than its
-deadline.
+The three limits together bound the process's memory (README, "Memory"). The first two never wait: a request over the
+limit is rejected at once. Only the decoder has a queue (FIFO), in which a photo waits until its deadline at most.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from clothing_gateway.errors import OutOfTime, Overloaded
 
 
 class Place:
-    """One photo's place, or that there was none; given back once, however often it is said."""
+    """An in-flight slot, or a denied one; ``leave`` is idempotent."""
 
     __slots__ = ("_places", "held")
 
@@ -26,14 +25,14 @@ class Place:
         self.held = held
 
     def leave(self) -> None:
-        """Give the place back."""
+        """Release the slot."""
         if self.held:
             self.held = False
             self._places.leave()
 
 
 class Places:
-    """So many photos are worked on at a time; one that finds no place is refused at once."""
+    """A limit on photos in flight; over the limit, ``take`` fails at once."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -42,31 +41,31 @@ class Places:
 
     @property
     def taken(self) -> int:
-        """Photos being worked on now."""
+        """Photos in flight."""
         return self._taken
 
     def take(self, count: int = 1) -> None:
-        """Take places for ``count`` photos, all or none."""
+        """Acquire slots for ``count`` photos, all or none; Overloaded where fewer are free."""
         with self._lock:
             if self._taken + count > self._limit:
                 raise Overloaded
             self._taken += count
 
     def place(self) -> Place:
-        """A place for one photo, held where there was one."""
+        """A slot for one photo, ``held`` where one was free."""
         with self._lock:
             held = self._taken < self._limit
             self._taken += held
         return Place(self, held=held)
 
     def leave(self, count: int = 1) -> None:
-        """Give places back."""
+        """Release slots."""
         with self._lock:
             self._taken -= count
 
 
 class ByteBudget:
-    """Bytes of uploads and downloads that may lie in memory at a time, over all requests."""
+    """A limit on the bytes of buffered uploads and downloads, over all requests."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -79,7 +78,7 @@ class ByteBudget:
         return self._reserved
 
     def reserve(self, count: int) -> bool:
-        """Reserve bytes; False, and nothing reserved, where they don't fit."""
+        """Reserve bytes; False, with nothing reserved, where they exceed the limit."""
         with self._lock:
             if self._reserved + count > self._limit:
                 return False
@@ -87,7 +86,7 @@ class ByteBudget:
             return True
 
     def release(self, count: int) -> None:
-        """Give bytes back."""
+        """Release reserved bytes."""
         with self._lock:
             self._reserved -= count
 
@@ -101,10 +100,10 @@ class _Waiter:
 
 
 class DecodeGate:
-    """So many decoders at a time, in so much memory, in order of arrival.
+    """A concurrency and memory limit on decoders, with a FIFO queue.
 
-    Decoding needs a core and, for a large photo, hundreds of megabytes; more decoders than cores only make each slower.
-    First come, first served, also when a later and smaller one would fit: else a large photo could wait for ever.
+    Decoding needs a core and, for a large photo, hundreds of megabytes; more decoders than cores only slow each other
+    down. The order is strictly FIFO, also where a later and smaller photo would fit: large photos would starve.
     """
 
     def __init__(self, slots: int, memory_bytes: int) -> None:
@@ -116,12 +115,12 @@ class DecodeGate:
 
     @property
     def waiting(self) -> int:
-        """Photos in the queue now."""
+        """Photos in the queue."""
         return len(self._waiting)
 
     @contextmanager
     def hold(self, cost: int, deadline: Deadline) -> Iterator[None]:
-        """Wait for a decoder and ``cost`` bytes for it, and hold both for the time of the block."""
+        """Hold a decoder slot and ``cost`` bytes during the block; OutOfTime if the deadline passes in the queue."""
         if cost > self.memory_bytes:
             raise ValueError(f"a photo of {cost} bytes never fits in {self.memory_bytes}")
         self._enter(cost, deadline)

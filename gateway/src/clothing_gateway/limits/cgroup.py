@@ -11,7 +11,7 @@ _CGROUP_MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
 
 
 def available_cores(cpu_max: Path = _CGROUP_CPU_MAX) -> int:
-    """Cores that this process may use, at least one: its CPU set, less where a cgroup's quota (v2) is smaller.
+    """Cores that this process may use, at least one: the smaller of its CPU set and its cgroup's quota (v2).
 
     ``os.cpu_count`` names the node's cores, also in a pod that may use half of one.
     """
@@ -21,12 +21,12 @@ def available_cores(cpu_max: Path = _CGROUP_CPU_MAX) -> int:
         if quota != "max":
             cores = min(cores, math.ceil(int(quota) / int(period)))
     except (OSError, ValueError):
-        pass  # no cgroup v2 here: the CPU set is all there is to know
+        pass  # no cgroup v2 here: only the CPU set is known
     return max(cores, 1)
 
 
 def memory_limit(memory_max: Path = _CGROUP_MEMORY_MAX) -> int | None:
-    """Bytes that the container may use before it is killed (cgroup v2); None where nothing is said of it."""
+    """The container's memory limit in bytes (cgroup v2); None without one."""
     try:
         return int(memory_max.read_text(encoding="ascii"))
     except (OSError, ValueError):  # no cgroup v2 here, or "max"

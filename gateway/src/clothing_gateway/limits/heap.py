@@ -17,10 +17,10 @@ _TRIM_SECONDS = 30.0
 
 
 def bound_heap() -> bool:
-    """Make glibc give a photo's memory back when it is decoded; False where there is another C library.
+    """Make glibc return a photo's memory after decoding; False with another C library.
 
-    Left alone, glibc takes Pillow's blocks of 16 MB from the heap as soon as it has seen one freed, and each thread's
-    heap keeps what it once grew to: 16 photos of 24 megapixels, decoded one after another, left 1.4 GB. With a fixed
+    By default glibc takes Pillow's blocks of 16 MB from the heap once it has seen one freed, and each thread's heap
+    keeps its peak size: 16 photos of 24 megapixels, decoded one after another, left 1.4 GB. With a fixed
     threshold, blocks of 4 MB and more are mapped and unmapped; what is smaller (a photo's tensor has 1 MB) stays in two
     heaps, which don't shrink below 32 MB, so that an ordinary photo costs no page faults.
     """
@@ -34,9 +34,9 @@ def bound_heap() -> bool:
 
 
 def warm_heap() -> None:
-    """Take each heap's memory from the kernel now, and not in the first requests: 6000 page faults, of 2.5 us each.
+    """Prefault each heap, so that the first requests don't: 6000 page faults of 2.5 us each.
 
-    Of no use where glibc has not been told to keep it (``bound_heap``).
+    It has an effect only after ``bound_heap`` has told glibc to keep that memory.
     """
     threads = [threading.Thread(target=_touch) for _ in range(_HEAPS)]
     for thread in threads:  # each new thread is given the next heap, which is made where there are fewer
@@ -46,10 +46,10 @@ def warm_heap() -> None:
 
 
 def keep_heap_trimmed(every_seconds: float = _TRIM_SECONDS) -> None:
-    """Give back, again and again, what is free in the heaps beyond what photos need; for glibc (``bound_heap``).
+    """Trim the heaps periodically, in a background thread; for glibc (``bound_heap``).
 
-    By itself glibc gives back the end of a heap only. One block that outlives a burst of clients keeps all that the
-    burst has left before it, and each burst leaves others: 30 MB in half an hour (docs/benchmarks/soak.md).
+    By default glibc returns only the end of a heap. One block that outlives a burst of clients pins all free memory
+    before it, and each burst leaves more: 30 MB in half an hour (docs/benchmarks/soak.md).
     """
     trim = ctypes.CDLL(None).malloc_trim
 

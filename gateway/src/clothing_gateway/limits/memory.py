@@ -1,4 +1,4 @@
-"""What the process takes at most, counted from its settings; tests/gateway/limits/test_memory.py holds it to that."""
+"""The process's maximum memory, computed from its settings; tests/gateway/limits/test_memory.py measures it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ if TYPE_CHECKING:
     from clothing_gateway.settings import Settings
 
 MIB = 1 << 20
-# 80 MiB with nothing to do, and what its two heaps keep for the next photos, 32 MiB each (heap.bound_heap).
+# 80 MiB when idle, and what the two heaps keep for the next photos, 32 MiB each (heap.bound_heap).
 _PROCESS_BYTES = 144 * MIB
-# A photo's file as it was received, and as it was read or cut out of its form.
+# A photo's file as it was received, and as it was read or parsed from its form.
 _FILE_COPIES = 2
-# A photo's numbers as prepared, in the message, serialised, and in gRPC's hands.
+# A photo's tensor as prepared, in the message, serialised, and in gRPC's buffers.
 _TENSOR_COPIES = 4
 _TENSOR_BYTES = 299 * 299 * 3 * 4
 # Room for two photos of 12 megapixels in whatever format, or one of 50.
 _DECODERS_BYTES = 512 * MIB
-# Less would refuse what phones take.
+# A lower limit would refuse photos that phones take.
 _LEAST_DECODERS_BYTES = 128 * MIB
 
 
 def without_decoders(max_buffered_bytes: int, max_in_flight: int) -> int:
-    """What the process and the requests take, apart from decoding."""
+    """Bytes for the process and its requests, without decoding."""
     return _PROCESS_BYTES + _FILE_COPIES * max_buffered_bytes + _TENSOR_COPIES * _TENSOR_BYTES * max_in_flight
 
 
 def for_decoders(max_buffered_bytes: int, max_in_flight: int, limit: int | None = None) -> int:
-    """What is left for decoding in a container with a limit (its own, when none is given), within reason."""
+    """Bytes left for decoding under a container's memory limit (the current container's by default), clamped."""
     if limit is None:
         limit = cgroup.memory_limit()
     if limit is None:
@@ -39,12 +39,12 @@ def for_decoders(max_buffered_bytes: int, max_in_flight: int, limit: int | None 
 
 
 def most_bytes(settings: Settings) -> int:
-    """The most memory that the process takes, whatever is asked of it."""
+    """Maximum bytes that the process takes, whatever clients send."""
     return without_decoders(settings.max_buffered_bytes, settings.max_in_flight) + settings.decode_memory_bytes
 
 
 def too_small(settings: Settings, limit: int | None = None) -> str | None:
-    """A warning where the container's limit is less than that; a request could have the process killed."""
+    """A warning where the container's limit is below ``most_bytes``: requests could cause an OOM kill."""
     if limit is None:
         limit = cgroup.memory_limit()
     if limit is None or limit >= (most := most_bytes(settings)):
