@@ -331,7 +331,7 @@ def strange_names(text: str) -> set[str]:
         for name in re.findall(rf"^((?:{top})\.[a-z][\w.]*)(?=$|[:=])", code, re.MULTILINE)
         if not any(f"{path}.".startswith(f"{name}.") or f"{name}.".startswith(f"{path}.") for path in VALUES)
         and f'"{name.rsplit(".", 1)[-1]}"' not in SCHEMA
-        and not name.endswith((".json", ".yaml", ".h5"))
+        and not name.endswith((".json", ".yaml", ".h5", ".py"))
     }
     settings = {entry.metadata["variable"] for entry in fields(Settings)}
     decided_against = {"GATEWAY_PORT", "GATEWAY_KEY"}

@@ -1,0 +1,111 @@
+"""The field's terms occur in the documents: what a reader greps or searches for is found."""
+
+import re
+import subprocess
+
+import pytest
+from charts import ROOT
+from commands import DOCUMENTS
+
+# What each document's title and first paragraphs must contain, so that a search finds it.
+OPENING_TERMS = {
+    "README.md": ["inference", "Helm chart", "Kubernetes", "TensorFlow Serving", "GPU", "canary", "autoscaling"],
+    "SECURITY.md": ["vulnerability", "report", "supported versions"],
+    "docs/zero-downtime.md": ["zero downtime", "graceful shutdown", "rolling update"],
+    "docs/fault-tolerance.md": ["fault tolerance", "overload", "SIGKILL"],
+    "docs/operations.md": ["autoscaling", "rollback", "observability"],
+    "docs/troubleshooting.md": ["troubleshooting", "error message", "doctor"],
+}
+# What must occur anywhere in a document.
+TERMS = {
+    "README.md": [
+        *["quick start", "prerequisites", "zero downtime", "graceful shutdown", "backpressure", "admission control"],
+        *["rate limit", "authentication", "SSRF", "NetworkPolicies", "mTLS", "canary", "rollback", "fallback"],
+        *["autoscaling", "HorizontalPodAutoscaler", "KEDA", "GPU", "MIG", "batching", "hot reload", "troubleshooting"],
+        *["observability", "Prometheus", "Grafana", "OpenTelemetry"],
+    ],
+    "docs/zero-downtime.md": ["readiness", "preStop", "PodDisruptionBudget", "node drain", "retries"],
+    "docs/operations.md": ["HorizontalPodAutoscaler", "KEDA", "capacity", "rollout", "GPU", "backup"],
+    "docs/architecture.md": ["admission control", "graceful shutdown", "deadline", "retries", "round robin"],
+    "docs/security.md": ["SSRF", "authentication", "rate limit", "NetworkPolicy", "mTLS", "DNS rebinding"],
+    "docs/canary.md": ["canary", "rollback", "promote", "fallback", "hot reload"],
+    "docs/runbooks/alerts.md": ["burn rate", "SLO", "rollback"],
+    "docs/dashboards.md": ["Grafana", "Prometheus", "observability"],
+    "docs/performance.md": ["benchmark", "CPU", "latency", "throughput"],
+    "CONTRIBUTING.md": ["prerequisites", "unit tests", "integration", "end-to-end", "lint"],
+}
+# The first words of a search: each is in README.md and in at least one page of docs/.
+SEARCHED = [
+    *["quick start", "zero downtime", "graceful shutdown", "rate limit", "authentication", "SSRF", "canary"],
+    *["rollback", "autoscaling", "GPU", "troubleshooting", "observability", "fallback"],
+]
+
+
+def contains(text: str, term: str) -> bool:
+    """Whether a term occurs, in any case, with its words apart by a space, a hyphen or a line's end."""
+    pattern = r"[\s-]+".join(map(re.escape, re.split(r"[\s-]+", term)))
+    return bool(re.search(rf"(?<![A-Za-z]){pattern}", text, re.IGNORECASE))
+
+
+def opening(text: str) -> str:
+    """A document's title, with its text up to the second heading."""
+    return re.split(r"^## ", text, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def pairs(table: dict[str, list[str]]) -> list[tuple[str, str]]:
+    return [(document, term) for document, terms in table.items() for term in terms]
+
+
+@pytest.mark.parametrize(("document", "term"), pairs(OPENING_TERMS))
+def test_opening_contains(document, term):
+    if not contains(opening((ROOT / document).read_text()), term):
+        pytest.fail(f"{document}: {term!r} is missing in its opening")
+
+
+@pytest.mark.parametrize(("document", "term"), pairs(TERMS))
+def test_document_contains(document, term):
+    if not contains((ROOT / document).read_text(), term):
+        pytest.fail(f"{document}: {term!r} is missing")
+
+
+@pytest.mark.parametrize("term", SEARCHED)
+def test_searched_term_is_in_readme_and_docs(term):
+    pages = [file for file in DOCUMENTS if file.is_relative_to(ROOT / "docs")]
+    for where, files in {"README.md": [ROOT / "README.md"], "docs/": pages}.items():
+        if not any(contains(file.read_text(), term) for file in files):
+            pytest.fail(f"{where}: {term!r} is missing")
+
+
+def test_contains_ignores_case_hyphens_and_line_ends():
+    assert contains("Zero-Downtime", "zero downtime")
+    assert contains("graceful\nshutdown", "graceful shutdown")
+    assert contains("rate limits", "rate limit")
+    assert not contains("separate limit", "rate limit")
+    assert not contains("nothing is lost", "zero downtime")
+    assert opening("# A\n\nb\n\n## C\n\nd\n") == "# A\n\nb\n\n"
+
+
+# ---- CONTRIBUTING.md's map ----
+
+
+def rooms() -> set[str]:
+    """Every folder that the map must name: both packages' rooms, the tests' folders, and those at the root."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    found = set()
+    for file in listed.splitlines():
+        parts = file.split("/")[:-1]
+        if parts[1:2] == ["src"] and len(parts) > 3:
+            found.add(f"{parts[3]}/")
+        elif parts[:1] == ["tests"] and len(parts) > 1:
+            found.add(f"tests/{parts[1]}")
+        elif parts and parts[0] != "docs":
+            found.add(f"{parts[0]}/")
+    return found
+
+
+def test_map_names_every_room_in_ten_rows():
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("\n## Map\n", 1)[1].split("\n## ", 1)[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")][2:]
+    assert len(rows) <= 10
+    named = "\n".join(rows)
+    assert {room for room in rooms() if f"`{room}" not in named and f"{room}`" not in named} == set()
