@@ -2,9 +2,9 @@
 
     python scripts/model_image.py models/kitchen.keras --tag kitchen-model:1 --labels cup,fork,glass,knife,plate,spoon
 
-Takes what `clothing-model convert` takes, and stops where `verify` finds an error. The image is built by the first that
-runs of Docker, Podman and buildah (as root by tests/cluster, which finds a base image without a registry); --builder names
-another command. Only the chart's values for the model go to stdout, so that they can be written into a file.
+Takes what `clothing-model convert` takes, and stops where `verify` finds an error. The image is built by the first
+that runs of Docker, Podman and buildah (as root by tests/cluster, which finds a base image without a registry);
+--builder names another command. Only the chart's values for the model are printed to stdout, to write into a file.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 from served import MODELS, Made, Server, Starter, starter
 
 from clothing_model.commands.cli import main
-from clothing_model.commands.quiet import quiet_tensorflow
+from clothing_model.quiet import quiet_tensorflow
 from model_factory import make_model
 
 quiet_tensorflow()

@@ -1,3 +1,7 @@
+"""Lets `python -m clothing_model` run the command."""
+
+from __future__ import annotations
+
 import sys
 
 from clothing_model.commands.cli import main

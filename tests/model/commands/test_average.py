@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from clothing_model import savedmodel
-from clothing_model.commands import train
 from clothing_model.commands.cli import main
+from clothing_model.training.report import report_file
 from model_factory import make_model, photos
 
 LABELS = ["green", "red"]
@@ -28,7 +28,7 @@ def model(folder: Path, seed: int, size: int = 32, classes: int = 2, **report: A
     x = keras.layers.Flatten()(keras.layers.Activation("relu")(x))
     path = folder / f"{seed}.keras"
     keras.Model(inputs, keras.layers.Dense(classes, name="logits")(x)).save(path)
-    train.report_file(path).write_text(json.dumps({"labels": LABELS, "preprocessing": "tf", "photos": 64, **report}))
+    report_file(path).write_text(json.dumps({"labels": LABELS, "preprocessing": "tf", "photos": 64, **report}))
     return path
 
 
@@ -60,7 +60,7 @@ def test_the_mean_of_all_and_half_the_bytes(
     expected = np.mean([scores(path, view) for path in two for view in (pixels, pixels[:, :, ::-1])], axis=0)
     assert np.abs(expected - scores(two[0], pixels)).max() > 0.1
     assert np.abs(scores(output, pixels) - expected).max() < 1e-5
-    report = json.loads(train.report_file(output).read_text())
+    report = json.loads(report_file(output).read_text())
     assert report["labels"] == LABELS
     assert [each["file"] for each in report["average_of"]] == ["1.keras", "2.keras"]
     assert report["mirrored"] is True
@@ -113,6 +113,6 @@ def test_refusals(two: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
         assert message in capsys.readouterr().err
         assert not (tmp_path / output).exists()
     broken = model(tmp_path, 7)
-    train.report_file(broken).write_text("[")
+    report_file(broken).write_text("[")
     assert main(["average", str(broken), "--mirrored", "--output", str(tmp_path / "m.keras")]) == 1
     assert "7.training.json can't be read" in capsys.readouterr().err

@@ -14,9 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clothing_model.commands import progress, train
+from clothing_model import progress
 from clothing_model.commands.cli import main
+from clothing_model.commands.train import network_names
 from clothing_model.evaluation import dataset as photo_folders
+from clothing_model.training.augmentation import batches
+from clothing_model.training.loop import train
+from clothing_model.training.plan import Plan, State
+from clothing_model.training.report import curves_file, report_file
 
 COLOURS = {"green": (20, 200, 40), "red": (210, 30, 20)}
 
@@ -55,7 +60,7 @@ def test_compact_learns_and_reports(
     printed = capsys.readouterr()
     assert "epoch 30/30" in printed.err
     assert "min left" in printed.err
-    report = json.loads(train.report_file(output).read_text())
+    report = json.loads(report_file(output).read_text())
     assert report["labels"] == ["green", "red"]
     assert report["validation_accuracy"] == 1.0
     assert np.array(report["confusion"]).tolist() == [[8, 0], [0, 8]]
@@ -101,16 +106,16 @@ def test_stopped_training_goes_on_and_the_seed_decides(
     monkeypatch.setattr(network, "STAGES", ((8, 1),))  # all kinds of layers, and little to compile
     data = photo_folders.find_photos(dataset / "train")
     validation = photo_folders.find_photos(dataset / "validation")
-    plan = train.Plan(size=64, epochs=3, batch=16, keep="last")
-    report = train.train(plan, data, validation, tmp_path / "whole.keras")
+    plan = Plan(size=64, epochs=3, batch=16, keep="last")
+    report = train(plan, data, validation, tmp_path / "whole.keras")
 
     stopped = tmp_path / "stopped.keras"
     with pytest.raises(KeyboardInterrupt):
-        train.train(plan, data, validation, stopped, progress=StopAfter("epoch 2/"))
+        train(plan, data, validation, stopped, progress=StopAfter("epoch 2/"))
     assert not stopped.exists()
     capsys.readouterr()
-    again = train.train(plan, data, validation, stopped)
-    assert "going on after epoch 2" in (printed := capsys.readouterr().err)
+    again = train(plan, data, validation, stopped)
+    assert "resuming after epoch 2" in (printed := capsys.readouterr().err)
     assert "epoch 3/3" in printed
     assert "epoch 2/3" not in printed
     assert again["history"] == report["history"]
@@ -120,17 +125,17 @@ def test_stopped_training_goes_on_and_the_seed_decides(
 
     # Weights to go on from: at a rate of almost nothing, the same model comes out.
     begin = dataclasses.replace(plan, seed=4, epochs=1, rate=1e-12)
-    further = train.train(begin, data, validation, tmp_path / "further.keras", tmp_path / "whole.keras")
+    further = train(begin, data, validation, tmp_path / "further.keras", weights=tmp_path / "whole.keras")
     assert further["weights"]["file"] == "whole.keras"
     (first, *_, last), (first_before, *_, last_before) = weights_of(tmp_path / "further.keras"), weights_of(stopped)
     assert np.allclose(first, first_before, atol=1e-6)
     assert np.allclose(last, last_before, atol=1e-6)
     monkeypatch.setattr(network, "STAGES", ((16, 1),))
     with pytest.raises(network.WeightsError, match="not the weights of compact with 2 classes"):
-        train.train(begin, data, validation, tmp_path / "further.keras", tmp_path / "whole.keras")
+        train(begin, data, validation, tmp_path / "further.keras", weights=tmp_path / "whole.keras")
     (tmp_path / "broken.keras").write_bytes(b"PK")
     with pytest.raises(network.WeightsError, match="Keras can't read it"):
-        train.train(begin, data, validation, tmp_path / "further.keras", tmp_path / "broken.keras")
+        train(begin, data, validation, tmp_path / "further.keras", weights=tmp_path / "broken.keras")
 
 
 def test_each_phase_has_its_patience(
@@ -149,13 +154,13 @@ def test_each_phase_has_its_patience(
     data = photo_folders.find_photos(dataset / "train")
     validation = photo_folders.find_photos(dataset / "validation")
     # At a rate of 0 nothing is learned: in each phase the first epoch is the best, and the next one the last.
-    plan = train.Plan("mobilenetv3small", size=64, epochs=5, fine_tune_epochs=5, batch=16, rate=0.0, patience=1)
+    plan = Plan("mobilenetv3small", size=64, epochs=5, fine_tune_epochs=5, batch=16, rate=0.0, patience=1)
     output = tmp_path / "colours.keras"
     with pytest.raises(KeyboardInterrupt):
-        train.train(plan, data, validation, output, progress=StopAfter("epoch 3/"))
+        train(plan, data, validation, output, progress=StopAfter("epoch 3/"))
     assert "no better for 1 epochs: stopping" in capsys.readouterr().err
-    report = train.train(plan, data, validation, output)
-    assert "going on after epoch 3" in (printed := capsys.readouterr().err)
+    report = train(plan, data, validation, output)
+    assert "resuming after epoch 3" in (printed := capsys.readouterr().err)
     assert [entry["epoch"] for entry in report["history"]] == [1, 2, 3, 4]
     assert "epoch 4/7" in printed
 
@@ -164,9 +169,9 @@ def test_stops_early_and_draws_the_curves(dataset: Path, tmp_path: Path, capsys:
     output = tmp_path / "colours.keras"
     assert main(command(dataset, output, "--epochs", "20", "--rate", "1e-9", "--patience", "2")) == 0
     assert "no better for 2 epochs: stopping" in capsys.readouterr().err
-    history = json.loads(train.report_file(output).read_text())["history"]
+    history = json.loads(report_file(output).read_text())["history"]
     assert len(history) == 3, "at such a rate nothing is learned, and an accuracy that stays is none that grows"
-    with Image.open(train.curves_file(output)) as picture:
+    with Image.open(curves_file(output)) as picture:
         assert picture.format == "PNG"
         pixels = np.asarray(picture.convert("RGB")).astype(int).reshape(-1, 3)
     for colour in ("#08519c", "#1b7837"):  # a line for the loss, and one for the accuracy
@@ -210,12 +215,12 @@ def test_weights_as_keras_publishes_them(tmp_path: Path, network_name: str, appl
 
 def test_state_of_another_plan_is_not_gone_on_from(tmp_path: Path) -> None:
     identity = {"plan": {"seed": 1}, "photos_sha256": "ab"}
-    train._save_state(tmp_path, identity, train.Run(epoch=4, best={"epoch": 4, "accuracy": 0.5}))
-    saved = train._saved(tmp_path, identity)
+    State(epoch=4, best={"epoch": 4, "accuracy": 0.5}).save(tmp_path, identity)
+    saved = State.load(tmp_path, identity)
     assert saved is not None
     assert saved.epoch == 4
-    assert train._saved(tmp_path, {"plan": {"seed": 2}, "photos_sha256": "ab"}) is None
-    assert train._saved(tmp_path / "absent", identity) is None
+    assert State.load(tmp_path, {"plan": {"seed": 2}, "photos_sha256": "ab"}) is None
+    assert State.load(tmp_path / "absent", identity) is None
 
 
 def test_transfer_learning_from_a_file_of_weights(dataset: Path, tmp_path: Path) -> None:
@@ -228,7 +233,7 @@ def test_transfer_learning_from_a_file_of_weights(dataset: Path, tmp_path: Path)
     output = tmp_path / "colours.keras"
     options = ("--network", "mobilenetv3small", "--weights", str(weights), "--epochs", "1", "--fine-tune-epochs", "1")
     assert main(command(dataset, output, *options)) == 0
-    report = json.loads(train.report_file(output).read_text())
+    report = json.loads(report_file(output).read_text())
     assert report["weights"] == {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
     assert [entry["epoch"] for entry in report["history"]] == [1, 2]
     assert keras.saving.load_model(output).output_shape == (None, 2)
@@ -288,11 +293,11 @@ def test_pixels_are_keras_image_helpers(dataset: Path) -> None:
 
 def test_augmentation_is_reproducible_and_keeps_to_its_bounds(dataset: Path) -> None:
     data = photo_folders.find_photos(dataset / "train")
-    plan = train.Plan(size=64, batch=16)
+    plan = Plan(size=64, batch=16)
     pixels = photo_folders.load_pixels(data, 96)
-    first = list(train.batches(plan, pixels, data.targets, 2, epoch=3))
-    again = list(train.batches(plan, pixels, data.targets, 2, epoch=3))
-    other = list(train.batches(plan, pixels, data.targets, 2, epoch=4))
+    first = list(batches(plan, pixels, data.targets, 2, epoch=3))
+    again = list(batches(plan, pixels, data.targets, 2, epoch=3))
+    other = list(batches(plan, pixels, data.targets, 2, epoch=4))
     assert len(first) == 4
     for (x, y), (x_again, y_again), (x_other, _) in zip(first, again, other, strict=True):
         assert np.array_equal(x, x_again)
@@ -305,7 +310,7 @@ def test_augmentation_is_reproducible_and_keeps_to_its_bounds(dataset: Path) -> 
 
 
 def test_training_size_grows_and_rate_falls() -> None:
-    plan = train.Plan(size=160, epochs=60)
+    plan = Plan(size=160, epochs=60)
     assert [plan.training_size(epoch) for epoch in (0, 19, 20, 39, 40, 59)] == [96, 96, 128, 128, 144, 144]
     rates = [plan.learning_rate(step, 100) for step in range(100)]
     assert max(rates) == pytest.approx(plan.rate)
@@ -316,7 +321,7 @@ def test_training_size_grows_and_rate_falls() -> None:
 def test_networks_of_the_help_are_those_there_are() -> None:
     from clothing_model.training import network
 
-    assert train._network_names() == network.NAMES
+    assert network_names() == network.NAMES
 
 
 def test_help_loads_no_tensorflow() -> None:

@@ -251,7 +251,7 @@ def test_warm_up_requests(version: Path, capsys: pytest.CaptureFixture[str]) -> 
     from tensorflow_serving.apis import prediction_log_pb2
 
     path = version / savedmodel.WARMUP
-    warmup.write(path, "clothing-model", "photo", "DT_FLOAT", (160, 160, 3), [1, 4, 32])
+    warmup.write(path, "clothing-model", "photo", dtype="DT_FLOAT", shape=(160, 160, 3), batch_sizes=[1, 4, 32])
     assert verify(capsys, version)[0] == 0
     for name, dtype, shape, message in (
         ("input_8", "DT_FLOAT", (160, 160, 3), "its request 1 has the inputs input_8, not photo"),
@@ -259,7 +259,7 @@ def test_warm_up_requests(version: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("photo", "DT_FLOAT", (299, 299, 3), "gives photo the shape (1, 299, 299, 3), not (-1, 160, 160, 3)"),
         ("photo", "DT_FLOAT", (160, 3), "gives photo the shape (1, 160, 3)"),
     ):
-        warmup.write(path, "clothing-model", name, dtype, shape, [1])
+        warmup.write(path, "clothing-model", name, dtype=dtype, shape=shape, batch_sizes=[1])
         assert message in refusal(capsys, version)
     log = prediction_log_pb2.PredictionLog()
     log.classify_log.request.model_spec.name = "clothing-model"
@@ -269,7 +269,7 @@ def test_warm_up_requests(version: Path, capsys: pytest.CaptureFixture[str]) -> 
         with tf.io.TFRecordWriter(str(path)) as writer:
             writer.write(record.SerializeToString())
         assert message in refusal(capsys, version)
-    warmup.write(path, "clothing-model", "photo", "DT_FLOAT", (160, 160, 3), [1] * 1001)
+    warmup.write(path, "clothing-model", "photo", dtype="DT_FLOAT", shape=(160, 160, 3), batch_sizes=[1] * 1001)
     assert "1001 requests, and TensorFlow Serving takes 1000" in refusal(capsys, version)
     path.write_bytes(b"")
     code, lines = verify(capsys, version)

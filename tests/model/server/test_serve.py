@@ -109,12 +109,12 @@ def test_health(server: Server) -> None:
         ({"model": ""}, "INVALID_ARGUMENT", "ModelSpec has no name specified."),
         ({"signature": "other"}, "FAILED_PRECONDITION", 'Serving signature key "other" not found.'),
         ({"inputs": ["input_8", "x"]}, "INVALID_ARGUMENT",
-         r"input size does not match signature: 2!=1 len\(\{input_8,x\}\) != len\(\{input_8\}\). Sent extra: \{x\}. "
-         r"Missing but required: \{\}."),
+         (r"input size does not match signature: 2!=1 len\(\{input_8,x\}\) != len\(\{input_8\}\). Sent extra: \{x\}. "
+          r"Missing but required: \{\}.")),
         ({"inputs": []}, "INVALID_ARGUMENT", r"input size does not match signature: 0!=1 .*required: \{input_8\}."),
         ({"inputs": ["input_9"]}, "INVALID_ARGUMENT",
-         r"Signature input alias: input_8\(feed name: serving_default_input_8:0\) not found in request and no default "
-         r"value provided. Inputs expected to be in the request \{input_9\}"),
+         (r"Signature input alias: input_8\(feed name: serving_default_input_8:0\) not found in request and no default "
+          r"value provided. Inputs expected to be in the request \{input_9\}")),
         ({"array": np.zeros((1, 96, 96, 3), np.uint8)}, "INVALID_ARGUMENT",
          r"Expects arg\[0\] to be float32 but uint8 is provided"),
         ({"shape": (2, 96, 96, 4)}, "INVALID_ARGUMENT", "tensor parsing error: input_8"),

@@ -134,7 +134,8 @@ NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-
 
 
 @pytest.mark.skipif(
-    not shutil.which("unshare") or subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode != 0,
+    not shutil.which("unshare")
+    or subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode != 0,
     reason="no PID namespace can be made here: unshare is missing, or user namespaces are switched off",
 )
 @pytest.mark.parametrize("handled", [True, False])
@@ -201,7 +202,7 @@ for line in range(1, 40):  # of those that a wait may run in Python, with or wit
 
 def test_a_signal_at_any_moment_of_the_wait() -> None:
     """A handler that takes a lock which the wait holds would leave the server there until it is killed."""
-    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clothing_model.commands.progress import Progress
-from clothing_model.commands.quiet import quiet_tensorflow
 from clothing_model.errors import ModelError
 from clothing_model.keras import files as keras_files
+from clothing_model.progress import Progress
+from clothing_model.quiet import quiet_tensorflow
 
 if TYPE_CHECKING:
     import keras
@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _report(file: Path) -> dict[str, Any]:
-    from clothing_model.commands.train import report_file
+    from clothing_model.training.report import report_file
 
     path = report_file(file)
     try:
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     preprocessing = _same(args.models, [report.get("preprocessing") for report in reports], "the preprocessing")
     quiet_tensorflow()
 
-    from clothing_model.commands import train
+    from clothing_model.training.report import report_file, save_keras
 
     say = Progress()
     say.say(f"reading {len(args.models)} models")
@@ -109,20 +109,20 @@ def run(args: argparse.Namespace) -> int:
     if args.validation:
         report |= _measured(result, args.validation, tuple(labels or ()), say)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    train.save_keras(result, args.output)
-    train.report_file(args.output).write_text(json.dumps(report, indent=1) + "\n")
+    save_keras(result, args.output)
+    report_file(args.output).write_text(json.dumps(report, indent=1) + "\n")
     accuracy = f": validation accuracy {report['validation_accuracy']:.3f}" if args.validation else ""
     print(f"{args.output}{accuracy}")
     return 0
 
 
 def _measured(model: keras.Model, folder: Path, labels: tuple[str, ...], say: Progress) -> dict[str, Any]:
-    from clothing_model.commands import train
     from clothing_model.evaluation import dataset
+    from clothing_model.training.report import measured
 
     data = dataset.find_photos(folder, labels or None)
     height, width = model.input_shape[1:3]
     if height != width or height is None:
         raise ModelError(f"--validation: the models take photos of {width}x{height}, and photos are read as squares")
     pixels = dataset.load_pixels(data, height, lambda done, of: say.count("read", done, of))
-    return train.measured(model, pixels, data)
+    return measured(model, pixels, data)

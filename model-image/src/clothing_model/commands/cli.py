@@ -5,6 +5,8 @@ the work; one that reads its own arguments sets `takes_rest` and finds them in `
 command asked for is imported, so that `--help` is instant; `add_parser` in turn keeps TensorFlow out until `run`.
 """
 
+from __future__ import annotations
+
 import argparse
 import importlib
 import sys
@@ -30,9 +32,11 @@ COMMANDS = {
 class Command(Protocol):
     """What a subcommand's module offers."""
 
-    def add_parser(self, subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None: ...
+    def add_parser(self, subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+        """Add the command and its options to the parser."""
 
-    def run(self, args: argparse.Namespace) -> int: ...
+    def run(self, args: argparse.Namespace) -> int:
+        """Run the command; returns its exit status."""
 
 
 def _load(name: str) -> Command:
@@ -41,6 +45,12 @@ def _load(name: str) -> Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command named in ``argv`` (default: ``sys.argv[1:]``).
+
+    Returns:
+        The exit status: 0; 1 for an error that the user can mend; 130 after Ctrl-C. Wrong usage exits with 2.
+
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="clothing-model",

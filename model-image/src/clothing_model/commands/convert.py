@@ -1,5 +1,7 @@
 """`clothing-model convert`: a Keras file or a SavedModel becomes NAME/VERSION/, ready for TensorFlow Serving."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import fcntl
@@ -22,6 +24,7 @@ from clothing_model.commands.values import PREPROCESSINGS, size_text
 from clothing_model.errors import ModelError
 from clothing_model.keras import files as keras_files
 from clothing_model.keras.files import KerasModel, Source
+from clothing_model.quiet import quiet_tensorflow
 from clothing_model.savedmodel import photo_signature, usability_problems, warmup
 
 INPUTS = ("float32", "uint8", "encoded")
@@ -39,7 +42,8 @@ METRICS = (
 )  # fmt: skip
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the ``convert`` command."""
     parser = subparsers.add_parser(
         "convert",
         description="Turn a .h5 of Keras 2, a .keras or .h5 of Keras 3, or a SavedModel into OUTPUT/NAME/VERSION/, "
@@ -86,6 +90,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the ``convert`` command.
+
+    Raises:
+        ModelError: a source or an option that can't be used.
+
+    """
     started = time.monotonic()
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", args.name):
         raise ModelError(f"--name={args.name}: use letters, digits, '-', '_' and '.', as in clothing-model")
@@ -111,7 +121,13 @@ def run(args: argparse.Namespace) -> int:
         else:
             given = Interface(args.input, preprocessing, args.input_name, args.output_name, size)
             facts = _write_saved_model(source, folder, given, args.weights)
-        _finish(folder, args.name, source, facts, labels, preprocessing, size, batch_sizes)
+        noted = {
+            "labels": labels and list(labels),
+            "preprocessing": preprocessing,
+            "imageSize": size and size_text(size),
+        }
+        _describe(folder, args.name, source, facts, {key: value for key, value in noted.items() if value is not None})
+        _write_warmup(folder, args.name, batch_sizes)
         target = _publish(folder, model_folder, args.version, args.force)
     _say(f"wrote {target} ({sum(f.stat().st_size for f in target.rglob('*') if f.is_file()) / 1e6:.1f} MB) "
          f"in {time.monotonic() - started:.0f} s")  # fmt: skip
@@ -218,8 +234,6 @@ class Interface:
 
 
 def _write_saved_model(source: Source, folder: Path, given: Interface, weights: str) -> dict[str, Any]:
-    from clothing_model.commands.quiet import quiet_tensorflow
-
     quiet_tensorflow()
     _say("loading TensorFlow")
     import tensorflow as tf
@@ -233,10 +247,7 @@ def _write_saved_model(source: Source, folder: Path, given: Interface, weights: 
     _say(f"loading the model with {library}")
     model = keras_files.load(source)
     shape = _photo_shape(source, model, given.size)
-    input_name, output_name = given.input_name or model.input_name, given.output_name or model.output_name
-    for option, name in (("--input-name", input_name), ("--output-name", output_name)):
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-            raise ModelError(f"{option}={name}: a name is made of letters, digits and '_'")
+    input_name, output_name = _names(given, model)
     preprocessing = given.preprocessing or "none"
     module = tf.Module()
     if weights == WEIGHTS[0]:
@@ -254,10 +265,8 @@ def _write_saved_model(source: Source, folder: Path, given: Interface, weights: 
     if given.input == graph_preprocessing.ENCODED:
         _fixed(shape)
         signature = tf.TensorSpec((None,), tf.string, name=input_name)
-    elif given.input == graph_preprocessing.UINT8:
-        signature = tf.TensorSpec((None, *shape), tf.uint8, name=input_name)
     else:
-        signature = tf.TensorSpec((None, *shape), tf.float32, name=input_name)
+        signature = tf.TensorSpec((None, *shape), tf.as_dtype(given.input), name=input_name)
     module.serve = tf.function(serve, input_signature=[signature])
     _say(f"writing: {input_name} {given.input} {tuple(s or -1 for s in signature.shape)} -> {output_name} "
          f"{tuple(s or -1 for s in model.output_shape)}")  # fmt: skip
@@ -274,6 +283,15 @@ def _write_saved_model(source: Source, folder: Path, given: Interface, weights: 
     if source.keras_version:
         facts["keras"] = source.keras_version
     return facts
+
+
+def _names(given: Interface, model: KerasModel) -> tuple[str, str]:
+    """The signature's names of input and output."""
+    names = given.input_name or model.input_name, given.output_name or model.output_name
+    for option, name in zip(("--input-name", "--output-name"), names, strict=True):
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+            raise ModelError(f"{option}={name}: a name is made of letters, digits and '_'")
+    return names
 
 
 def _fixed(shape: tuple[int | None, ...]) -> tuple[int, int]:
@@ -306,8 +324,9 @@ def _photo_shape(source: Source, model: KerasModel, size: tuple[int, int] | None
 def _largest_difference(
     folder: Path, model: KerasModel, shape: Sequence[int | None], given: str, preprocessing: str
 ) -> float:
-    """Between what the source computes and what the saved function does, on two photos of noise, as a part of the
-    largest score: a model with random weights gives scores near nothing, which would all be equal otherwise.
+    """The difference between the source's scores and the saved function's, on two photos of noise.
+
+    As a share of the largest score: a model with random weights gives scores near zero, all equal otherwise.
     """
     import numpy as np
     import tensorflow as tf
@@ -330,17 +349,11 @@ def _largest_difference(
     return float(np.max(np.abs(got.numpy() - want))) / (float(np.max(np.abs(want))) or 1.0)
 
 
-def _finish(
-    folder: Path,
-    name: str,
-    source: Source,
-    facts: dict[str, Any],
-    labels: tuple[str, ...] | None,
-    preprocessing: str | None,
-    size: tuple[int, int] | None,
-    batch_sizes: list[int] | None,
-) -> None:
-    """Add what TensorFlow Serving leaves alone: assets.extra/ with the description and the warm-up requests."""
+def _describe(folder: Path, name: str, source: Source, facts: dict[str, Any], noted: dict[str, Any]) -> None:
+    """Write assets.extra/model.json, which TensorFlow Serving leaves alone.
+
+    ``noted`` is what photos and scores mean: labels, preprocessing, imageSize, as far as each is known.
+    """
     model = savedmodel.read(folder)
     found = photo_signature(model)
     if found is None:
@@ -362,33 +375,34 @@ def _finish(
         "input": {"name": next(iter(signature.inputs)), "dtype": photo.dtype, "shape": photo.shape},
         "output": {"name": next(iter(signature.outputs)), "dtype": scores.dtype, "shape": scores.shape},
     }
-    if labels is not None:
-        width = scores.shape[-1] if scores.shape else -1
-        if width not in (-1, len(labels)):
-            raise ModelError(f"--labels: {len(labels)} labels ({', '.join(labels)}), but the model has {width} classes")
-        description["labels"] = list(labels)
-    if preprocessing is not None:
-        description["preprocessing"] = preprocessing
-    if size is not None:
-        description["imageSize"] = size_text(size)
+    labels, width = noted.get("labels"), scores.shape[-1] if scores.shape else -1
+    if labels is not None and width not in (-1, len(labels)):
+        raise ModelError(f"--labels: {len(labels)} labels ({', '.join(labels)}), but the model has {width} classes")
+    description |= noted
     (folder / savedmodel.DESCRIPTION).parent.mkdir(exist_ok=True)
     (folder / savedmodel.DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _write_warmup(folder: Path, name: str, batch_sizes: list[int] | None) -> None:
+    """Write a warm-up request for each batch size; None keeps those that a SavedModel has, else is one of 1 photo."""
+    file = folder / savedmodel.WARMUP
     if batch_sizes is None:
-        if (folder / savedmodel.WARMUP).exists():
+        if file.exists():
             return
         batch_sizes = [1]
-    (folder / savedmodel.WARMUP).unlink(missing_ok=True)
+    file.unlink(missing_ok=True)
     if not batch_sizes:
         return
+    model = savedmodel.read(folder)
+    ((input_name, photo),) = model.signatures[savedmodel.DEFAULT_SIGNATURE].inputs.items()
     if photo.dtype not in warmup.DTYPES or photo.shape is None or min(photo.shape[1:], default=1) < 1:
         _say("note: no warm-up requests, as the input's size or type is open; --image-size pins the size")
         return
-    from clothing_model.commands.quiet import quiet_tensorflow
-
     quiet_tensorflow()
     fixed = photo.shape[0] if photo.shape[0] > 0 else None
-    sizes = [fixed] if fixed else batch_sizes
-    warmup.write(folder / savedmodel.WARMUP, name, next(iter(signature.inputs)), photo.dtype, photo.shape[1:], sizes)
+    warmup.write(
+        file, name, input_name, dtype=photo.dtype, shape=photo.shape[1:], batch_sizes=[fixed] if fixed else batch_sizes
+    )
 
 
 def _known(source: Source) -> dict[str, Any]:
@@ -406,8 +420,8 @@ def _training_report(source: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text("utf-8"))
         if not isinstance(report, dict):
-            raise ValueError("it is no object")
-    except (OSError, ValueError) as error:
+            raise TypeError("it is no object")
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{path} can't be read ({error}): mend it, or move it away from the model") from error
     return report
 

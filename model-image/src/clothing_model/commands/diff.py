@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
         ModelError: photos, models or gateways that can't be used.
 
     """
-    from clothing_model.commands.progress import Progress
     from clothing_model.evaluation import classifiers, plots
+    from clothing_model.progress import Progress
 
     plots.check(args.png)
     check_json(args.json)
@@ -191,9 +191,11 @@ def as_text(report: dict[str, Any]) -> str:
         before, after = report["old"].get(fact), report["new"].get(fact)
         if before and after and before != after:
             lines.append(f"{fact}: {before} -> {after}")
-    for which in ("old", "new"):
-        if only := report[f"labels_only_in_{which}"]:
-            lines.append(f"labels only in the {which} one: {', '.join(only)}")
+    lines += [
+        f"labels only in the {which} one: {', '.join(only)}"
+        for which in ("old", "new")
+        if (only := report[f"labels_only_in_{which}"])
+    ]
     if not report["same_order"] and "input" in report["old"] and "input" in report["new"]:
         lines.append("the labels' order differs: GATEWAY_LABELS (the chart's model.labels) must change with the model")
     lines += [

@@ -87,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
         ModelError: photos, model or gateway that can't be used.
 
     """
-    from clothing_model.commands.progress import Progress
     from clothing_model.evaluation import classifiers, dataset, metrics, plots
+    from clothing_model.progress import Progress
 
     plots.check(args.png)
     check_json(args.json)

@@ -1,5 +1,7 @@
 """`clothing-model inspect`: what a SavedModel wants and gives, and the chart's values for it. Needs no TensorFlow."""
 
+from __future__ import annotations
+
 import argparse
 import json
 from pathlib import Path
@@ -10,7 +12,8 @@ from clothing_model.commands.values import values, values_lines
 from clothing_model.savedmodel import SavedModel, Signature, Tensor, usability_problems
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the ``inspect`` command."""
     parser = subparsers.add_parser(
         "inspect",
         description="Show what a SavedModel wants and gives, what it lacks, and the chart's values for it. "
@@ -21,6 +24,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the ``inspect`` command.
+
+    Raises:
+        ModelError: no SavedModel at the path.
+
+    """
     model = savedmodel.read(args.path)
     problems = [*model.problems, *usability_problems(model)]
     if args.json:
@@ -31,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def as_json(model: SavedModel, problems: list[str]) -> dict[str, Any]:
+    """The model and its problems as one JSON object."""
+
     def tensors(found: dict[str, Tensor]) -> dict[str, Any]:
         return {key: {"dtype": t.dtype, "shape": t.shape, "name": t.name} for key, t in found.items()}
 
@@ -52,6 +63,7 @@ def as_json(model: SavedModel, problems: list[str]) -> dict[str, Any]:
 
 
 def as_text(model: SavedModel, problems: list[str]) -> str:
+    """The model and its problems for people, in the form of ``saved_model_cli show --all``."""
     lines = [f"MetaGraphDef with tag-set: '{', '.join(model.tags)}' contains the following SignatureDefs:"]
     for key, signature in model.signatures.items():
         lines += ["", f"signature_def['{key}']:", *_signature_lines(signature)]

@@ -1,5 +1,7 @@
 """Options that several commands take."""
 
+from __future__ import annotations
+
 import json
 import re
 from pathlib import Path

@@ -1,5 +1,7 @@
 """`clothing-model serve`: the portable model server."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import logging
@@ -11,13 +13,20 @@ from importlib import metadata
 from clothing_model import __version__
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     # TensorFlow Serving's flags aren't argparse's: `--port=8500` is one, `--port 8500` is not.
+    """Add the ``serve`` command."""
     parser = subparsers.add_parser("serve", add_help=False)
     parser.set_defaults(takes_rest=True)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the ``serve`` command until a signal ends it.
+
+    Raises:
+        ModelError: the server could not start.
+
+    """
     from clothing_model.server import flags
 
     if {"--help", "-h"} & set(args.rest):
@@ -32,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(_versions()))
         return 0
 
-    from clothing_model.commands.quiet import quiet_tensorflow
+    from clothing_model.quiet import quiet_tensorflow
 
     quiet_tensorflow()
     logging.basicConfig(

@@ -1,5 +1,7 @@
 """`clothing-model values`: the chart's values for a model. Needs no TensorFlow."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import re
@@ -17,7 +19,8 @@ DEFAULT_LABELS = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "sh
 PREPROCESSINGS = ("tf", "caffe", "torch", "none")
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the ``values`` command."""
     parser = subparsers.add_parser(
         "values",
         description="Print the values of charts/clothing-classifier for a model, for `helm install --values`. What "
@@ -34,6 +37,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the ``values`` command.
+
+    Raises:
+        ModelError: no model at the path, or one that can't be served.
+
+    """
     model = savedmodel.read(args.path)
     known: dict[str, Any] = {}
     if args.labels:
@@ -66,8 +75,13 @@ def size_text(size: tuple[int, int]) -> str:
 
 
 def image_values(reference: str) -> dict[str, str]:
-    """An image's reference in parts, by Docker's rules: what stands before the first slash is a registry if it has a
-    dot or a port in it, or is localhost.
+    """An image's reference in parts: registry, repository, tag, digest.
+
+    By Docker's rules: the part before the first slash is a registry if it has a dot or a port, or is localhost.
+
+    Raises:
+        ModelError: no reference, or one without tag and digest.
+
     """
     match = re.fullmatch(
         r"(?:(?P<registry>localhost(?::\d+)?|[a-z0-9-]+(?:\.[a-z0-9-]+)+(?::\d+)?|[a-z0-9-]+:\d+)/)?"

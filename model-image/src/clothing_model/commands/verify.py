@@ -3,6 +3,8 @@
 It fails a build or a pod's start with a reason, where TensorFlow Serving says `No versions of servable …` for ever.
 """
 
+from __future__ import annotations
+
 import argparse
 import itertools
 import json
@@ -55,18 +57,23 @@ class Expected:
 
 @dataclass
 class Report:
+    """The findings of a verification, and how many models and versions it read."""
+
     findings: list[Finding] = field(default_factory=list)
     models: int = 0
     versions: int = 0
 
     def add(self, level: str, path: Path, message: str) -> None:
+        """Note a finding of one of the levels ``ERROR``, ``WARNING``, ``OK``."""
         self.findings.append(Finding(level, str(path), message))
 
     def count(self, level: str) -> int:
+        """Number of findings of a level."""
         return sum(1 for finding in self.findings if finding.level == level)
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the ``verify`` command."""
     parser = subparsers.add_parser(
         "verify",
         description="Check that models can be served, and used by the gateway. One line per finding; exits with 1 "
@@ -89,6 +96,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the ``verify`` command.
+
+    Raises:
+        ModelError: no folder at the path.
+
+    """
     expected = Expected(
         labels=read_labels(args.labels) if args.labels else None,
         name=args.name,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from clothing_model import savedmodel
-from clothing_model.commands.quiet import quiet_tensorflow
 from clothing_model.errors import ModelError
 from clothing_model.evaluation import dataset
-from clothing_model.savedmodel import photo_signature, usability_problems
+from clothing_model.quiet import quiet_tensorflow
+from clothing_model.savedmodel import usability_problems
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +54,14 @@ class Classifier(Protocol):
     labels: tuple[str, ...]
     parallel: int
 
-    def classify(self, photo: bytes) -> Answer: ...
+    def classify(self, photo: bytes) -> Answer:
+        """Scores of one photo, given as the bytes of its file.
+
+        Raises:
+            PhotoError: this photo can't be classified.
+            ModelError: no photo can.
+
+        """
 
     def facts(self) -> dict[str, Any]:
         """What is known of the model: its input, output, preprocessing, or the versions that answered."""
@@ -80,9 +87,9 @@ class SavedModelClassifier:
         model = savedmodel.read(path)
         if problems := [*model.problems, *usability_problems(model)]:
             raise ModelError("\n  ".join([f"{model.path} can't be asked:", *problems]))
-        found = photo_signature(model)
-        assert found is not None  # usability_problems has found nothing
-        photo, output = found
+        signature = model.signatures[savedmodel.DEFAULT_SIGNATURE]  # usability_problems has found nothing
+        self._input, self._output = next(iter(signature.inputs)), next(iter(signature.outputs))
+        photo, output = signature.inputs[self._input], signature.outputs[self._output]
         self.name = str(model.path)
         self.labels = _labels(model, output.shape, options.labels, default_labels)
         self._dtype = photo.dtype
@@ -92,8 +99,6 @@ class SavedModelClassifier:
         elif photo.dtype not in ("DT_UINT8", "DT_STRING"):
             raise ModelError(f"{model.path} takes {photo.dtype}: the gateway sends DT_FLOAT, DT_UINT8 and DT_STRING")
         self._size = None if photo.dtype == "DT_STRING" else _size(model, photo.shape, options.image_size)
-        signature = model.signatures[savedmodel.DEFAULT_SIGNATURE]
-        self._input, self._output = next(iter(signature.inputs)), next(iter(signature.outputs))
         self._facts = {
             "input": f"{self._input} {photo.dtype} {photo.shape}",
             "output": f"{self._output} {output.dtype} {output.shape}",
@@ -110,9 +115,17 @@ class SavedModelClassifier:
             self._scores(self._prepare(np.zeros((*self._size, 3), np.uint8)))
 
     def facts(self) -> dict[str, Any]:
+        """Input, output, preprocessing and labels of the model."""
         return dict(self._facts)
 
     def classify(self, photo: bytes) -> Answer:
+        """Scores of one photo, given as the bytes of its file.
+
+        Raises:
+            PhotoError: it can't be read, or the model refuses it.
+            ModelError: the model's scores don't fit the labels.
+
+        """
         began = time.perf_counter()
         if self._size is None:
             batch = self._tf.constant([photo])
@@ -204,9 +217,17 @@ class GatewayClassifier:
         self._http = urllib3.PoolManager(maxsize=parallel, timeout=REQUEST_TIMEOUT_SECONDS)
 
     def facts(self) -> dict[str, Any]:
+        """Labels, the versions that answered with how often, and how often a request was retried."""
         return {"labels": list(self.labels), "models": dict(self._models), "retries": self._retries}
 
     def classify(self, photo: bytes) -> Answer:
+        """Scores of one photo, given as the bytes of its file; a busy gateway is retried.
+
+        Raises:
+            PhotoError: the gateway refuses the photo.
+            ModelError: the gateway can't be reached, or is no gateway.
+
+        """
         headers = {"Content-Type": "application/octet-stream", "Accept": "application/json"}
         for attempt in range(1, TRIES + 1):
             began = time.perf_counter()

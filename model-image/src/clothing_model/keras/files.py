@@ -3,6 +3,8 @@
 TensorFlow is imported only to load.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
@@ -30,6 +32,7 @@ class Source:
 
     @property
     def keras_2(self) -> bool:
+        """Whether Keras 2 saved it."""
         return self.keras_version is not None and int(self.keras_version.split(".")[0]) < 3
 
     def __str__(self) -> str:
@@ -140,8 +143,14 @@ class KerasModel:
 
 
 def load(source: Source) -> KerasModel:
-    """Keras 2 files are loaded by tf-keras: Keras 3 refuses, among others, the course's Xception, whose
+    """Load a model of either Keras, or a SavedModel.
+
+    Keras 2 files are loaded by tf-keras: Keras 3 refuses, among others, the course's Xception, whose
     SeparableConv2D layers were saved with a `groups` setting.
+
+    Raises:
+        ModelError: it can't be loaded, or has not one input and one output.
+
     """
     if source.kind == SAVED_MODEL:
         return _load_saved_model(source)
@@ -154,7 +163,8 @@ def _load_keras_2(source: Source) -> KerasModel:
     # compile=False: the optimizer and the loss aren't needed, and the names of old ones are unknown today.
     model = _guarded(source, lambda: tf_keras.models.load_model(source.path, compile=False))
     library = f"tf-keras {tf_keras.__version__}"
-    return _described(source, model, library, list(model.variables), model.input_names, model.output_names)
+    variables = list(model.variables)
+    return _described(source, model, library, variables, inputs=model.input_names, outputs=model.output_names)
 
 
 def _load_keras_3(source: Source) -> KerasModel:
@@ -164,7 +174,7 @@ def _load_keras_3(source: Source) -> KerasModel:
     inputs = [tensor.name for tensor in model.inputs]
     outputs = list(getattr(model, "output_names", ())) or [model.layers[-1].name]  # a Sequential has no output_names
     variables = [variable.value for variable in model.variables]
-    return _described(source, model, f"Keras {keras.__version__}", variables, inputs, outputs)
+    return _described(source, model, f"Keras {keras.__version__}", variables, inputs=inputs, outputs=outputs)
 
 
 def load_keras_3(source: Source) -> Any:
@@ -225,7 +235,7 @@ def _guarded(source: Source, load_model: Callable[[], Any]) -> Any:
 
 
 def _described(
-    source: Source, model: Any, library: str, variables: list[Any], inputs: list[str], outputs: list[str]
+    source: Source, model: Any, library: str, variables: list[Any], *, inputs: list[str], outputs: list[str]
 ) -> KerasModel:
     if len(inputs) != 1 or len(outputs) != 1:
         raise ModelError(

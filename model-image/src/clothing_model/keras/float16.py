@@ -1,5 +1,7 @@
 """A model whose large weights are stored as float16 and cast in the graph: half the bytes, float32's arithmetic."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,8 +1,10 @@
 """Preprocessing inside the graph: from uint8 pixels, or from a photo's file, to a model's numbers.
 
-The numbers are those of clothing_gateway.image.preprocessing, bit for bit. They are looked up in a table of 256 entries,
-because TensorFlow's optimizer turns a division by a constant into a multiplication, whose last bit differs.
+The numbers are those of clothing_gateway.image.preprocessing, bit for bit. They are looked up in a table of 256
+entries, because TensorFlow's optimizer turns a division by a constant into a multiplication, whose last bit differs.
 """
+
+from __future__ import annotations
 
 from typing import Any
 

@@ -4,6 +4,8 @@ TensorFlow takes seconds and 1.7 GB to import, only to read a few names out of s
 message instead: a field that nobody asks for, such as a graph of 100 MB, is stepped over without being read.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -60,10 +62,12 @@ def messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
 
 
 def text(data: memoryview) -> str:
+    """The value of a string field; broken UTF-8 is replaced."""
     return bytes(data).decode("utf-8", "replace")
 
 
 def strings(data: memoryview, wanted: int) -> list[str]:
+    """All values of a repeated string field."""
     return [text(value) for value in messages(data, wanted)]
 
 
@@ -74,6 +78,7 @@ def string(data: memoryview, wanted: int) -> str:
 
 
 def integer(data: memoryview, wanted: int, default: int = 0) -> int:
+    """The last value of an integer field, as it is in the bytes (see ``signed``)."""
     value = default
     for number, found in fields(data):
         if number == wanted and isinstance(found, int):

@@ -3,6 +3,8 @@
 Field numbers are those of tensorflow/core/protobuf/{saved_model,meta_graph,saved_object_graph}.proto.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import struct
@@ -40,6 +42,8 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Signature:
+    """Inputs and outputs by name, and the method name, as ``tensorflow/serving/predict``."""
+
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     method: str
@@ -59,6 +63,7 @@ class SavedModel:
 
     @property
     def version(self) -> int | None:
+        """The folder's number; None where its name is no number."""
         return int(self.path.name) if is_version(self.path.name) else None
 
     @property
@@ -69,6 +74,7 @@ class SavedModel:
 
 
 def is_version(name: str) -> bool:
+    """Whether TensorFlow Serving takes a folder of this name for a version."""
     return re.fullmatch(r"[0-9]+", name) is not None
 
 
@@ -85,6 +91,7 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def lfs_message(path: Path) -> str:
+    """The error message for a Git LFS pointer, with the way out."""
     return (
         f"{path} is a Git LFS pointer ({path.stat().st_size} bytes of text), not the file itself: "
         "run `git lfs install` and `git lfs pull` in the repository that it comes from"
@@ -211,6 +218,7 @@ def shape(data: memoryview) -> tuple[int, ...] | None:
 
 
 def dtype_name(number: int) -> str:
+    """The name of a number of types.proto: 1 is DT_FLOAT."""
     return _DTYPES.get(number, f"DT_{number}")
 
 
@@ -252,8 +260,10 @@ def _variables_problems(folder: Path) -> list[str]:
 
 
 def _shard_sizes(data: memoryview) -> dict[int, int]:
-    """How many bytes each data file must have, from variables.index: an uncompressed LevelDB table
-    (tensorflow/core/util/tensor_bundle) whose values are BundleEntryProto and, under the empty key, BundleHeaderProto.
+    """The bytes that each data file must have, by its number, from variables.index.
+
+    The index is an uncompressed LevelDB table (tensorflow/core/util/tensor_bundle) whose values are BundleEntryProto
+    and, under the empty key, BundleHeaderProto.
     """
     if len(data) < 48 or struct.unpack_from("<Q", data, len(data) - 8)[0] != _INDEX_MAGIC:
         raise protowire.WireError("it does not end as an index does")

@@ -1,5 +1,7 @@
 """Warm-up requests: what a server runs before it opens its ports, so that the first photo is not the slow one."""
 
+from __future__ import annotations
+
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,10 +12,20 @@ DTYPES = ("DT_FLOAT", "DT_UINT8", "DT_STRING")  # what can be written
 
 
 def write(
-    path: Path, model: str, input_name: str, dtype: str, shape: Sequence[int], batch_sizes: Sequence[int]
+    path: Path, model: str, input_name: str, *, dtype: str, shape: Sequence[int], batch_sizes: Sequence[int]
 ) -> None:
-    """One Predict request per batch size: black photos, or grey ones as JPEG for an input of files. A tensor with one
-    value stands for one filled with it, so the file is a few hundred bytes instead of megabytes.
+    """Write one Predict request per batch size: black photos, or grey ones as JPEG for an input of files.
+
+    A tensor with one value stands for one filled with it, so the file is a few hundred bytes instead of megabytes.
+
+    Args:
+        path: the file to write.
+        model: the model's name.
+        input_name: the input of ``serving_default``.
+        dtype: the input's, one of ``DTYPES``.
+        shape: of one photo, without the batch.
+        batch_sizes: the photos of each request.
+
     """
     import tensorflow as tf
     from tensorflow.core.framework import tensor_pb2, types_pb2
@@ -72,7 +84,8 @@ def read(path: Path) -> Iterator[Any]:
 
 def _crc32c_table() -> list[int]:
     table = []
-    for value in range(256):
+    for byte in range(256):
+        value = byte
         for _ in range(8):
             value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
         table.append(value)

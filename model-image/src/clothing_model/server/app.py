@@ -1,5 +1,7 @@
 """Starts the model server and stops it: load first, then open the ports; on SIGTERM, finish what is begun."""
 
+from __future__ import annotations
+
 import logging
 import os
 import signal
@@ -23,8 +25,9 @@ DRAIN_SECONDS = 25.0  # below the 30 s that Kubernetes waits before it kills
 
 
 class _Signals:
-    """SIGTERM and SIGINT: the first asks to stop, the second stops at once. Without a handler, as upstream,
-    a signal ends the process where it stands, or does nothing to the PID 1 of a container.
+    """SIGTERM and SIGINT: the first starts a graceful shutdown, the second ends the process at once.
+
+    Without a handler, as upstream, a signal ends the process at once, and is ignored by the PID 1 of a container.
     """
 
     def __init__(self, handled: bool) -> None:

@@ -5,6 +5,8 @@ of different shapes, which it refuses together, are computed apart; and where a 
 is tried alone, so that one client's broken photo fails no other's.
 """
 
+from __future__ import annotations
+
 import itertools
 import logging
 import threading
@@ -46,7 +48,13 @@ class Parameters:
     max_execution_batch_size: int = 0  # 0: max_batch_size; it counts only where large requests are split
 
     @staticmethod
-    def of(message: Any) -> "Parameters":
+    def of(message: Any) -> Parameters:
+        """From a BatchingParameters message.
+
+        Raises:
+            RequestError: values that contradict each other.
+
+        """
         given: dict[str, Any] = {}
         for descriptor, value in message.ListFields():
             if descriptor.name == "allowed_batch_sizes":
@@ -64,6 +72,12 @@ class Parameters:
         return self.max_execution_batch_size if split else self.max_batch_size
 
     def check(self) -> None:
+        """Refuse what TensorFlow Serving refuses.
+
+        Raises:
+            RequestError: a value out of bounds.
+
+        """
         for name, least in (
             ("max_batch_size", 1), ("batch_timeout_micros", 0), ("max_enqueued_batches", 1), ("num_batch_threads", 1),
         ):  # fmt: skip
@@ -191,10 +205,12 @@ class Scheduler:
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
 
     def add(self, queue: _Queue) -> None:
+        """Serve a queue, too."""
         with self.lock:
             self._queues.append(queue)
 
     def remove(self, queue: _Queue) -> None:
+        """Serve a queue no longer."""
         with self.lock:
             self._queues.remove(queue)
 
@@ -232,6 +248,12 @@ class BatchingSession:
         self._queues: dict[tuple[tuple[str, ...], tuple[str, ...]], _Queue] = {}
 
     def run(self, feeds: dict[str, Array], fetches: list[str], timeout_ms: int = 0) -> list[Array]:
+        """Compute ``fetches`` for ``feeds`` (first dimension: the batch), together with other calls.
+
+        Raises:
+            RequestError: the queue is full, the deadline passed, or the session failed.
+
+        """
         size = _size(feeds)
         if size == 0:
             return self._run(feeds, fetches, timeout_ms)
@@ -268,6 +290,7 @@ class BatchingSession:
         return queue
 
     def close(self) -> None:
+        """Remove its queues from the scheduler."""
         for queue in self._queues.values():
             self._scheduler.remove(queue)
         self._queues.clear()
@@ -344,11 +367,12 @@ def _equally_long(arrays: Sequence[Array]) -> list[Array]:
     longest = np.max([array.shape[1:] for array in arrays], axis=0)
     padded = []
     for array in arrays:
-        if array.size and tuple(longest) != array.shape[1:]:
-            wider = np.full((len(array), *longest), array.flat[0], array.dtype)
-            wider[tuple(slice(size) for size in array.shape)] = array
-            array = wider
-        padded.append(array)
+        if not array.size or tuple(longest) == array.shape[1:]:
+            padded.append(array)
+            continue
+        wider = np.full((len(array), *longest), array.flat[0], array.dtype)
+        wider[tuple(slice(size) for size in array.shape)] = array
+        padded.append(wider)
     return padded
 
 

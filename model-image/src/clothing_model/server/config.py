@@ -1,5 +1,7 @@
 """The files that flags name: protobuf messages in text form."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +22,8 @@ _M = TypeVar("_M", bound=Message)
 
 @dataclass(frozen=True)
 class Ssl:
+    """An SSLConfig's PEM texts, and whether clients need a certificate."""
+
     key: bytes
     certificate: bytes
     authority: bytes | None
@@ -27,6 +31,12 @@ class Ssl:
 
 
 def parse_text(path: str, message: _M) -> _M:
+    """Read a file into a protobuf message.
+
+    Raises:
+        ModelError: no such file, or not such a message.
+
+    """
     try:
         text_format.Parse(Path(path).read_text("utf-8"), message)
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
@@ -63,6 +73,12 @@ def batching_parameters(file: str) -> batching.Parameters:
 
 
 def ssl(file: str) -> Ssl:
+    """Read an SSLConfig file.
+
+    Raises:
+        ModelError: it can't be read, or lacks key or certificate.
+
+    """
     config = parse_text(file, _message("SSLConfig"))
     if not config.server_key or not config.server_cert:
         raise ModelError(f"{file}: server_key and server_cert are needed, each the PEM text itself")
@@ -75,8 +91,10 @@ def ssl(file: str) -> Ssl:
 
 
 def _message(name: str) -> Any:
-    """What TensorFlow Serving's Python package leaves out: MonitoringConfig, SSLConfig, BatchingParameters
-    (monitoring_config.proto, ssl_config.proto, session_bundle_config.proto). Text form knows fields by their names.
+    """An empty message of a kind that TensorFlow Serving's Python package leaves out.
+
+    MonitoringConfig, SSLConfig and BatchingParameters (monitoring_config.proto, ssl_config.proto,
+    session_bundle_config.proto). The text form knows fields by their names, so their numbers don't matter.
     """
     text, switch, number, numbers = "string", "bool", ".google.protobuf.Int64Value", "int64"
     fields = {

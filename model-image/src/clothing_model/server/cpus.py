@@ -1,5 +1,7 @@
 """How many CPUs this process may use: a container's limit counts, not the machine's size."""
 
+from __future__ import annotations
+
 import math
 import os
 from pathlib import Path

@@ -1,5 +1,7 @@
 """A failed request: one of gRPC's status codes with TensorFlow Serving's message."""
 
+from __future__ import annotations
+
 import grpc
 
 _LIMIT = 1024
@@ -16,22 +18,27 @@ class RequestError(Exception):
 
 
 def invalid(message: str) -> RequestError:
+    """INVALID_ARGUMENT: the request is wrong."""
     return RequestError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def not_found(message: str) -> RequestError:
+    """NOT_FOUND: no such model, version or file."""
     return RequestError(grpc.StatusCode.NOT_FOUND, message)
 
 
 def failed_precondition(message: str) -> RequestError:
+    """FAILED_PRECONDITION: the server's state doesn't allow it."""
     return RequestError(grpc.StatusCode.FAILED_PRECONDITION, message)
 
 
 def deadline_exceeded(message: str) -> RequestError:
+    """DEADLINE_EXCEEDED: the client's deadline passed."""
     return RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, message)
 
 
 def unavailable(message: str) -> RequestError:
+    """UNAVAILABLE: retry later."""
     return RequestError(grpc.StatusCode.UNAVAILABLE, message)
 
 

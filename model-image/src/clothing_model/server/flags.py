@@ -1,5 +1,7 @@
 """TensorFlow Serving's flags, with its syntax (`--name=value`; a switch may stand alone) and its defaults."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -22,7 +24,8 @@ def _honoured(default: Any, text: str) -> Any:
 
 
 def _accepted(default: Any, why: str, same: Any = None) -> Any:
-    """TensorFlow Serving has the flag; here it changes nothing, and `why` says so in the log where it is given.
+    """A flag of TensorFlow Serving that changes nothing here; the log gives `why` when it is set.
+
     `same` is the value that asks for what is done anyway.
     """
     return field(default=default, metadata={"help": why, "honoured": False, "same": same})
@@ -96,10 +99,12 @@ class Flags:
 
     @property
     def grpc_threads(self) -> int:
+        """Threads for gRPC calls."""
         return self.grpc_max_threads if self.grpc_max_threads > 0 else self._threads
 
     @property
     def rest_threads(self) -> int:
+        """Threads for REST requests."""
         return self.rest_api_num_threads if self.rest_api_num_threads > 0 else self._threads
 
     @property
@@ -145,8 +150,8 @@ def _suggestion(argument: str, name: str, known: dict[str, Any]) -> str:
     return f"Did you mean --{close[0]}?" if close else "`clothing-model serve --help` lists the flags"
 
 
-def _value(flag: "dataclasses.Field[Any]", argument: str, value: str | None) -> Any:
-    if flag.type is bool:
+def _value(flag: dataclasses.Field[Any], argument: str, value: str | None) -> Any:
+    if isinstance(flag.default, bool):
         if value is None or value in ("true", "1"):
             return True
         if value in ("false", "0"):
@@ -155,15 +160,30 @@ def _value(flag: "dataclasses.Field[Any]", argument: str, value: str | None) -> 
     if value is None:
         raise FlagError(f"{argument}: give a value, with an equals sign: --{flag.name}={flag.default or '…'}")
     try:
-        return flag.type(value)  # type: ignore[operator]
+        kind: Any = type(flag.default)
+        return kind(value)
     except ValueError as error:
         raise FlagError(f"{argument}: give a number") from error
 
 
 def _check(flags: Flags) -> None:
-    """What TensorFlow Serving refuses to start with."""
+    """Refuse what TensorFlow Serving refuses to start with."""
     if flags.version:
         return
+    _check_combinations(flags)
+    if not 0 <= flags.per_process_gpu_memory_fraction <= 1:
+        raise FlagError(f"--per_process_gpu_memory_fraction={flags.per_process_gpu_memory_fraction}: between 0 and 1")
+    _ = flags.channel_arguments  # raises what is wrong with them
+    for name in (
+        "model_config_file", "monitoring_config_file", "ssl_config_file", "tensorflow_session_config_file",
+        "batching_parameters_file",
+    ):  # fmt: skip
+        path = getattr(flags, name)
+        if path and not os.path.isfile(path):  # noqa: PTH113 - a path as the user wrote it
+            raise FlagError(f"--{name}={path}: there is no such file")
+
+
+def _check_combinations(flags: Flags) -> None:
     if flags.port == 0 and not flags.grpc_socket_path:
         raise FlagError("give --port or --grpc_socket_path: gRPC needs one of them")
     if not flags.model_base_path and not flags.model_config_file:
@@ -180,25 +200,16 @@ def _check(flags: Flags) -> None:
         )
     if flags.rest_api_port and flags.rest_api_port == flags.port:
         raise FlagError(f"--rest_api_port={flags.rest_api_port} is --port too: give two different ports")
-    if not 0 <= flags.per_process_gpu_memory_fraction <= 1:
-        raise FlagError(f"--per_process_gpu_memory_fraction={flags.per_process_gpu_memory_fraction}: between 0 and 1")
-    _ = flags.channel_arguments  # raises what is wrong with them
-    for name in (
-        "model_config_file", "monitoring_config_file", "ssl_config_file", "tensorflow_session_config_file",
-        "batching_parameters_file",
-    ):  # fmt: skip
-        path = getattr(flags, name)
-        if path and not os.path.isfile(path):  # noqa: PTH113 - a path as the user wrote it
-            raise FlagError(f"--{name}={path}: there is no such file")
 
 
 def usage() -> str:
+    """The text of ``serve --help``."""
     lines = ["usage: clothing-model serve --model_name=NAME --model_base_path=DIR [--flag=value …]", ""]
     for title, honoured in (("flags", True), ("accepted, without effect", False)):
         lines.append(f"{title}:")
         for flag in dataclasses.fields(Flags):
             if flag.metadata["honoured"] == honoured:
-                default = str(flag.default).lower() if flag.type is bool else repr(flag.default)
+                default = str(flag.default).lower() if isinstance(flag.default, bool) else repr(flag.default)
                 lines.append(f"  --{flag.name}={default}  {flag.metadata['help']}")
         lines.append("")
     return "\n".join(lines)

@@ -1,5 +1,7 @@
 """The gRPC services: PredictionService, ModelService and, when asked for, grpc.health.v1."""
 
+from __future__ import annotations
+
 import logging
 import time
 from collections.abc import Callable
@@ -34,13 +36,16 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
         self._as_content = as_content
 
     def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - as in the service
+        """Scores of a PredictRequest."""
         started = time.perf_counter()
         name, status = request.model_spec.name, "OK"
         response = predict_pb2.PredictResponse()
         try:
             timeout = _timeout_ms(context)
             with self._manager.use(request.model_spec) as servable:
-                predict.run(servable, request, response, timeout, self._as_content, self._metrics)
+                predict.run(
+                    servable, request, response, timeout_ms=timeout, as_content=self._as_content, metrics=self._metrics
+                )
         except RequestError as error:
             status = error.code.name
             context.abort(error.code, error.message)
@@ -54,17 +59,23 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
         return response
 
     def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Name, version and signatures of a model."""
         return _answer(context, lambda: model_info.metadata(self._manager, request))
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
+    """State of the versions, and a new configuration."""
+
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
 
     def GetModelStatus(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """State of a model's versions."""
         return _answer(context, lambda: model_info.status(self._manager, request))
 
     def HandleReloadConfigRequest(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Replace the configuration; answers when its models are loaded."""
+
         def reload() -> Any:
             if request.config.WhichOneof("config") != "model_config_list":
                 raise from_number(

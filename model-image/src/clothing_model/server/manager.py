@@ -4,6 +4,8 @@ A version that takes another's place is loaded and warmed up before the other is
 unloaded only when its last request is done: there is no moment without an answer.
 """
 
+from __future__ import annotations
+
 import contextlib
 import enum
 import logging
@@ -34,6 +36,8 @@ class Stage(enum.Enum):
 
 @dataclass
 class VersionState:
+    """A version's stage, why it failed, and how many calls use it."""
+
     stage: Stage
     error: RequestError | None = None
     servable: Servable | None = None
@@ -42,6 +46,8 @@ class VersionState:
 
 @dataclass
 class Model:
+    """A model's configuration and its versions by number."""
+
     config: Any  # ModelConfig
     versions: dict[int, VersionState] = field(default_factory=dict)
     waiting: bool = True  # no version has come up yet, and none has failed for good
@@ -146,6 +152,7 @@ class Manager:
         return []
 
     def stop(self) -> None:
+        """Stop watching folders and the configuration file."""
         self._stopping.set()
 
     def _watch_folders(self) -> None:
@@ -162,7 +169,7 @@ class Manager:
             try:
                 self.reload(read_config())
             except Exception as error:  # noqa: BLE001 - a bad file must not end the watch
-                log.error("Failed to reload the config file: %s", error)
+                log.error("Failed to reload the config file: %s", error)  # noqa: TRY400 - as upstream logs it
 
     def poll(self) -> None:
         """Look once at each model's folder, and bring up what is new there."""
@@ -173,7 +180,8 @@ class Manager:
                 try:
                     wanted = _aspired(name, model.config)
                 except OSError as error:
-                    log.error("FileSystemStoragePathSource encountered a filesystem access error: %s", error)
+                    # No traceback: upstream logs this line once a second while a folder is missing.
+                    log.error("FileSystemStoragePathSource encountered a filesystem access error: %s", error)  # noqa: TRY400
                     continue
                 self._bring_up(name, model, wanted)
                 self._take_down(name, model, set(wanted))
@@ -214,7 +222,7 @@ class Manager:
                 failure = (
                     error if isinstance(error, RequestError) else from_number(2, f"{type(error).__name__}: {error}")
                 )
-                log.error("Loading servable: {name: %s version: %d} failed: %s", name, version, failure)
+                log.error("Loading servable: {name: %s version: %d} failed: %s", name, version, failure)  # noqa: TRY400 - the same
                 pause = max(0, self._flags.load_retry_interval_micros) / 1e6
                 if attempt == attempts or self._stopping.wait(pause):
                     raise failure from error
@@ -282,6 +290,12 @@ class Manager:
         return model.versions[version]
 
     def labelled(self, name: str, label: str) -> int:
+        """The version that a label names.
+
+        Raises:
+            RequestError: no such label.
+
+        """
         with self._changed:
             version = self._labels.get(name, {}).get(label)
         if version is None:
@@ -289,6 +303,7 @@ class Manager:
         return version
 
     def states(self, name: str) -> dict[int, VersionState]:
+        """A model's versions by number; empty for a model that isn't configured."""
         with self._changed:
             model = self._models.get(name)
             return dict(model.versions) if model else {}

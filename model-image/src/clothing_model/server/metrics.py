@@ -1,5 +1,7 @@
 """TensorFlow Serving's metrics, under its names and with its buckets, in Prometheus's text form."""
 
+from __future__ import annotations
+
 import abc
 import threading
 from bisect import bisect_left
@@ -29,10 +31,13 @@ class Metric(abc.ABC):
         return ",".join(f'{label}="{_escaped(value)}"' for label, value in zip(self.labels, values, strict=True))
 
     @abc.abstractmethod
-    def lines(self) -> list[str]: ...
+    def lines(self) -> list[str]:
+        """Its samples in Prometheus's text form."""
 
 
 class Counter(Metric):
+    """A number that only grows."""
+
     kind = "counter"
 
     def __init__(self, name: str, labels: Sequence[str]) -> None:
@@ -40,15 +45,19 @@ class Counter(Metric):
         self._values: dict[tuple[str, ...], int] = {}
 
     def increment(self, *values: str) -> None:
+        """Add one for these label values."""
         with self.lock:
             self._values[values] = self._values.get(values, 0) + 1
 
     def lines(self) -> list[str]:
+        """Its samples in Prometheus's text form."""
         with self.lock:
             return [f"{self.name}{{{self._labelled(values)}}} {count}" for values, count in self._values.items()]
 
 
 class Histogram(Metric):
+    """Counts of observations by bucket, and their sum."""
+
     kind = "histogram"
 
     def __init__(self, name: str, labels: Sequence[str], buckets: Sequence[float] = _BUCKETS) -> None:
@@ -58,12 +67,14 @@ class Histogram(Metric):
         self._sums: dict[tuple[str, ...], float] = {}
 
     def observe(self, microseconds: float, *values: str) -> None:
+        """Add one observation for these label values."""
         with self.lock:
             counts = self._counts.setdefault(values, [0] * (len(self._buckets) + 1))
             counts[bisect_left(self._buckets, microseconds)] += 1
             self._sums[values] = self._sums.get(values, 0.0) + microseconds
 
     def lines(self) -> list[str]:
+        """Its samples in Prometheus's text form."""
         result = []
         with self.lock:
             for values, counts in self._counts.items():
@@ -90,6 +101,7 @@ class Metrics:
         self.wrapped_run_count = Counter("/tensorflow/serving/batching_session/wrapped_run_count", ())
 
     def page(self) -> str:
+        """All metrics in Prometheus's text form."""
         lines = []
         for metric in (
             self.warmup_latency, self.requests, self.request_latency, self.runtime_latency, self.queuing_latency,

@@ -1,5 +1,7 @@
 """GetModelMetadata and GetModelStatus, whatever the protocol that they came by."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2

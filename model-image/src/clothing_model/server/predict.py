@@ -1,5 +1,7 @@
 """Predict, whatever the protocol that the request came by; and the warm-up, which is the same before serving."""
 
+from __future__ import annotations
+
 import logging
 import time
 from collections.abc import Iterable
@@ -55,10 +57,15 @@ def check_input_names(signature: Any, given: Iterable[str]) -> None:
 
 
 def run(
-    servable: Servable, request: Any, response: Any, timeout_ms: int = 0, as_content: bool = False,
+    servable: Servable, request: Any, response: Any, *, timeout_ms: int = 0, as_content: bool = False,
     metrics: Metrics | None = None,
 ) -> None:  # fmt: skip
-    """A PredictRequest, answered into a PredictResponse."""
+    """Compute a PredictRequest into a PredictResponse; a timeout of 0 is none.
+
+    Raises:
+        RequestError: the request doesn't fit the signature, or computing it failed.
+
+    """
     signature_name = request.model_spec.signature_name or savedmodel.DEFAULT_SIGNATURE
     signature = servable.signature(signature_name)
     check_input_names(signature, request.inputs)
@@ -69,7 +76,9 @@ def run(
         for position, alias in enumerate(sorted(request.inputs))
     }
     names = output_names(signature, request.output_filter)
-    outputs = compute(servable, signature, feeds, names, timeout_ms, metrics, request.model_spec.name)
+    outputs = compute(
+        servable, signature, feeds, names, timeout_ms=timeout_ms, metrics=metrics, model=request.model_spec.name
+    )
     response.model_spec.name = request.model_spec.name
     response.model_spec.version.value = servable.version
     response.model_spec.signature_name = signature_name
@@ -78,9 +87,15 @@ def run(
 
 
 def compute(
-    servable: Servable, signature: Any, feeds: dict[str, Array], names: list[str], timeout_ms: int,
+    servable: Servable, signature: Any, feeds: dict[str, Array], names: list[str], *, timeout_ms: int,
     metrics: Metrics | None, model: str,
 ) -> dict[str, Array]:  # fmt: skip
+    """Run the outputs ``names`` for ``feeds`` (by tensor name) and time it; arrays by output name.
+
+    Raises:
+        RequestError: the graph refuses the input, or the deadline passed.
+
+    """
     started = time.perf_counter()
     arrays = servable.run(feeds, [signature.outputs[name].name for name in names], timeout_ms)
     if metrics is not None:

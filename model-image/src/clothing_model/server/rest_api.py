@@ -1,8 +1,11 @@
 """TensorFlow Serving's REST API: status, metadata, predict, and the metrics page."""
 
+from __future__ import annotations
+
 import json
 import logging
 import re
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,16 +59,20 @@ class RestServer(ThreadingHTTPServer):
             raise ModelError(f"can't listen on {flags.listen_host}:{flags.rest_api_port}: {error.strerror}") from error
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        log.debug("connection of %s ended", client_address, exc_info=True)
+        """A client that closed its connection is no error of the server."""
+        log.debug("connection of %s ended", client_address, exc_info=sys.exception())
 
 
 class RestHandler(BaseHTTPRequestHandler):
+    """One connection: each request answered in TensorFlow Serving's form."""
+
     server: RestServer
     protocol_version = "HTTP/1.1"
     timeout = _IDLE_SECONDS
     server_version = "clothing-model"
 
     def do_GET(self) -> None:
+        """Status, metadata, or the metrics page."""
         path = urlsplit(self.path).path
         if path == self.server.metrics_path:
             self._send(200, self.server.metrics.page().encode(), "text/plain")
@@ -73,6 +80,7 @@ class RestHandler(BaseHTTPRequestHandler):
         self._handle(path, None)
 
     def do_POST(self) -> None:
+        """Predict."""
         length = self.headers.get("Content-Length", "")
         if not length.isdigit() or int(length) > _MAX_BODY:
             self.close_connection = True
@@ -82,6 +90,7 @@ class RestHandler(BaseHTTPRequestHandler):
         self._handle(urlsplit(self.path).path, self.rfile.read(int(length)))
 
     def do_OPTIONS(self) -> None:
+        """A CORS preflight."""
         if self.headers.get("Origin", "").startswith(("http://", "https://")):
             self._send(200, b"", "application/json")
         else:
@@ -169,9 +178,9 @@ class RestHandler(BaseHTTPRequestHandler):
                 signature,
                 {signature.inputs[alias].name: array for alias, array in arrays.items()},
                 list(signature.outputs),
-                self.server.flags.rest_api_timeout_in_ms,
-                self.server.metrics,
-                spec.name,
+                timeout_ms=self.server.flags.rest_api_timeout_in_ms,
+                metrics=self.server.metrics,
+                model=spec.name,
             )
         return json.dumps(_answer_rows(outputs) if rows else _answer_columns(outputs), indent=4).encode()
 
@@ -190,6 +199,7 @@ class RestHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """Requests are logged at debug level."""
         log.debug(format, *args)
 
 

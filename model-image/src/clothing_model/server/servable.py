@@ -1,5 +1,7 @@
 """One version of a model, loaded into a TensorFlow session as TensorFlow Serving loads it."""
 
+from __future__ import annotations
+
 import gc
 import logging
 from dataclasses import dataclass, field
@@ -35,7 +37,13 @@ class Settings:
     scheduler: batching.Scheduler | None = None
 
     @staticmethod
-    def of(flags: Flags) -> "Settings":
+    def of(flags: Flags) -> Settings:
+        """The settings that the flags amount to.
+
+        Raises:
+            ModelError: a file that a flag names can't be used.
+
+        """
         session = tf.compat.v1.ConfigProto()
         if flags.tensorflow_session_config_file:
             config.parse_text(flags.tensorflow_session_config_file, session)
@@ -112,6 +120,12 @@ class Servable:
         return batching.BatchingSession(self._compute, parameters, settings.scheduler, settings.metrics)
 
     def signature(self, name: str) -> Any:
+        """A signature by name; empty is ``serving_default``.
+
+        Raises:
+            RequestError: no such signature, or not for predict.
+
+        """
         signature = self.signatures.get(name or savedmodel.DEFAULT_SIGNATURE)
         if signature is None:
             raise failed_precondition(f'Serving signature key "{name or savedmodel.DEFAULT_SIGNATURE}" not found.')
@@ -125,8 +139,13 @@ class Servable:
         return signature
 
     def run(self, feeds: dict[str, Array], fetches: list[str], timeout_ms: int = 0) -> list[Array]:
-        """Compute tensors by their names in the graph, with other requests where they are batched; a timeout of 0 is
-        none.
+        """Compute tensors by their names in the graph, with other requests where they are batched.
+
+        A timeout of 0 is none.
+
+        Raises:
+            RequestError: TensorFlow refuses the input, or the timeout passed.
+
         """
         if self._batching is not None:
             return self._batching.run(feeds, fetches, timeout_ms)
@@ -143,6 +162,7 @@ class Servable:
         return found
 
     def close(self) -> None:
+        """Free the session and its weights."""
         if self._batching is not None:
             self._batching.close()
             self._batching = None  # it refers to the session

@@ -1,5 +1,7 @@
 """TensorProto to NumPy and back, and both to JSON. The common case, numbers in tensor_content, is not copied."""
 
+from __future__ import annotations
+
 import base64
 import binascii
 import math
@@ -92,6 +94,7 @@ def _strings(value: Any) -> Any:
 
 
 def is_base64(value: Any) -> bool:
+    """Whether a JSON value is ``{"b64": "…"}``."""
     return isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str)
 
 

@@ -16,7 +16,7 @@ from clothing_model.errors import ModelError
 COMPACT = "compact"
 # Each takes photos in [-1, 1] once its own preprocessing is left out, but EfficientNetV2B0: see IMAGENET.
 APPLICATIONS = {
-    "xception": lambda **kwargs: keras.applications.Xception(**kwargs),
+    "xception": keras.applications.Xception,
     "efficientnetv2b0": lambda **kwargs: keras.applications.EfficientNetV2B0(include_preprocessing=False, **kwargs),
     "mobilenetv3small": lambda **kwargs: keras.applications.MobileNetV3Small(include_preprocessing=False, **kwargs),
     "mobilenetv3large": lambda **kwargs: keras.applications.MobileNetV3Large(include_preprocessing=False, **kwargs),

@@ -1,5 +1,7 @@
 """Keeps TensorFlow from talking at every start about instructions, devices and deprecations that nobody can act on."""
 
+from __future__ import annotations
+
 import logging
 import os
 import warnings
