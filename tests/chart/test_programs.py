@@ -15,7 +15,7 @@ import pytest
 from charts import CLASSIFIER, ROOT, run
 from PIL import Image
 
-from clothing_gateway.model.predictor import is_chosen
+from clothing_gateway.model.versions import is_chosen
 
 PHOTO = CLASSIFIER / "files" / "photo.png"
 

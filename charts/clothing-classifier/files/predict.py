@@ -72,7 +72,7 @@ if wanted["label"] and best != wanted["label"]:
     sys.exit(f"FAILED: the photo is {best}, and test.label says {wanted['label']}: {scores}")
 
 if canary := wanted["canary"]:
-    from clothing_gateway.model.predictor import is_chosen  # the gateway's own rule, as the test runs in its image
+    from clothing_gateway.model.versions import is_chosen  # the gateway's own rule, as the test runs in its image
 
     for expected, chosen in ((canary["version"], True), (canary["stable"], False)):
         request_id = next(

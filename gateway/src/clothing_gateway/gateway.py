@@ -21,8 +21,9 @@ from clothing_gateway.errors import GatewayError
 from clothing_gateway.image.decode import jpeg_decoder
 from clothing_gateway.limits import cgroup
 from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Places
+from clothing_gateway.model.channels import target_of
 from clothing_gateway.model.channelz import AttemptCounter
-from clothing_gateway.model.predictor import Predictor, target_of
+from clothing_gateway.model.predictor import Predictor
 from clothing_gateway.pipeline import Classifier
 from clothing_gateway.settings import Settings
 from clothing_gateway.telemetry import tracing
@@ -128,7 +129,7 @@ class Gateway:
 
     def not_ready(self) -> str | None:
         """Why no new request should come here, in words; None where it may."""
-        return "the gateway is shutting down" if self._stop.is_set() else self.predictor.not_ready
+        return "the gateway is shutting down" if self._stop.is_set() else self.predictor.versions.not_ready
 
     def stop(self, *, delay: bool = True) -> None:
         """Begin the end; a second call ends at once."""
@@ -152,7 +153,7 @@ class Gateway:
     def run(self) -> bool:
         """Serve until told to stop; whether everything that was accepted was finished."""
         settings = self.settings
-        self.predictor.start()
+        self.predictor.watcher.start()
         admin = threading.Thread(target=self.admin.serve, args=(self._ended,), name="admin", daemon=True)
         admin.start()
         logger.info(

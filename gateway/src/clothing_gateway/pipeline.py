@@ -106,11 +106,11 @@ class Classifier:
     def classify(self, sources: Sequence[Source], ticket: Ticket) -> Answer:
         """Scores for each photo. One photo's failure is its own; the model's failure is everyone's and is raised."""
         # Before any work: without a model all of it would be in vain.
-        model = self._predictor.model(ticket.request_id, ticket.selected)
+        model = self._predictor.versions.route(ticket.request_id, ticket.selected)
         try:
             return self._classify(sources, ticket, model)
         except ModelRefused:
-            stable = self._predictor.stand_in(model)
+            stable = self._predictor.versions.fallback(model)
             if stable is None:
                 raise
         return self._classify(sources, ticket, stable)

@@ -58,7 +58,7 @@ def make(stack, certificates):
         settings |= {f"model_tls_{name}": text for name, text in files.items() if "file" not in name}
         predictor = Predictor(Settings(tf_serving_host=server.address, **settings))
         stack.callback(predictor.close)
-        predictor.check()
+        predictor.watcher.check()
         return predictor
 
     return make
@@ -68,10 +68,10 @@ MUTUAL = {"certificate_file": "gateway.crt", "key_file": "gateway.key"}
 
 
 @pytest.mark.parametrize("mutual", [False, True])
-def test_the_model_is_asked_over_tls(make, serve, mutual):
+def test_predict_over_tls(make, serve, mutual):
     predictor = make(serve(mutual=mutual), ca_file="server.crt", **(MUTUAL if mutual else {}))
-    assert predictor.not_ready is None
-    assert predictor.predict(predictor.model(), [PHOTO], Deadline.after(5)).version == 1
+    assert predictor.versions.not_ready is None
+    assert predictor.predict(predictor.versions.route(), [PHOTO], Deadline.after(5)).version == 1
 
 
 @pytest.mark.parametrize(
@@ -85,18 +85,18 @@ def test_the_model_is_asked_over_tls(make, serve, mutual):
         (True, {"ca_file": "server.crt", "certificate_file": "stranger.crt", "key_file": "stranger.key"}),
     ],
 )
-def test_who_is_not_trusted_is_not_talked_to(make, serve, mutual, settings):
+def test_an_untrusted_peer_gets_no_call(make, serve, mutual, settings):
     server = serve(mutual=mutual)
     predictor = make(server, **settings)
-    assert "can't be reached (UNAVAILABLE" in predictor.not_ready
+    assert "can't be reached (UNAVAILABLE" in predictor.versions.not_ready
     assert not server.model.metadata
 
 
 def test_plain_text_does_not_reach_a_tls_server(make, serve, stack):
     predictor = Predictor(Settings(tf_serving_host=serve().address))
     stack.callback(predictor.close)
-    predictor.check()
-    assert "can't be reached" in predictor.not_ready
+    predictor.watcher.check()
+    assert "can't be reached" in predictor.versions.not_ready
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_plain_text_does_not_reach_a_tls_server(make, serve, stack):
         ({"certificate_file": "gateway.crt", "key_file": "locked.key"}, ["without a password"]),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(make, serve, certificates, settings, words):
+def test_an_unusable_file_is_named(make, serve, certificates, settings, words):
     subprocess.run(
         "openssl rsa -aes128 -passout pass:secret -in gateway.key -out locked.key".split(),
         cwd=certificates,
@@ -120,21 +120,21 @@ def test_a_file_that_cannot_be_used_is_named(make, serve, certificates, settings
     )
     predictor = make(serve(), **settings)
     for word in words:
-        assert word in predictor.not_ready
+        assert word in predictor.versions.not_ready
 
 
-def test_renewed_certificates_are_taken_without_a_restart(make, serve, stack, certificates, tmp_path):
+def test_renewed_certificates_are_used_without_a_restart(make, serve, stack, certificates, tmp_path):
     for name in ("server", "gateway"):
         for end in ("crt", "key"):
             shutil.copy(certificates / f"stranger.{end}", tmp_path / f"{name}.{end}")
     files = {"ca_file": "server.crt", "certificate_file": "gateway.crt", "key_file": "gateway.key"}
     predictor = make(serve(mutual=True), **{name: tmp_path / file for name, file in files.items()})
-    assert "can't be reached" in predictor.not_ready
+    assert "can't be reached" in predictor.versions.not_ready
     for name in ("server", "gateway"):
         for end in ("crt", "key"):
             shutil.copy(certificates / f"{name}.{end}", tmp_path / f"{name}.{end}")
-    predictor.check()
-    assert predictor.not_ready is None
-    connection = predictor._connection
-    predictor.check()
-    assert predictor._connection is connection  # nothing has changed, so nothing is connected anew
+    predictor.watcher.check()
+    assert predictor.versions.not_ready is None
+    pool = predictor._channels._pool
+    predictor.watcher.check()
+    assert predictor._channels._pool is pool  # nothing has changed, so no pool is opened

@@ -43,7 +43,7 @@ class App:
         budget = ByteBudget(self.settings.max_buffered_bytes)
         self.places = Places(self.settings.max_in_flight)
         self.predictor = Predictor(self.settings)
-        self.predictor.check()
+        self.predictor.watcher.check()
         self.fetcher = Fetcher(
             Policy(frozenset({80, photos.port}), self.settings.fetch_allowed_networks),
             budget,

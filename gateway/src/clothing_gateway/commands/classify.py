@@ -98,11 +98,11 @@ def by_server(settings: Settings) -> Iterator[Ask]:
     from clothing_gateway.pipeline import prepare, ranked, read_header
 
     predictor = Predictor(settings)
-    predictor.check()
-    if predictor.not_ready:
+    predictor.watcher.check()
+    if predictor.versions.not_ready:
         predictor.close()
-        raise CommandError(predictor.not_ready)
-    model = predictor.model()
+        raise CommandError(predictor.versions.not_ready)
+    model = predictor.versions.route()
 
     def ask(photo: str) -> Classification:
         if is_url(photo):

@@ -20,9 +20,12 @@ from clothing_gateway.commands.doctor.report import FAIL, OK, SKIPPED, WARNING, 
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import GatewayError, OutOfTime
 from clothing_gateway.model import tls
-from clothing_gateway.model.predictor import STABLE, Predictor, open_channel
+from clothing_gateway.model.channels import open_channel
+from clothing_gateway.model.predictor import Predictor
 from clothing_gateway.model.signature import Model
 from clothing_gateway.model.tensor import Element
+from clothing_gateway.model.tensorflow_serving import SERVICE
+from clothing_gateway.model.versions import STABLE
 from clothing_gateway.pipeline import prepare, read_header
 from clothing_gateway.settings import Settings
 
@@ -84,9 +87,9 @@ def _ask(servers: list[Server], each: list[Settings], settings: Settings) -> Ite
     try:
         for server, own in asked:
             predictor = Predictor(own)
-            predictor.check()
+            predictor.watcher.check()
             yield from _signature(server, predictor, settings)
-            stable = predictor.states[STABLE]
+            stable = predictor.versions.states[STABLE]
             if isinstance(stable, Model):
                 fits.append((server, predictor, stable))
             else:
@@ -126,7 +129,7 @@ def _listed(versions: list[int]) -> str:
 def _status(server: Server, settings: Settings) -> tuple[Finding, list[int]]:
     """The versions that a server has, and those of them that are available."""
     try:
-        channel = open_channel(settings, _RETRY_BUFFER, tls.read(settings))
+        channel = open_channel(settings, SERVICE, _RETRY_BUFFER, tls.read(settings))
     except tls.TlsError as error:
         return Finding("model", FAIL, str(error), values_for(str(error))), []
     try:
@@ -197,7 +200,7 @@ def _no_status(server: Server, settings: Settings, error: Any) -> Finding:  # no
 
 def _signature(server: Server, predictor: Predictor, settings: Settings) -> Iterator[Finding]:
     """Whether each version that is asked for is there and fits."""
-    for name, state in predictor.states.items():
+    for name, state in predictor.versions.states.items():
         if isinstance(state, str):
             mend = values_for(state) or "model.name"
             if ", label '" in state:

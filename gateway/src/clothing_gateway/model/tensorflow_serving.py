@@ -1,0 +1,120 @@
+"""TensorFlow Serving's protocol: PredictionService over gRPC."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
+
+from clothing_gateway.errors import (
+    GatewayError,
+    ModelAnswerUnusable,
+    ModelFailed,
+    ModelRefused,
+    ModelUnavailable,
+    OutOfTime,
+    Overloaded,
+    TooManyBytes,
+)
+from clothing_gateway.model import signature, tensor
+from clothing_gateway.model.dialect import OPERATOR_FAULTS, Method
+from clothing_gateway.model.signature import Misfit, Model
+from clothing_gateway.model.tensor import Element
+from clothing_gateway.model.versions import ModelVersion
+from clothing_gateway.settings import Settings
+
+SERVICE = "tensorflow.serving.PredictionService"
+_INPUTS: int = predict_pb2.PredictRequest.INPUTS_FIELD_NUMBER
+# A full batching queue is UNAVAILABLE, as an absent server is (shared_batch_scheduler.h).
+_QUEUE_FULL = "batch scheduling queue"
+_TOO_LARGE = "larger than max"
+
+Code = grpc.StatusCode
+
+
+class TensorFlowServing:
+    """The dialect of TensorFlow Serving and of the portable server."""
+
+    service = SERVICE
+    metadata = Method(f"/{SERVICE}/GetModelMetadata", get_model_metadata_pb2.GetModelMetadataResponse.FromString)
+    predict = Method(f"/{SERVICE}/Predict", predict_pb2.PredictResponse.FromString)
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._heads = functools.lru_cache(maxsize=64)(self._head)
+
+    def metadata_request(self, version: ModelVersion) -> bytes:
+        """A GetModelMetadataRequest for the signatures."""
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        self._name(request.model_spec, version.version, version.label)
+        message: bytes = request.SerializeToString()
+        return message
+
+    def describe(self, response: Any, version: ModelVersion) -> Model:  # noqa: ANN401 - protobuf, without types
+        """The model by its signatures; Misfit where the configuration does not fit."""
+        settings = self._settings
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        packed = response.metadata.get("signature_def")
+        if packed is None or not packed.Unpack(signatures):
+            raise Misfit(f"the model server at {settings.tf_serving_host} answered without signatures")
+        number = int(response.model_spec.version.value)
+        try:
+            return signature.describe(settings.model_name, number, signatures.signature_def, settings, version.name)
+        except Misfit as misfit:
+            raise Misfit(f"model {settings.model_name!r}, version {number}: {misfit}") from None
+
+    def predict_request(self, model: Model, version: ModelVersion, photos: Sequence[Element]) -> bytes:
+        """A PredictRequest."""
+        head = self._heads(version.version, version.label, model.output_name)
+        return tensor.serialise(head, _INPUTS, model.input_name, photos)
+
+    def scores(self, response: Any, model: Model) -> npt.NDArray[np.floating[Any]]:  # noqa: ANN401
+        """The output as an array; ModelAnswerUnusable where it is missing or no array of numbers."""
+        if model.output_name not in response.outputs:
+            raise ModelAnswerUnusable(cause=f"no output {model.output_name!r} in {sorted(response.outputs)}")
+        try:
+            return tensor.read(response.outputs[model.output_name])
+        except tensor.TensorError as error:
+            raise ModelAnswerUnusable(cause=f"output {model.output_name!r}: {error}") from None
+
+    def version(self, response: Any) -> int | None:  # noqa: ANN401
+        """The version that answered."""
+        return int(response.model_spec.version.value) or None
+
+    def failure(self, code: grpc.StatusCode, details: str) -> GatewayError:
+        """Map a gRPC status to an error. The server's words are for the log only."""
+        cause = f"{code.name}: {details}"
+        if code is Code.DEADLINE_EXCEEDED:
+            return OutOfTime("The model did not answer within the time allowed for this request.", cause=cause)
+        if code is Code.UNAVAILABLE:
+            return Overloaded(cause=cause) if _QUEUE_FULL in details else ModelUnavailable(cause=cause)
+        if code is Code.RESOURCE_EXHAUSTED:
+            if _TOO_LARGE in details:
+                return TooManyBytes("The prepared photo is larger than the model server takes.", cause=cause)
+            return Overloaded(cause=cause)
+        if code is Code.CANCELLED:
+            return ModelUnavailable(cause=cause)
+        if code in OPERATOR_FAULTS:
+            return ModelRefused(cause=cause)
+        return ModelFailed(cause=cause)
+
+    def _head(self, number: int | None, label: str, output_name: str) -> bytes:
+        """A PredictRequest without its photos."""
+        request = predict_pb2.PredictRequest()
+        self._name(request.model_spec, number, label)
+        request.model_spec.signature_name = self._settings.signature_name
+        request.output_filter.append(output_name)
+        head: bytes = request.SerializeToString()
+        return head
+
+    def _name(self, spec: Any, number: int | None, label: str) -> None:  # noqa: ANN401 - a ModelSpec, without types
+        spec.name = self._settings.model_name
+        if label:
+            spec.version_label = label
+        elif number is not None:
+            spec.version.value = number

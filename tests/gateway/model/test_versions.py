@@ -1,0 +1,131 @@
+"""Routing of requests to versions of the model, over real gRPC."""
+
+from __future__ import annotations
+
+import pytest
+from models import ask, photo
+from tensorflow.core.framework import types_pb2
+
+from clothing_gateway.deadline import Deadline
+from clothing_gateway.errors import BadRequest, ModelNotReady
+from clothing_gateway.model.versions import ModelVersion, is_chosen
+
+
+def test_a_version_is_requested_by_number(make, model_server):
+    model_server.model.version = 7
+    predictor = make(model_server.address, model_version=7)
+    predictor.watcher.check()
+    assert ask(predictor).version == 7
+    assert model_server.model.calls[0].model_spec.version.value == 7
+
+
+def test_a_version_is_requested_by_label_and_follows_it(make, model_server):
+    model_server.model.others = (2,)
+    model_server.model.labels = {"stable": 2}
+    predictor = make(model_server.address, model_label="stable")
+    predictor.watcher.check()
+    assert ask(predictor).version == 2
+    spec = model_server.model.calls[0].model_spec
+    assert (spec.version_label, spec.HasField("version")) == ("stable", False)
+    model_server.model.labels = {"stable": 1}
+    assert ask(predictor).version == 1
+
+
+def answered(predictor, request_id="", selected=None):
+    """The version that answers a request, by what the server itself says."""
+    model = predictor.versions.route(request_id, selected)
+    return predictor.predict(model, [photo(size=model.size[0])], Deadline.after(5)).version
+
+
+def test_the_canary_gets_its_share_and_always_the_same_requests(make, model_server):
+    model_server.model.others = (2,)
+    predictor = make(model_server.address, model_version=1, canary_version=2, canary_percent=20.0)
+    predictor.watcher.check()
+    ids = [f"request-{number}" for number in range(1000)]
+    chosen = {one for one in ids if predictor.versions.route(one).version == 2}
+    assert 150 < len(chosen) < 250
+    assert chosen == {one for one in ids if predictor.versions.route(one).version == 2}
+    for one in [*sorted(chosen)[:3], *sorted(set(ids) - chosen)[:3]]:
+        assert answered(predictor, one) == (2 if one in chosen else 1)
+
+
+@pytest.mark.parametrize(("percent", "versions"), [(0.0, {1}), (100.0, {2})])
+def test_a_canary_share_of_none_and_of_all(make, model_server, percent, versions):
+    model_server.model.others = (2,)
+    model_server.model.labels = {"stable": 1, "canary": 2}
+    settings = {"model_label": "stable", "canary_label": "canary", "canary_percent": percent}
+    predictor = make(model_server.address, **settings)
+    predictor.watcher.check()
+    assert {answered(predictor, f"request-{number}") for number in range(20)} == versions
+
+
+def test_a_larger_canary_share_keeps_the_requests_of_a_smaller_one():
+    ids = [f"request-{number}" for number in range(500)]
+    small = {one for one in ids if is_chosen(one, 10)}
+    assert small < {one for one in ids if is_chosen(one, 50)}
+
+
+def test_a_missing_canary_gets_no_requests_and_the_stable_version_answers(make, model_server):
+    predictor = make(model_server.address, model_version=1, canary_version=2, canary_percent=100.0)
+    predictor.watcher.check()
+    assert predictor.versions.not_ready is None
+    assert answered(predictor, "request") == 1
+    model_server.model.others = (2,)
+    predictor.watcher.check()
+    assert answered(predictor, "request") == 2
+    model_server.model.others = ()
+    predictor.watcher.check()
+    assert answered(predictor, "request") == 1
+
+
+def test_a_canary_may_take_photos_of_another_size(make, model_server):
+    model_server.model.others = (2,)
+    model_server.model.inputs_of = {2: {"input_28": (types_pb2.DT_FLOAT, (-1, 16, 16, 3))}}
+    predictor = make(model_server.address, model_version=1, canary_version=2, canary_percent=50.0)
+    predictor.watcher.check()
+    assert {answered(predictor, f"request-{number}") for number in range(20)} == {1, 2}
+    assert {tuple(call.inputs) for call in model_server.model.calls} == {("input_8",), ("input_28",)}
+
+
+def test_clients_select_only_selectable_versions(make, model_server):
+    model_server.model.others = (2, 3)
+    model_server.model.labels = {"next": 3}
+    predictor = make(model_server.address, model_version=1, selectable_versions=("2", "next", "gone"))
+    predictor.watcher.check()
+    assert answered(predictor) == 1
+    assert answered(predictor, selected="2") == 2
+    assert answered(predictor, selected="next") == 3
+    with pytest.raises(ModelNotReady) as caught:
+        predictor.versions.route("", "gone")
+    assert "GATEWAY_SELECTABLE_VERSIONS" in caught.value.cause
+    for closed in ("1", "3", "", "selected 2", "2 "):
+        with pytest.raises(BadRequest, match="must be one of 2, next, gone"):
+            predictor.versions.route("", closed)
+    with pytest.raises(BadRequest, match="lets no client choose"):
+        make(model_server.address).versions.route("", "2")
+
+
+def test_a_version_is_slow_by_the_mean_of_its_own_calls():
+    version = ModelVersion("stable")
+    assert version.is_slow  # until a call has shown otherwise
+    version.observe(0.01)
+    assert not version.is_slow
+    version.observe(0.5)  # one outlier
+    assert not version.is_slow
+    for _ in range(3):
+        version.observe(0.5)
+    assert version.is_slow
+    for _ in range(20):
+        version.observe(0.01)
+    assert not version.is_slow
+
+
+def test_the_mean_is_kept_for_each_version(make, model_server):
+    model_server.model.others = (2,)
+    model_server.model.delay = 0.15
+    predictor = make(model_server.address, model_version=1, canary_version=2, canary_percent=50.0)
+    predictor.watcher.check()
+    answered(predictor, next(name for name in map(str, range(100)) if is_chosen(name, 50)))
+    stable, canary = (predictor.versions.by_name[name] for name in ("stable", "canary"))
+    assert canary.predict_seconds >= 0.15
+    assert stable.predict_seconds is None
