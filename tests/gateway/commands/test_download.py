@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import hmac
 import io
 import json
 import os
@@ -121,7 +123,7 @@ def patience(monkeypatch):
     monkeypatch.setattr(downloads.time, "sleep", lambda _: None)
     monkeypatch.setitem(downloads._RETRIES, "max_retries", 0)
     for name in os.environ:
-        if name.startswith(("AWS_", "GOOGLE_", "HTTP_AUTH")):
+        if name.startswith(("AWS_", "GOOGLE_", "AZURE_", "HTTP_AUTH")):
             monkeypatch.delenv(name)
 
 
@@ -226,8 +228,9 @@ def test_a_transfer_that_always_breaks_off_fails(server, get, tmp_path):
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs"])
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
 def test_no_credentials(get, monkeypatch, scheme):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match="there are no credentials: give the service account a cloud role"):
@@ -433,7 +436,8 @@ def test_a_folder_in_the_way_stays(server, get, tmp_path):
 
 
 def command(*arguments, **environment):
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "GOOGLE_"))}
+    clouds = ("AWS_", "GOOGLE_", "AZURE_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(clouds)}
     program = [sys.executable, "-m", "clothing_gateway", "download", "--name=flowers", *map(str, arguments)]
     return subprocess.Popen(
         program, env=inherited | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -617,3 +621,79 @@ def test_from_gcs(server, get, monkeypatch):
     assert set(get(f"gs://models/flowers/1.tar.gz#sha256={SHA256}")) == {"1"}
     with pytest.raises(DownloadError, match=r"gs://models/none.tar.gz isn't there"):
         get(f"gs://models/none.tar.gz#sha256={'0' * 64}")
+
+
+AZURE_KEY = base64.b64encode(b"a key of the account").decode()
+AZURE_SAS = "sv=2026-04-06&sr=c&sp=r&sig=a%2Bb%2Fc%3D"
+
+
+@pytest.fixture
+def azure(server, monkeypatch):
+    """Azure Blob Storage as far as a download goes: it reads with the account's key, or a SAS, and nothing else."""
+
+    def signed(handler):
+        """Shared Key, computed as Microsoft's "Authorize with Shared Key" describes it."""
+        given = handler.headers
+        own = sorted((name.lower(), value) for name, value in given.items() if name.lower().startswith("x-ms-"))
+        # Verb; encoding, language, length (empty for 0), MD5, type, date; four conditions; range.
+        plain = ["GET", "", "", "", "", given.get("Content-Type", ""), given.get("Date", ""), "", "", "", ""]
+        text = "\n".join(
+            [*plain, given.get("Range", ""), *(f"{name}:{value}" for name, value in own), f"/account{handler.path}"]
+        )
+        digest = hmac.digest(base64.b64decode(AZURE_KEY), text.encode(), "sha256")
+        return given.get("Authorization") == f"SharedKey account:{base64.b64encode(digest).decode()}"
+
+    def blob(handler):
+        path, _, query = handler.path.partition("?")
+        if query != AZURE_SAS and (query or not signed(handler)):
+            handler.answer(403, b"<Error><Code>AuthenticationFailed</Code></Error>")
+        elif path == "/models/flowers/1.tar.gz":
+            handler.answer(200, PACKED, ETag='"1"', Last_Modified="Sun, 22 Nov 2026 10:00:00 GMT")
+        else:
+            handler.answer(404, b"<Error><Code>BlobNotFound</Code></Error>")
+
+    server.files["/models/flowers/1.tar.gz"] = server.files["/models/none.tar.gz"] = blob
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", server.base)
+
+
+@pytest.mark.parametrize("secret", [{"AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY}, {"AZURE_STORAGE_SAS_TOKEN": AZURE_SAS}])
+def test_from_azure(azure, get, monkeypatch, secret):
+    for name, value in secret.items():
+        monkeypatch.setenv(name, value)
+    versions = get(f"az://models/flowers/1.tar.gz#sha256={SHA256}")
+    assert {f"1/{name}": content for name, content in contents(versions["1"]).items()} == MODEL
+    with pytest.raises(DownloadError, match=r"az://models/none.tar.gz isn't there"):
+        get(f"az://models/none.tar.gz#sha256={'0' * 64}")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        {"AZURE_STORAGE_ACCOUNT_KEY": base64.b64encode(b"another").decode()},
+        {"AZURE_STORAGE_SAS_TOKEN": AZURE_SAS + "x"},
+        {"AZURE_SKIP_SIGNATURE": "true"},
+    ],
+)
+def test_azure_refuses(azure, get, monkeypatch, secret):
+    for name, value in secret.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DownloadError, match=r"az://models/flowers/1.tar.gz may not be read: .*") as refused:
+        get(f"az://models/flowers/1.tar.gz#sha256={SHA256}")
+    assert "sig=" not in str(refused.value)
+
+
+def test_azure_needs_an_account(get):
+    with pytest.raises(DownloadError, match=r"az://models/1.tar.gz can't be asked for: .*(?i:account)"):
+        get(f"az://models/1.tar.gz#sha256={SHA256}")
+
+
+def test_a_signature_is_in_no_error(get, monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", AZURE_SAS)
+    for url in ("az://models/1.tar.gz", f"http://127.0.0.1:1/1.tar.gz?{AZURE_SAS}"):
+        with pytest.raises(DownloadError) as failed:
+            get(f"{url}#sha256={SHA256}")
+        assert "Connection refused" in str(failed.value)
+        assert "sig=" not in str(failed.value)

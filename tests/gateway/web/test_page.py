@@ -8,7 +8,7 @@ from fakes import image_bytes
 
 from clothing_gateway.web.page import FILES, POLICY
 
-STATIC = resources.files("clothing_gateway").joinpath("static")
+STATIC = resources.files("clothing_gateway").joinpath("web/static")
 
 
 @pytest.mark.parametrize(("path", "name", "kind"), FILES)

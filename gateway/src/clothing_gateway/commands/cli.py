@@ -129,8 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     download = commands.add_parser(
         "download",
         help="fetch a model for the model server",
-        description="Fetch archives (.tar.gz, .tar, .zip) with versions of a model, from https://, http://, s3:// or "
-        "gs://, and make TO/NAME/VERSION of each. Each is pinned by its SHA-256, and kept in the cache by it.",
+        description="Fetch archives (.tar.gz, .tar, .zip) with versions of a model, from https://, http://, s3://, "
+        "gs:// or az://, and make TO/NAME/VERSION of each. Each is pinned by its SHA-256, and kept in the cache by it.",
     )
     download.add_argument(
         "archives",

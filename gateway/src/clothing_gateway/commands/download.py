@@ -39,7 +39,7 @@ from obstore.store import HTTPStore, from_url
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-SCHEMES = ("https", "http", "s3", "gs")
+SCHEMES = ("https", "http", "s3", "gs", "az")
 # More than the largest image classifiers have, and less than fills a node's disk unnoticed.
 MAX_BYTES = 20 * 1024**3
 # A SavedModel has a handful; a million would use up a volume's inodes.
@@ -288,7 +288,8 @@ def _open(url: str) -> tuple[ObjectStore, str]:
 
 def _reason(error: Exception) -> str:
     """The first line of a store's error, and the innermost cause, which comes many lines below."""
-    text = str(error)
+    # The store's client quotes addresses with their query, where a signature is.
+    text = re.sub(r"(\w+://[^\s?]*)\?[^\s)\"]*", r"\1", str(error))
     first = text.splitlines()[0].strip() if text else type(error).__name__
     if "169.254.169.254" in first:
         return (
