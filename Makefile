@@ -201,8 +201,9 @@ soak: dev tools ## Steady load on that cluster for SOAK_MINUTES (30): memory and
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(PYTEST) --timeout=$$(($(SOAK_MINUTES) * 60 + 900)) tests/e2e/soak.py
 
 .PHONY: docs
-docs: dev tools ## Regenerate the charts' READMEs and schemas from their values, and the examples' golden renders
+docs: dev tools ## Regenerate the settings' tables, the charts' READMEs and schemas, and the examples' golden renders
 	@helm-docs --chart-search-root charts --sort-values-order file
+	@$(GATEWAY)/python scripts/gateway_settings.py
 	@$(GATEWAY)/python scripts/values_schema.py
 	@$(GATEWAY)/python tests/chart/golden.py
 

@@ -3,7 +3,6 @@
 import argparse
 import re
 from collections import defaultdict
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from commands import COMMANDS, DOCUMENTS, Command, anchors, blocks, commands_of,
 
 from clothing_gateway.commands import cli
 from clothing_gateway.errors import all_errors
-from clothing_gateway.settings import Settings
+from clothing_gateway.settings import ROWS
 from clothing_gateway.telemetry.metrics import Metrics
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -333,7 +332,7 @@ def strange_names(text: str) -> set[str]:
         and f'"{name.rsplit(".", 1)[-1]}"' not in SCHEMA
         and not name.endswith((".json", ".yaml", ".h5", ".py"))
     }
-    settings = {entry.metadata["variable"] for entry in fields(Settings)}
+    settings = {row.variable for row in ROWS}
     decided_against = {"GATEWAY_PORT", "GATEWAY_KEY"}
     strange |= set(re.findall(r"(?<![\w$])GATEWAY_[A-Z_]+[A-Z]\b", text)) - {"GATEWAY_URL"} - settings - decided_against
     metrics = {family.name for family in Metrics().registry.collect()}

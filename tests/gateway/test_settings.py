@@ -6,7 +6,7 @@ from ipaddress import ip_network
 import pytest
 
 from clothing_gateway.limits import cgroup
-from clothing_gateway.settings import Settings, SettingsError, flag_of, shown
+from clothing_gateway.settings import ROWS, Settings, SettingsError
 
 
 def load(environment=None, **flags):
@@ -105,10 +105,10 @@ def test_all_errors_are_reported_at_once():
 )
 def test_values_that_are_understood(variable, text, value):
     settings = load({variable: text})
-    (entry,) = [entry for entry in dataclasses.fields(Settings) if entry.metadata["variable"] == variable]
-    assert getattr(settings, entry.name) == value
+    (row,) = [row for row in ROWS if row.variable == variable]
+    assert getattr(settings, row.name) == value
     # What --print-config shows is understood again.
-    assert load({variable: shown(value)}) == settings
+    assert load({variable: row.kind.show(value)}) == settings
 
 
 @pytest.mark.parametrize(
@@ -220,8 +220,9 @@ def test_unknown_variables_are_warned_of_and_service_links_are_not():
 
 
 def test_flags_are_named_after_variables():
-    assert flag_of("GATEWAY_MODEL_NAME") == "--model-name"
-    assert flag_of("TF_SERVING_HOST") == "--tf-serving-host"
+    flags = {row.variable: row.flag for row in ROWS}
+    assert flags["GATEWAY_MODEL_NAME"] == "--model-name"
+    assert flags["TF_SERVING_HOST"] == "--tf-serving-host"
 
 
 @pytest.mark.parametrize(

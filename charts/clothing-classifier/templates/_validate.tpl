@@ -276,15 +276,12 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* A variable that is there twice can't be applied by the server (Helm 4). */ -}}
+{{- /* What the chart derives from a value (deadlines, limits of proxies) would not follow a variable. */ -}}
 {{- define "clothing-classifier.validateEnv" -}}
-{{- $own := list -}}
-{{- range include "clothing-classifier.gateway.env" . | fromYamlArray -}}
-{{- $own = append $own .name -}}
-{{- end -}}
-{{- range .Values.gateway.extraEnv -}}
-{{- if has .name $own -}}
-{{- fail (printf "gateway.extraEnv has %s, which the chart sets from a value of its own: remove it there, and set the value (see the README's table)" .name) -}}
+{{- $values := include "clothing-classifier.gateway.valueOf" . | fromYaml -}}
+{{- range $variable := .Values.gateway.extraEnv -}}
+{{- with get $values $variable.name -}}
+{{- fail (printf "gateway.extraEnv has %s: remove it there, and set %s" $variable.name .) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -1,8 +1,18 @@
-"""Every setting, in one frozen dataclass.
+"""Every setting, one row each, in one frozen dataclass.
 
 A value comes from its flag, else from its environment variable, else from its default; an empty one counts as not
-given. Parsing looks at all of them and reports all errors at once. README.md has the same table for people; a test
-compares them.
+given. Parsing reports the errors of all settings at once.
+
+To add a setting, write one row (a field of ``Settings``) and a test of what it does, then run ``make docs``:
+
+- the field's name in lower case is the setting's: ``max_photos`` is GATEWAY_MAX_PHOTOS and --max-photos;
+- ``_setting`` takes the default as an operator writes it, a Kind (how a text becomes the value), the unit, and the
+  reason: what the setting does, and why the default is what it is;
+- ``chart`` is the path of the chart's value behind it; give that a default (null leaves the gateway's own) and a
+  comment in values.yaml. Without one the setting is reached by ``gateway.extraEnv``: right for what nothing turns.
+
+``make docs`` (scripts/gateway_settings.py) writes what follows from the rows: the table in gateway/README.md, the
+chart's templates/gateway/_env.tpl and the settings' types in values.schema.json. ``doctor`` reads the rows themselves.
 """
 
 from __future__ import annotations
@@ -10,8 +20,8 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from clothing_gateway.limits import cgroup, memory
@@ -24,6 +34,7 @@ RESAMPLINGS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MIB = 1 << 20
 MAX_SELECTABLE_VERSIONS = 8
+EXTRA_ENV = "gateway.extraEnv"
 
 # What a version may be called by, in TensorFlow Serving's configuration and in a header.
 _VERSION_LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -39,15 +50,123 @@ _SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
 
 class SettingsError(Exception):
-    """One line for each setting that can't be used."""
+    """Settings that can't be used, one line for each."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
 
 
-def _text(value: str) -> str:
-    return value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A setting's type: parser and printer, and the form of the chart's value behind it."""
+
+    parse: Callable[[str], Any]
+    show: Callable[[Any], str] = str
+    empty: Any = ""  # the value of an empty text
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})  # JSON Schema of the chart's value
+    template: str = "{}"  # the Go template that writes the chart's value, {}, as the variable's text
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A row: one setting's default, type, unit, reason and chart value."""
+
+    default: str
+    kind: Kind
+    unit: str
+    reason: str
+    chart: str = EXTRA_ENV  # the chart's value that changes it
+    template: str = ""  # the Go template that gives its text, where the chart derives it from more than that value
+    derive: Callable[[Mapping[str, Any]], Any] | None = None  # the value, from those above it, where none is given
+    derived: str = ""  # what ``derive`` gives, in words
+    environment: str = ""  # the variable, where it is not the name with GATEWAY_
+    name: str = ""
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return self.environment or f"GATEWAY_{self.name.upper()}"
+
+    @property
+    def flag(self) -> str:
+        """The flag of ``serve``: GATEWAY_MODEL_NAME is --model-name."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def shown_default(self) -> str:
+        """The default, for people."""
+        return self.default or self.derived or "empty"
+
+    def value(self, text: str, above: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a value of any type
+        """The value of a text; an empty one is derived from the settings above. Raises ValueError."""
+        if text:
+            return self.kind.parse(text)
+        return self.derive(above) if self.derive else self.kind.empty
+
+
+def _integer(low: int, high: int) -> Kind:
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise ValueError("must be a whole number") from None
+        if not low <= number <= high:
+            raise ValueError(f"must be at least {low} and at most {high}")
+        return number
+
+    return Kind(parse=parse, schema={"type": "integer", "minimum": low, "maximum": high})
+
+
+def _number(low: float, high: float, *, or_zero: bool = False) -> Kind:
+    def parse(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError("must be a number") from None
+        if not (low <= number <= high or (or_zero and number == 0)):
+            raise ValueError(f"must be {'0, or ' if or_zero else ''}at least {low:.9g} and at most {high:.9g}")
+        return number
+
+    return Kind(
+        parse=parse,
+        show="{:g}".format,
+        schema={"type": "number", "minimum": 0 if or_zero else low, "maximum": high},
+    )
+
+
+def _choice(*allowed: str) -> Kind:
+    def parse(value: str) -> str:
+        if value.lower() not in allowed:
+            raise ValueError("must be one of " + ", ".join(allowed))
+        return value.lower()
+
+    return Kind(parse=parse, schema={"enum": list(allowed)})
+
+
+def _listed(
+    parse: Callable[[str], Any],
+    items: Mapping[str, Any],
+    *,
+    collect: Callable[[list[Any]], Collection[Any]] = tuple,
+    most: int = 0,
+    **limits: Any,  # noqa: ANN401 - keywords of JSON Schema
+) -> Kind:
+    """Parts with commas between them."""
+
+    def parse_all(value: str) -> Collection[Any]:
+        parts = value.split(",")
+        if most and len(parts) > most:
+            raise ValueError(f"must name at most {most}")
+        return collect([parse(part.strip()) for part in parts])
+
+    return Kind(
+        parse=parse_all,
+        show=lambda values: ",".join(map(str, sorted(values) if isinstance(values, frozenset) else values)),
+        empty=collect([]),
+        schema={"type": "array", "items": items} | ({"maxItems": most} if most else {}) | limits,
+        template='join "," {}',
+    )
 
 
 def _name(value: str) -> str:
@@ -68,86 +187,24 @@ def _address(value: str) -> str:
     return value
 
 
-def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        try:
-            number = int(value)
-        except ValueError:
-            raise ValueError("must be a whole number") from None
-        if number < low or (high is not None and number > high):
-            raise ValueError(f"must be at least {low}" + ("" if high is None else f" and at most {high}"))
-        return number
-
-    return parse
-
-
-def _seconds(low: float) -> Callable[[str], float]:
-    def parse(value: str) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            raise ValueError("must be a number of seconds") from None
-        if not low <= number <= 86400:
-            raise ValueError(f"must be at least {low:g} and at most 86400 seconds")
-        return number
-
-    return parse
-
-
-def _choice(*allowed: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if value.lower() not in allowed:
-            raise ValueError("must be one of " + ", ".join(allowed))
-        return value.lower()
-
-    return parse
-
-
-def _switch(value: str) -> bool:
-    return _choice("on", "off")(value) == "on"
-
-
-def _version(value: str) -> int | None:
-    return _integer(0, 2**63 - 1)(value) if value else None
-
-
 def _label(value: str) -> str:
-    if value and (not _VERSION_LABEL.fullmatch(value) or value.isdigit()):
+    if not _VERSION_LABEL.fullmatch(value) or value.isdigit():
         raise ValueError("must be letters, digits, dots, dashes and underscores, and not digits alone")
     return value
 
 
-def _versions(value: str) -> tuple[str, ...]:
-    """Numbers and version labels, as they are written."""
-    named = tuple(part.strip() for part in value.split(",")) if value else ()
-    if len(named) > MAX_SELECTABLE_VERSIONS:
-        raise ValueError(f"must name at most {MAX_SELECTABLE_VERSIONS}, as each is looked at again and again")
-    for one in named:
-        if one.isascii() and one.isdigit():
-            _version(one)
-        elif not _label(one):
-            raise ValueError("must name no empty one")
-    return named
+def _version_or_label(value: str) -> str:
+    """A version's number or label, as it is written."""
+    return str(_VERSION.parse(value)) if value.isascii() and value.isdigit() else _label(value)
 
 
-def _percent(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        raise ValueError("must be a number") from None
-    if not 0 <= number <= 100:
-        raise ValueError("must be at least 0 and at most 100")
-    return number
-
-
-def _size(value: str) -> tuple[int, int] | None:
-    if not value:
-        return None
+def _size(value: str) -> tuple[int, int]:
+    """Width and height."""
     match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", value)
-    if match is None or "0" in (match[1].lstrip("0") or "0", (match[2] or "1").lstrip("0") or "0"):
+    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if 0 in size:
         raise ValueError('must be pixels, as in "299", or WIDTHxHEIGHT, as in "320x240"')
-    width = int(match[1])
-    return width, int(match[2] or width)
+    return size
 
 
 def _labels(value: str) -> tuple[str, ...]:
@@ -169,423 +226,464 @@ def _labels(value: str) -> tuple[str, ...]:
     return labels
 
 
-def _ports(value: str) -> frozenset[int]:
-    return frozenset(_integer(1, 65535)(part.strip()) for part in value.split(","))
+def _show_labels(labels: tuple[str, ...]) -> str:
+    return json.dumps(labels) if any("," in label for label in labels) else ",".join(labels)
 
 
-def _rate(value: str) -> float:
+def _host(value: str) -> str:
+    host = value.lower().removesuffix(".")
     try:
-        number = float(value)
+        if ":" in host and host == ipaddress.IPv6Address(host).compressed:
+            return host
     except ValueError:
-        raise ValueError("must be a number") from None
-    if not (number == 0 or 0.01 <= number <= 1e6):
-        raise ValueError("must be 0, or at least 0.01 and at most 1000000")
-    return number
+        pass
+    if not _HOST.fullmatch(host) or ".." in host:
+        raise ValueError(
+            f'has {host!r}, which is no host: "example.com" is one host, "*.example.com" all below it; '
+            "names with other letters than a to z are written as xn--…"
+        )
+    return host
 
 
-def _hosts(value: str) -> tuple[str, ...]:
-    hosts = tuple(part.strip().lower().removesuffix(".") for part in value.split(",")) if value else ()
-    for host in hosts:
-        try:
-            if ":" in host and host == ipaddress.IPv6Address(host).compressed:
-                continue
-        except ValueError:
-            pass
-        if not _HOST.fullmatch(host) or ".." in host:
-            raise ValueError(
-                f'has {host!r}, which is no host: "example.com" is one host, "*.example.com" all below it; '
-                "names with other letters than a to z are written as xn--…"
-            )
-    return hosts
-
-
-def _proxy(value: str) -> tuple[str, int] | None:
-    if not value:
-        return None
+def _proxy(value: str) -> tuple[str, int]:
     match = re.fullmatch(r"http://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})/?", value)
     if match is None or not 0 < int(match[2]) < 65536:
         raise ValueError("must be http://HOST:PORT, with no user name")
     return match[1].strip("[]"), int(match[2])
 
 
-def _networks(value: str) -> tuple[Network, ...]:
-    return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",")) if value else ()
+def _show_proxy(proxy: tuple[str, int] | None) -> str:
+    if proxy is None:
+        return ""
+    host, port = proxy
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _setting(
-    variable: str,
-    default: str,
-    parse: Callable[[str], Any],
-    unit: str,
-    reason: str,
-    *,
-    derive: Callable[[Mapping[str, Any]], Any] | None = None,
-) -> Any:  # noqa: ANN401 - a field of any type
-    """A field of Settings. ``derive`` gives the value, from those above it, where nothing else does."""
-    metadata = {
-        "variable": variable,
-        "default": default,
-        "parse": parse,
-        "unit": unit,
-        "reason": reason,
-        "derive": derive,
-    }
-    return field(default_factory=(lambda: derive({})) if derive else (lambda: parse(default)), metadata=metadata)
+_TEXT = Kind(parse=str)
+_NAME = Kind(parse=_name)
+_ADDRESS = Kind(parse=_address)
+_PORT = _integer(0, 65535)
+_SWITCH = replace(
+    _choice("on", "off"),
+    parse=lambda value: _choice("on", "off").parse(value) == "on",
+    show=lambda value: "on" if value else "off",
+    schema={"type": "boolean"},
+    template='ternary "on" "off" {}',
+)
+# As it stands in the values: toJson writes 20261122 in full, and the quotes of "20261122" are taken off.
+_VERSION = replace(
+    _integer(0, 2**63 - 1),
+    show=lambda value: "" if value is None else str(value),
+    empty=None,
+    template='{} | toJson | trimAll "\\""',
+)
+_VERSION_LABEL_NAME = Kind(parse=_label)
+_VERSIONS = _listed(_version_or_label, {}, most=MAX_SELECTABLE_VERSIONS)
+_SIZE = Kind(parse=_size, show=lambda size: "x".join(map(str, size or ())), empty=None)
+_LABELS = Kind(parse=_labels, show=_show_labels, template="toJson {}")
+_SECONDS, _SECONDS_OR_NONE = _number(0.05, 86400), _number(0, 86400)
+_PERCENT = _number(0, 100)
+_RATE = _number(0.01, 1_000_000, or_zero=True)
+_BYTES, _LARGE_BYTES = _integer(1024, 2**50), _integer(MIB, 2**50)
+_PHOTOS = _integer(1, 1024)
+_PORTS = _listed(_integer(1, 65535).parse, {"$ref": "#/$defs/port"}, collect=frozenset, minItems=1, uniqueItems=True)
+_NETWORKS = _listed(ipaddress.ip_network, {"$ref": "#/$defs/cidr"})
+_HOSTS = replace(_listed(_host, {}), schema={"$ref": "#/$defs/hosts"})
+_PROXY = Kind(
+    parse=_proxy, show=_show_proxy, empty=None, schema={"type": "string", "pattern": "^$|^http://[^/@]+:[0-9]+/?$"}
+)
+
+
+def _setting(default: str, kind: Kind, unit: str, reason: str, **more: Any) -> Any:  # noqa: ANN401 - a field of any type
+    """A field of Settings, of a row."""
+    row = Setting(default, kind, unit, reason, **more)
+    return field(default_factory=lambda: row.value(default, {}), metadata={"row": row})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the gateway is told from outside; never changed after the start."""
+    """The gateway's configuration; never changed after the start."""
 
     tf_serving_host: str = _setting(
-        "TF_SERVING_HOST",
         "localhost:8500",
-        _address,
+        _ADDRESS,
         "HOST:PORT",
         "The model server's gRPC address. A headless Service's name gives round robin over all pods.",
+        template='printf "dns:///%s-server-headless:8500" (include "clothing-classifier.fullname" .)',
+        environment="TF_SERVING_HOST",
     )
     model_tls: bool = _setting(
-        "GATEWAY_MODEL_TLS", "off", _switch, "on, off", "TLS to the model server; off is plain text inside a cluster."
+        "off",
+        _SWITCH,
+        "on, off",
+        "TLS to the model server; off is plain text inside a cluster.",
+        chart="gateway.serverTls.secretName",
+        template='ternary "on" "" $tls',
     )
     model_tls_ca_file: str = _setting(
-        "GATEWAY_MODEL_TLS_CA_FILE",
         "",
-        _text,
+        _TEXT,
         "file",
-        "Certificates, in PEM form, that the model server's must come from; empty takes the public authorities. All "
-        "three files are read anew when they change.",
+        "CA certificates (PEM) that the model server's certificate must be signed by; empty trusts the public CAs. All "
+        "three files are reloaded when they change.",
+        chart="gateway.serverTls.secretName",
+        template='ternary "/etc/clothing-gateway/server-tls/ca.crt" "" $tls',
     )
     model_tls_certificate_file: str = _setting(
-        "GATEWAY_MODEL_TLS_CERTIFICATE_FILE",
         "",
-        _text,
+        _TEXT,
         "file",
-        "The gateway's own certificate, in PEM form, for a model server that asks for one (mTLS).",
+        "The gateway's client certificate (PEM), for a model server that requires one (mTLS).",
+        chart="gateway.serverTls.mutual",
+        template='ternary "/etc/clothing-gateway/server-tls/tls.crt" "" (and $tls .Values.gateway.serverTls.mutual)',
     )
     model_tls_key_file: str = _setting(
-        "GATEWAY_MODEL_TLS_KEY_FILE", "", _text, "file", "The key of that certificate, in PEM form, with no password."
+        "",
+        _TEXT,
+        "file",
+        "The private key of that certificate (PEM), with no password.",
+        chart="gateway.serverTls.mutual",
+        template='ternary "/etc/clothing-gateway/server-tls/tls.key" "" (and $tls .Values.gateway.serverTls.mutual)',
     )
     model_tls_server_name: str = _setting(
-        "GATEWAY_MODEL_TLS_SERVER_NAME",
         "",
-        _text,
+        _TEXT,
         "name",
-        "The name that the model server's certificate is for, where it is not the host of TF_SERVING_HOST.",
+        "The name in the model server's certificate, where it is not the host of TF_SERVING_HOST.",
+        chart="gateway.serverTls.serverName",
+        template='ternary (default (printf "%s-server-headless" (include "clothing-classifier.fullname" .)) '
+        '.Values.gateway.serverTls.serverName) "" $tls',
     )
     listen_host: str = _setting(
-        "GATEWAY_LISTEN_HOST",
         "127.0.0.1",
-        _text,
+        _TEXT,
         "address",
-        "Where both ports listen. Loopback until told otherwise; the image says 0.0.0.0; :: takes IPv6 and IPv4.",
+        "Listen address of both ports. Loopback by default; the image sets 0.0.0.0; :: takes IPv6 and IPv4.",
     )
-    listen_port: int = _setting(
-        "GATEWAY_LISTEN_PORT",
-        "9696",
-        _integer(0, 65535),
-        "port",
-        "Clients' port, the course's number; 0 takes a free one.",
-    )
+    listen_port: int = _setting("9696", _PORT, "port", "Clients' port, the course's number; 0 picks a free one.")
     admin_listen_port: int = _setting(
-        "GATEWAY_ADMIN_LISTEN_PORT",
         "9697",
-        _integer(0, 65535),
+        _PORT,
         "port",
-        "Health and metrics, with threads of their own, so that full work never starves a probe.",
+        "Health and metrics, on threads of their own, so that full load never starves a probe.",
     )
-    model_name: str = _setting("GATEWAY_MODEL_NAME", "clothing-model", _name, "name", "The model's name on the server.")
+    model_name: str = _setting("clothing-model", _NAME, "name", "The model's name on the server.", chart="model.name")
     model_version: int | None = _setting(
-        "GATEWAY_MODEL_VERSION", "", _version, "number", "The version to ask for; empty is the newest that is loaded."
+        "",
+        _VERSION,
+        "number",
+        "Model version to request; empty is the newest that is loaded.",
+        chart="model.version",
+        template='include "clothing-classifier.modelVersion" .',
     )
     model_label: str = _setting(
-        "GATEWAY_MODEL_LABEL",
         "",
-        _label,
+        _VERSION_LABEL_NAME,
         "name",
-        "The version to ask for by its label (version_labels of the model server's configuration), in place of its "
-        "number: the label can be moved with no restart of the gateway.",
+        "Model version to request by its label (version_labels of the model server's configuration), in place of its "
+        "number: the label can be moved without restarting the gateway.",
+        chart="model.versionLabel",
     )
     canary_version: int | None = _setting(
-        "GATEWAY_CANARY_VERSION", "", _version, "number", "A second version, which gets a part of the requests."
+        "",
+        _VERSION,
+        "number",
+        "Canary: a second version, which gets a part of the requests.",
+        chart="model.canary.version",
     )
     canary_label: str = _setting(
-        "GATEWAY_CANARY_LABEL", "", _label, "name", "The same by its label, in place of its number."
+        "",
+        _VERSION_LABEL_NAME,
+        "name",
+        "The canary by its label, in place of its number.",
+        chart="model.canary.versionLabel",
     )
     canary_percent: float = _setting(
-        "GATEWAY_CANARY_PERCENT",
         "0",
-        _percent,
+        _PERCENT,
         "percent",
-        "How many of the requests the second version gets, chosen by a hash of the request id, so that a request that "
-        "is sent again meets the same version.",
+        "Share of the requests that the canary gets, chosen by a hash of the request id, so that a retried request "
+        "meets the same version.",
+        chart="model.canary.weight",
     )
     selectable_versions: tuple[str, ...] = _setting(
-        "GATEWAY_SELECTABLE_VERSIONS",
         "",
-        _versions,
+        _VERSIONS,
         "list",
-        "Version numbers and labels that a client may ask for in X-Model-Version, at most 8; empty lets none choose.",
+        "Version numbers and labels that a client may request in X-Model-Version, at most 8, as each is polled; empty "
+        "allows none.",
+        chart="model.selectableVersions",
+        template='include "clothing-classifier.gateway.selectableVersions" .',
     )
     signature_name: str = _setting(
-        "GATEWAY_SIGNATURE_NAME", "serving_default", _text, "name", "The signature to call; Keras saves this one."
+        "serving_default",
+        _TEXT,
+        "name",
+        "The signature to call; Keras saves this one.",
+        chart="model.signatureName",
     )
     input_name: str = _setting(
-        "GATEWAY_INPUT_NAME", "", _text, "name", "The signature's input; empty takes the only one that there is."
+        "", _TEXT, "name", "The signature's input; empty takes the only one.", chart="model.inputName"
     )
     output_name: str = _setting(
-        "GATEWAY_OUTPUT_NAME", "", _text, "name", "The signature's output; empty takes the only one that there is."
+        "", _TEXT, "name", "The signature's output; empty takes the only one.", chart="model.outputName"
     )
     image_size: tuple[int, int] | None = _setting(
-        "GATEWAY_IMAGE_SIZE",
         "",
-        _size,
+        _SIZE,
         "pixels",
         'Width and height, "299" or "320x240", for a signature that leaves them open; empty takes the signature\'s.',
+        chart="model.imageSize",
     )
     labels: tuple[str, ...] = _setting(
-        "GATEWAY_LABELS",
         CLOTHING_LABELS,
-        _labels,
+        _LABELS,
         "list",
-        "What the scores stand for, in the output's order: a,b,c or a JSON list. As many as the output is wide.",
+        "Class names of the scores, in the output's order: a,b,c or a JSON list. As many as the output is wide.",
+        chart="model.labels",
     )
     preprocessing: str = _setting(
-        "GATEWAY_PREPROCESSING",
         "tf",
         _choice(*PREPROCESSINGS),
-        "tf, caffe, torch, none",
-        "How pixels become float32; tf is what Xception, and so the course's model, was trained with.",
+        ", ".join(PREPROCESSINGS),
+        "How pixels become float32; Xception, and so the course's model, was trained with tf.",
+        chart="model.preprocessing",
     )
     resampling: str = _setting(
-        "GATEWAY_RESAMPLING",
         "nearest",
         _choice(*RESAMPLINGS),
         ", ".join(RESAMPLINGS),
-        "How a photo is brought to the model's size, by Pillow's names; nearest is what the course's model was trained "
-        "with, another is for a model that was trained with that.",
+        "Resize filter, by Pillow's names: the one the model was trained with. The course's was trained with nearest.",
+        chart="model.resampling",
     )
     jpeg_scaling: bool = _setting(
-        "GATEWAY_JPEG_SCALING",
         "off",
-        _switch,
+        _SWITCH,
         "on, off",
-        "Lets large JPEGs be decoded at a half, a quarter or an eighth of their size: faster, and other pixels than in "
+        "Decodes large JPEGs at a half, a quarter or an eighth of their size: faster, but with other pixels than in "
         "training.",
+        chart="gateway.jpegScaling",
     )
     model_check_seconds: float = _setting(
-        "GATEWAY_MODEL_CHECK_SECONDS",
         "5",
-        _seconds(0.05),
+        _SECONDS,
         "seconds",
-        "How often the model's signature is looked at while it is ready, so that a change or a loss is noticed; every "
-        "second, or more often, while it is not.",
+        "Poll interval of the model's signature while the gateway is ready, so that a change or a loss is noticed; a "
+        "second or less while it is not.",
     )
     request_timeout_seconds: float = _setting(
-        "GATEWAY_REQUEST_TIMEOUT_SECONDS",
         "20",
-        _seconds(0.05),
+        _SECONDS,
         "seconds",
-        "From a request's first byte to its answer: the fetch, the queue and the model. The course's deadline.",
+        "Deadline of a request, from its first byte to its answer: fetch, queue and model. The course's deadline.",
+        chart="gateway.requestTimeoutSeconds",
     )
     max_body_bytes: int = _setting(
-        "GATEWAY_MAX_BODY_BYTES",
         str(20 * MIB),
-        _integer(1024),
+        _BYTES,
         "bytes",
-        "One request's body. Phones' largest photos have about 15 MB.",
+        "Size limit of a request's body. The largest photos of phones have about 15 MB.",
+        chart="gateway.maxBodyBytes",
     )
     max_buffered_bytes: int = _setting(
-        "GATEWAY_MAX_BUFFERED_BYTES",
         str(128 * MIB),
-        _integer(1024),
+        _BYTES,
         "bytes",
-        "Uploads and downloads in memory at a time, over all requests; beyond it 503.",
+        "Memory for uploads and downloads in flight, over all requests; above it 503.",
     )
     max_connections: int = _setting(
-        "GATEWAY_MAX_CONNECTIONS",
         "1000",
         _integer(1, 60000),
         "connections",
         "Open connections; further ones wait in the kernel. waitress's 100 are few behind an ingress with keep-alive.",
     )
     max_in_flight: int = _setting(
-        "GATEWAY_MAX_IN_FLIGHT",
         "32",
-        _integer(1, 1024),
+        _PHOTOS,
         "photos",
-        "Photos worked on at a time; beyond it 503 at once. TensorFlow Serving takes 4 calls a core at a time.",
+        "Photos in flight; above it 503 at once. TensorFlow Serving runs 4 calls a core by default, so 32 fill eight "
+        "cores.",
+        chart="gateway.maxInFlight",
     )
     max_photos: int = _setting(
-        "GATEWAY_MAX_PHOTOS",
         "8",
-        _integer(1, 1024),
+        _PHOTOS,
         "photos",
-        "Photos in one request; each takes one of the places above.",
+        "Photos in one request; each takes one of the slots above.",
+        chart="gateway.maxPhotos",
     )
     max_pixels: int = _setting(
-        "GATEWAY_MAX_PIXELS",
         str(50 * MIB),
-        _integer(1),
+        _integer(1, 2**31 - 1),
         "pixels",
-        "Width times height of a photo, read before it is decoded; 50 Mi lets 8192x6144 in and a bomb not.",
+        "Width times height of a photo, read before it is decoded; 50 Mi admits 8192x6144 and rejects decompression "
+        "bombs.",
+        chart="gateway.maxPixels",
     )
     decode_slots: int = _setting(
-        "GATEWAY_DECODE_SLOTS",
         "",
         _integer(1, 256),
         "photos",
-        "Photos decoded at a time; empty is the number of cores that the process may use. More only slow each other.",
+        "Photos decoded concurrently; empty is the number of cores that the process may use, as more only slow each "
+        "other.",
         derive=lambda _: cgroup.available_cores(),
+        derived="the cores",
     )
     decode_memory_bytes: int = _setting(
-        "GATEWAY_DECODE_MEMORY_BYTES",
         "",
-        _integer(MIB),
+        _LARGE_BYTES,
         "bytes",
         "Memory of all decoders together; a photo waits until its part is free, and one that needs more gets 413. "
         "Empty is what the container's limit leaves, from 128 MiB to 512 MiB.",
         derive=lambda values: memory.for_decoders(
             values.get("max_buffered_bytes", 128 * MIB), values.get("max_in_flight", 32)
         ),
+        derived="by the container's limit",
     )
     predict_batch_size: int = _setting(
-        "GATEWAY_PREDICT_BATCH_SIZE",
         "8",
-        _integer(1, 1024),
+        _PHOTOS,
         "photos",
         "Photos in one Predict call; at most the max_batch_size of a server that batches.",
+        chart="gateway.predictBatchSize",
     )
     fetch_timeout_seconds: float = _setting(
-        "GATEWAY_FETCH_TIMEOUT_SECONDS",
         "10",
-        _seconds(0.05),
+        _SECONDS,
         "seconds",
-        "For fetching one photo, redirects included; leaves the rest of the request's time to the model.",
+        "Timeout of fetching one photo, redirects included; leaves the rest of the request's time to the model.",
+        chart="gateway.fetch.timeoutSeconds",
     )
     fetch_max_bytes: int = _setting(
-        "GATEWAY_FETCH_MAX_BYTES",
-        str(20 * MIB),
-        _integer(1024),
-        "bytes",
-        "One fetched photo; as large as an upload may be.",
+        str(20 * MIB), _BYTES, "bytes", "Size limit of a fetched photo; as large as an upload may be."
     )
     fetch_max_redirects: int = _setting(
-        "GATEWAY_FETCH_MAX_REDIRECTS", "5", _integer(0, 20), "redirects", "A link shortener needs two or three."
+        "5", _integer(0, 20), "redirects", "Redirects followed to a photo. A link shortener needs two or three."
     )
     fetch_allowed_ports: frozenset[int] = _setting(
-        "GATEWAY_FETCH_ALLOWED_PORTS",
         "80,443",
-        _ports,
+        _PORTS,
         "list of ports",
-        "Photos are on the web; other ports are other services.",
+        "Ports that photos may be fetched from: those of the web, as other ports are other services.",
+        chart="gateway.fetch.allowedPorts",
     )
     fetch_allowed_networks: tuple[Network, ...] = _setting(
-        "GATEWAY_FETCH_ALLOWED_NETWORKS",
         "",
-        _networks,
+        _NETWORKS,
         "list of CIDRs",
-        "Networks outside the public internet that photos may come from, such as the cluster's pods.",
+        "Networks outside the public internet that photos may be fetched from, such as the cluster's pods.",
+        chart="gateway.fetch.allowedNetworks",
+    )
+    fetch_denied_networks: tuple[Network, ...] = _setting(
+        "",
+        _NETWORKS,
+        "list of CIDRs",
+        "Networks that no photo may be fetched from, whatever is allowed: public addresses that are used privately, "
+        "such as pods with IPv6 addresses of the cloud's.",
+        chart="gateway.fetch.deniedNetworks",
     )
     fetch_allowed_hosts: tuple[str, ...] = _setting(
-        "GATEWAY_FETCH_ALLOWED_HOSTS",
         "",
-        _hosts,
+        _HOSTS,
         "list of hosts",
-        "The only hosts that photos may come from, redirects included; *.example.com is every host below example.com. "
-        "Empty allows all.",
+        "The only hosts that photos may be fetched from, redirects included; *.example.com is every host below "
+        "example.com. Empty allows all.",
+        chart="gateway.fetch.allowedHosts",
     )
     fetch_denied_hosts: tuple[str, ...] = _setting(
-        "GATEWAY_FETCH_DENIED_HOSTS",
         "",
-        _hosts,
+        _HOSTS,
         "list of hosts",
-        "Hosts that no photo may come from, whatever is allowed; written in the same way.",
+        "Hosts that no photo may be fetched from, whatever is allowed; written in the same way.",
+        chart="gateway.fetch.deniedHosts",
     )
     fetch_proxy: tuple[str, int] | None = _setting(
-        "GATEWAY_FETCH_PROXY",
         "",
-        _proxy,
+        _PROXY,
         "http://HOST:PORT",
-        "A proxy that all photos come through, by CONNECT to an address that was checked here; the environment's proxy "
-        "variables are not used.",
+        "Proxy that all photos are fetched through, by CONNECT to an address that was checked here; the environment's "
+        "proxy variables are not used.",
+        chart="gateway.fetch.proxy",
     )
     keys_file: str = _setting(
-        "GATEWAY_KEYS_FILE",
         "",
-        _text,
+        _TEXT,
         "file",
-        "Keys that clients must send (Authorization: Bearer KEY), a line NAME KEY for each; read again when it "
-        "changes. Empty asks for none.",
+        "API keys that clients must send (Authorization: Bearer KEY), a line NAME KEY for each; reloaded when the file "
+        "changes. Empty requires none.",
+        chart="gateway.keys.secretName",
+        template='ternary "/etc/clothing-gateway/keys/keys" "" (ne .Values.gateway.keys.secretName "")',
     )
     rate_photos_per_minute: float = _setting(
-        "GATEWAY_RATE_PHOTOS_PER_MINUTE",
         "0",
-        _rate,
+        _RATE,
         "photos per minute",
-        "What one client may send, by its key's name or else its address (of IPv6 its /64); 0 sets no limit. Each "
+        "Rate limit of one client, by its key's name or else its address (of IPv6 its /64); 0 sets no limit. Each "
         "gateway counts for itself.",
+        chart="gateway.rate.photosPerMinute",
     )
     rate_burst_photos: int = _setting(
-        "GATEWAY_RATE_BURST_PHOTOS",
         "20",
-        _integer(1, 100000),
+        _integer(1, 100_000),
         "photos",
-        "How many of these may come at once; at least GATEWAY_MAX_PHOTOS.",
+        "Burst of the rate limit: photos that may be sent at once; at least GATEWAY_MAX_PHOTOS.",
     )
     trusted_proxies: tuple[Network, ...] = _setting(
-        "GATEWAY_TRUSTED_PROXIES",
         "",
-        _networks,
+        _NETWORKS,
         "list of CIDRs",
-        "Load balancers and ingresses, whose X-Forwarded-For is believed; empty believes none, and the client is who "
-        "connects.",
+        "Load balancers and ingresses whose X-Forwarded-For is trusted; empty trusts none, and the client is the TCP "
+        "peer.",
+        chart="gateway.trustedProxies",
     )
     drain_delay_seconds: float = _setting(
-        "GATEWAY_DRAIN_DELAY_SECONDS",
         "5",
-        _seconds(0),
+        _SECONDS_OR_NONE,
         "seconds",
-        "From SIGTERM to the closed port: not ready and still accepting, until all load balancers have heard. SIGINT "
-        "skips it.",
+        "Graceful shutdown, first part: from SIGTERM to the closed port, not ready but still accepting, until all load "
+        "balancers have switched. SIGINT skips it.",
+        chart="gateway.drain.delaySeconds",
     )
     drain_timeout_seconds: float = _setting(
-        "GATEWAY_DRAIN_TIMEOUT_SECONDS",
         "22",
-        _seconds(0),
+        _SECONDS_OR_NONE,
         "seconds",
-        "For finishing what was accepted; more than the request timeout. Both drain times must fit in the pod's grace "
-        "period: 5 + 22 in Kubernetes's 30.",
+        "Graceful shutdown, second part: for finishing accepted requests; more than the request timeout. Both must fit "
+        "in the pod's grace period: 5 + 22 in Kubernetes's 30.",
+        chart="gateway.requestTimeoutSeconds",
+        template='include "clothing-classifier.gateway.drainTimeoutSeconds" .',
     )
     page: bool = _setting(
-        "GATEWAY_PAGE",
         "on",
-        _switch,
+        _SWITCH,
         "on, off",
-        "The page at /, on which people drop photos. It does nothing that a client of the same port can't do.",
+        "The web page at /, on which people drop photos. It does nothing that a client of the same port can't do.",
+        chart="gateway.page",
     )
     log_level: str = _setting(
-        "GATEWAY_LOG_LEVEL", "info", _choice(*LOG_LEVELS), ", ".join(LOG_LEVELS), "info has one line for each request."
+        "info", _choice(*LOG_LEVELS), ", ".join(LOG_LEVELS), "info logs one line per request.", chart="gateway.logLevel"
     )
 
     @classmethod
     def load(
         cls, environment: Mapping[str, str], flags: Mapping[str, str | None] | None = None
     ) -> tuple[Settings, dict[str, str], list[str]]:
-        """The settings, where each came from (flag, environment, default), and warnings; or SettingsError."""
+        """Parse all settings, and give them with their sources (flag, environment, default) and warnings.
+
+        Raises SettingsError with every setting that can't be used.
+        """
         values: dict[str, Any] = {}
         sources: dict[str, str] = {}
         problems: list[str] = []
-        for entry in fields(cls):
-            variable = entry.metadata["variable"]
-            text, source, shown = (flags or {}).get(entry.name), "flag", flag_of(variable)
+        for row in ROWS:
+            text, source, shown = (flags or {}).get(row.name), "flag", row.flag
             if not text:
-                text, source, shown = environment.get(variable), "environment", variable
+                text, source, shown = environment.get(row.variable), "environment", row.variable
             if not text:
-                text, source = entry.metadata["default"], "default"
-            sources[entry.name] = source
+                text, source = row.default, "default"
+            sources[row.name] = source
             try:
-                derive = entry.metadata["derive"]
-                values[entry.name] = derive(values) if derive and not text else entry.metadata["parse"](text)
+                values[row.name] = row.value(text, values)
             except ValueError as error:
                 problems.append(f"{shown}={text}: {error}")
         if not problems:
@@ -595,28 +693,7 @@ class Settings:
         return cls(**values), sources, _unknown(environment)
 
 
-def flag_of(variable: str) -> str:
-    """The flag that stands for a variable: GATEWAY_MODEL_NAME is --model-name."""
-    return "--" + variable.removeprefix("GATEWAY_").lower().replace("_", "-")
-
-
-def shown(value: object) -> str:
-    """A setting's value, written as it would be given."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
-        return ",".join(value) if not any("," in part for part in value) else json.dumps(value)
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int):
-        return f"http://[{value[0]}]:{value[1]}" if ":" in value[0] else f"http://{value[0]}:{value[1]}"
-    if isinstance(value, tuple) and value and isinstance(value[0], int):
-        return "x".join(str(part) for part in value)
-    if isinstance(value, frozenset | tuple):
-        return ",".join(str(part) for part in sorted(value, key=lambda part: (str(type(part)), part)))
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value)
+ROWS: tuple[Setting, ...] = tuple(replace(entry.metadata["row"], name=entry.name) for entry in fields(Settings))
 
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
@@ -674,7 +751,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
 
 
 def _unknown(environment: Mapping[str, str]) -> list[str]:
-    known = {entry.metadata["variable"] for entry in fields(Settings)}
+    known = {row.variable for row in ROWS}
     return [
         f"{name} is no setting of the gateway and has no effect; `clothing-gateway serve --print-config` lists all"
         for name, value in sorted(environment.items())

@@ -507,7 +507,13 @@ def cgroup(tmp_path):
         ("memory.max", f"{256 << 20}\n", "memory", "has 256 MiB of memory", "gateway.resources.limits.memory"),
         ("memory.events", "oom_kill 3\n", "memory", "3 processes", "gateway.resources.limits.memory"),
         ("cpu.stat", "nr_periods 1000\nnr_throttled 200\n", "cpu", "for 20 %", "gateway.resources.limits.cpu"),
-        ("cpu.max", "50000 100000\n", "cpu", "2 photos are decoded at a time, by 1 cores", "gateway.decodeSlots"),
+        (
+            "cpu.max",
+            "50000 100000\n",
+            "cpu",
+            "2 photos are decoded at a time, by 1 cores",
+            "GATEWAY_DECODE_SLOTS in gateway.extraEnv",
+        ),
     ],
 )
 def test_limits(cgroup, file, text, check, words, change):
@@ -552,12 +558,9 @@ def test_the_flags_of_the_gateway_in_the_container(tmp_path, words, flags):
     assert own.flags_of_the_gateway(tmp_path / "nowhere") == []
 
 
-def test_every_setting_has_a_value_and_no_other():
-    variables = {entry.metadata["variable"] for entry in Settings.__dataclass_fields__.values()}
-    assert set(chart.CHART_VALUES) == variables
-    assert chart.values_for("set GATEWAY_LABELS, GATEWAY_LABELS or --fetch-proxy; GATEWAY_NO is none") == (
-        "model.labels, gateway.fetch.proxy"
-    )
+def test_settings_are_changed_by_their_values():
+    text = "set GATEWAY_LABELS, GATEWAY_LABELS, GATEWAY_DECODE_SLOTS or --fetch-proxy; GATEWAY_NO is none"
+    assert chart.values_for(text) == "model.labels, GATEWAY_DECODE_SLOTS in gateway.extraEnv, gateway.fetch.proxy"
 
 
 def run(*arguments, **environment):

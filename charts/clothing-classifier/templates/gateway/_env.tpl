@@ -1,86 +1,105 @@
-{{- /* The gateway's settings. A null value leaves the gateway's own default. */ -}}
+{{- /* Generated from gateway/src/clothing_gateway/settings.py by `make docs`: change it there. */ -}}
 {{- define "clothing-classifier.gateway.env" -}}
-- name: TF_SERVING_HOST
-  value: dns:///{{ include "clothing-classifier.fullname" . }}-server-headless:8500
-- name: GATEWAY_MODEL_NAME
-  value: {{ .Values.model.name | quote }}
-- name: GATEWAY_SIGNATURE_NAME
-  value: {{ .Values.model.signatureName | quote }}
-- name: GATEWAY_LABELS
-  value: {{ .Values.model.labels | toJson | quote }}
-- name: GATEWAY_PREPROCESSING
-  value: {{ .Values.model.preprocessing | quote }}
-- name: GATEWAY_REQUEST_TIMEOUT_SECONDS
-  value: {{ .Values.gateway.requestTimeoutSeconds | quote }}
-- name: GATEWAY_DRAIN_DELAY_SECONDS
-  value: {{ .Values.gateway.drain.delaySeconds | quote }}
-- name: GATEWAY_DRAIN_TIMEOUT_SECONDS
-  value: {{ include "clothing-classifier.gateway.drainTimeoutSeconds" . | quote }}
-- name: GATEWAY_LOG_LEVEL
-  value: {{ .Values.gateway.logLevel | quote }}
-- name: GATEWAY_FETCH_ALLOWED_PORTS
-  value: {{ join "," .Values.gateway.fetch.allowedPorts | quote }}
-{{- with .Values.gateway.fetch.allowedNetworks }}
-- name: GATEWAY_FETCH_ALLOWED_NETWORKS
-  value: {{ join "," . | quote }}
-{{- end }}
-{{- if include "clothing-classifier.gateway.tlsSecretName" . }}
-{{- with .Values.gateway.serverTls }}
-- name: GATEWAY_MODEL_TLS
-  value: "on"
-- name: GATEWAY_MODEL_TLS_CA_FILE
-  value: /etc/clothing-gateway/server-tls/ca.crt
-{{- if .mutual }}
-- name: GATEWAY_MODEL_TLS_CERTIFICATE_FILE
-  value: /etc/clothing-gateway/server-tls/tls.crt
-- name: GATEWAY_MODEL_TLS_KEY_FILE
-  value: /etc/clothing-gateway/server-tls/tls.key
-{{- end }}
-- name: GATEWAY_MODEL_TLS_SERVER_NAME
-  value: {{ default (printf "%s-server-headless" (include "clothing-classifier.fullname" $)) .serverName | quote }}
-{{- end }}
-{{- end }}
-{{- if .Values.gateway.keys.secretName }}
-- name: GATEWAY_KEYS_FILE
-  value: /etc/clothing-gateway/keys/keys
-{{- end }}
-{{- $optional := list
+{{- $tls := include "clothing-classifier.gateway.tlsSecretName" . | empty | not -}}
+{{- $settings := list
+  (list "TF_SERVING_HOST" (printf "dns:///%s-server-headless:8500" (include "clothing-classifier.fullname" .)))
+  (list "GATEWAY_MODEL_TLS" (ternary "on" "" $tls))
+  (list "GATEWAY_MODEL_TLS_CA_FILE" (ternary "/etc/clothing-gateway/server-tls/ca.crt" "" $tls))
+  (list "GATEWAY_MODEL_TLS_CERTIFICATE_FILE" (ternary "/etc/clothing-gateway/server-tls/tls.crt" "" (and $tls .Values.gateway.serverTls.mutual)))
+  (list "GATEWAY_MODEL_TLS_KEY_FILE" (ternary "/etc/clothing-gateway/server-tls/tls.key" "" (and $tls .Values.gateway.serverTls.mutual)))
+  (list "GATEWAY_MODEL_TLS_SERVER_NAME" (ternary (default (printf "%s-server-headless" (include "clothing-classifier.fullname" .)) .Values.gateway.serverTls.serverName) "" $tls))
+  (list "GATEWAY_MODEL_NAME" .Values.model.name)
   (list "GATEWAY_MODEL_VERSION" (include "clothing-classifier.modelVersion" .))
   (list "GATEWAY_MODEL_LABEL" .Values.model.versionLabel)
   (list "GATEWAY_CANARY_VERSION" (.Values.model.canary.version | toJson | trimAll "\""))
   (list "GATEWAY_CANARY_LABEL" .Values.model.canary.versionLabel)
-  (list "GATEWAY_CANARY_PERCENT" (ternary "" .Values.model.canary.weight (eq (toString .Values.model.canary.weight) "0")))
+  (list "GATEWAY_CANARY_PERCENT" .Values.model.canary.weight)
   (list "GATEWAY_SELECTABLE_VERSIONS" (include "clothing-classifier.gateway.selectableVersions" .))
+  (list "GATEWAY_SIGNATURE_NAME" .Values.model.signatureName)
   (list "GATEWAY_INPUT_NAME" .Values.model.inputName)
   (list "GATEWAY_OUTPUT_NAME" .Values.model.outputName)
   (list "GATEWAY_IMAGE_SIZE" .Values.model.imageSize)
+  (list "GATEWAY_LABELS" (toJson .Values.model.labels))
+  (list "GATEWAY_PREPROCESSING" .Values.model.preprocessing)
+  (list "GATEWAY_RESAMPLING" .Values.model.resampling)
+  (list "GATEWAY_JPEG_SCALING" (ternary "on" "off" .Values.gateway.jpegScaling))
+  (list "GATEWAY_REQUEST_TIMEOUT_SECONDS" .Values.gateway.requestTimeoutSeconds)
   (list "GATEWAY_MAX_BODY_BYTES" .Values.gateway.maxBodyBytes)
-  (list "GATEWAY_MAX_PIXELS" .Values.gateway.maxPixels)
-  (list "GATEWAY_MAX_PHOTOS" .Values.gateway.maxPhotos)
   (list "GATEWAY_MAX_IN_FLIGHT" .Values.gateway.maxInFlight)
-  (list "GATEWAY_MAX_CONNECTIONS" .Values.gateway.maxConnections)
-  (list "GATEWAY_MAX_BUFFERED_BYTES" .Values.gateway.maxBufferedBytes)
-  (list "GATEWAY_DECODE_SLOTS" .Values.gateway.decodeSlots)
-  (list "GATEWAY_DECODE_MEMORY_BYTES" .Values.gateway.decodeMemoryBytes)
+  (list "GATEWAY_MAX_PHOTOS" .Values.gateway.maxPhotos)
+  (list "GATEWAY_MAX_PIXELS" .Values.gateway.maxPixels)
   (list "GATEWAY_PREDICT_BATCH_SIZE" .Values.gateway.predictBatchSize)
-  (list "GATEWAY_MODEL_CHECK_SECONDS" .Values.gateway.modelCheckSeconds)
-  (list "GATEWAY_RATE_PHOTOS_PER_MINUTE" (ternary "" .Values.gateway.rate.photosPerMinute (eq (toString .Values.gateway.rate.photosPerMinute) "0")))
-  (list "GATEWAY_RATE_BURST_PHOTOS" .Values.gateway.rate.burstPhotos)
-  (list "GATEWAY_TRUSTED_PROXIES" (join "," .Values.gateway.trustedProxies))
-  (list "GATEWAY_RESAMPLING" (ternary "" .Values.model.resampling (eq .Values.model.resampling "nearest")))
-  (list "GATEWAY_JPEG_SCALING" (ternary "on" "" .Values.gateway.jpegScaling))
-  (list "GATEWAY_PAGE" (ternary "" "off" .Values.gateway.page))
+  (list "GATEWAY_FETCH_TIMEOUT_SECONDS" .Values.gateway.fetch.timeoutSeconds)
+  (list "GATEWAY_FETCH_ALLOWED_PORTS" (join "," .Values.gateway.fetch.allowedPorts))
+  (list "GATEWAY_FETCH_ALLOWED_NETWORKS" (join "," .Values.gateway.fetch.allowedNetworks))
+  (list "GATEWAY_FETCH_DENIED_NETWORKS" (join "," .Values.gateway.fetch.deniedNetworks))
   (list "GATEWAY_FETCH_ALLOWED_HOSTS" (join "," .Values.gateway.fetch.allowedHosts))
   (list "GATEWAY_FETCH_DENIED_HOSTS" (join "," .Values.gateway.fetch.deniedHosts))
   (list "GATEWAY_FETCH_PROXY" .Values.gateway.fetch.proxy)
-  (list "GATEWAY_FETCH_TIMEOUT_SECONDS" .Values.gateway.fetch.timeoutSeconds)
-  (list "GATEWAY_FETCH_MAX_REDIRECTS" .Values.gateway.fetch.maxRedirects)
-  (list "GATEWAY_FETCH_MAX_BYTES" .Values.gateway.fetch.maxBytes) }}
-{{- range $optional }}
+  (list "GATEWAY_KEYS_FILE" (ternary "/etc/clothing-gateway/keys/keys" "" (ne .Values.gateway.keys.secretName "")))
+  (list "GATEWAY_RATE_PHOTOS_PER_MINUTE" .Values.gateway.rate.photosPerMinute)
+  (list "GATEWAY_TRUSTED_PROXIES" (join "," .Values.gateway.trustedProxies))
+  (list "GATEWAY_DRAIN_DELAY_SECONDS" .Values.gateway.drain.delaySeconds)
+  (list "GATEWAY_DRAIN_TIMEOUT_SECONDS" (include "clothing-classifier.gateway.drainTimeoutSeconds" .))
+  (list "GATEWAY_PAGE" (ternary "on" "off" .Values.gateway.page))
+  (list "GATEWAY_LOG_LEVEL" .Values.gateway.logLevel) -}}
+{{- include "clothing-classifier.gateway.variables" (list $settings .Values.gateway.extraEnv) | trim -}}
+{{- end -}}
+
+{{- define "clothing-classifier.gateway.valueOf" -}}
+GATEWAY_MODEL_TLS: gateway.serverTls.secretName
+GATEWAY_MODEL_TLS_CA_FILE: gateway.serverTls.secretName
+GATEWAY_MODEL_TLS_CERTIFICATE_FILE: gateway.serverTls.mutual
+GATEWAY_MODEL_TLS_KEY_FILE: gateway.serverTls.mutual
+GATEWAY_MODEL_TLS_SERVER_NAME: gateway.serverTls.serverName
+GATEWAY_MODEL_NAME: model.name
+GATEWAY_MODEL_VERSION: model.version
+GATEWAY_MODEL_LABEL: model.versionLabel
+GATEWAY_CANARY_VERSION: model.canary.version
+GATEWAY_CANARY_LABEL: model.canary.versionLabel
+GATEWAY_CANARY_PERCENT: model.canary.weight
+GATEWAY_SELECTABLE_VERSIONS: model.selectableVersions
+GATEWAY_SIGNATURE_NAME: model.signatureName
+GATEWAY_INPUT_NAME: model.inputName
+GATEWAY_OUTPUT_NAME: model.outputName
+GATEWAY_IMAGE_SIZE: model.imageSize
+GATEWAY_LABELS: model.labels
+GATEWAY_PREPROCESSING: model.preprocessing
+GATEWAY_RESAMPLING: model.resampling
+GATEWAY_JPEG_SCALING: gateway.jpegScaling
+GATEWAY_REQUEST_TIMEOUT_SECONDS: gateway.requestTimeoutSeconds
+GATEWAY_MAX_BODY_BYTES: gateway.maxBodyBytes
+GATEWAY_MAX_IN_FLIGHT: gateway.maxInFlight
+GATEWAY_MAX_PHOTOS: gateway.maxPhotos
+GATEWAY_MAX_PIXELS: gateway.maxPixels
+GATEWAY_PREDICT_BATCH_SIZE: gateway.predictBatchSize
+GATEWAY_FETCH_TIMEOUT_SECONDS: gateway.fetch.timeoutSeconds
+GATEWAY_FETCH_ALLOWED_PORTS: gateway.fetch.allowedPorts
+GATEWAY_FETCH_ALLOWED_NETWORKS: gateway.fetch.allowedNetworks
+GATEWAY_FETCH_DENIED_NETWORKS: gateway.fetch.deniedNetworks
+GATEWAY_FETCH_ALLOWED_HOSTS: gateway.fetch.allowedHosts
+GATEWAY_FETCH_DENIED_HOSTS: gateway.fetch.deniedHosts
+GATEWAY_FETCH_PROXY: gateway.fetch.proxy
+GATEWAY_KEYS_FILE: gateway.keys.secretName
+GATEWAY_RATE_PHOTOS_PER_MINUTE: gateway.rate.photosPerMinute
+GATEWAY_TRUSTED_PROXIES: gateway.trustedProxies
+GATEWAY_DRAIN_DELAY_SECONDS: gateway.drain.delaySeconds
+GATEWAY_DRAIN_TIMEOUT_SECONDS: gateway.requestTimeoutSeconds
+GATEWAY_PAGE: gateway.page
+GATEWAY_LOG_LEVEL: gateway.logLevel
+{{- end -}}
+{{- /* End of what is generated. */ -}}
+
+{{- /* Environment variables of a list of names and texts. An empty or null one leaves the gateway's own default; one that extraEnv has is set there. */ -}}
+{{- define "clothing-classifier.gateway.variables" -}}
+{{- $extra := dict -}}
+{{- range last . -}}
+{{- $_ := set $extra .name true -}}
+{{- end -}}
+{{- range first . }}
 {{- $value := last . }}
-{{- if not (or (kindIs "invalid" $value) (eq (toString $value) "")) }}
-- name: {{ first . }}
-  value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }}
+{{- if not (or (kindIs "invalid" $value) (eq (toString $value) "") (hasKey $extra (first .))) }}
+- {name: {{ first . }}, value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }}}
 {{- end }}
 {{- end }}
 {{- end -}}

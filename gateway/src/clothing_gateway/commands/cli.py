@@ -13,12 +13,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from clothing_gateway import __version__
-from clothing_gateway.settings import Settings, SettingsError, flag_of, shown
+from clothing_gateway.settings import ROWS, Setting, Settings, SettingsError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 # Not GATEWAY_…, as it is no setting of the gateway's own.
@@ -61,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "doctor":
         return _doctor(parser, options)
     try:
-        flags = {entry.name: getattr(options, entry.name, None) for entry in fields(Settings)}
+        flags = {row.name: getattr(options, row.name, None) for row in ROWS}
         settings, sources, warnings = Settings.load(os.environ, flags)
     except SettingsError as error:
         for problem in error.problems:
@@ -120,8 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--print-config", action="store_true", help="print every setting and where it came from, and end"
     )
-    for entry in fields(Settings):
-        _add_flag(serve, entry)
+    for row in ROWS:
+        _add_flag(serve, row)
 
     _add_classify(commands)
     _add_doctor(commands)
@@ -202,9 +201,9 @@ def _add_classify(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
 
     server = classify.add_argument_group("with --server")
-    for entry in fields(Settings):
-        if entry.name in _MODEL_SETTINGS:
-            _add_flag(server, entry)
+    for row in ROWS:
+        if row.name in _MODEL_SETTINGS:
+            _add_flag(server, row)
 
 
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -223,8 +222,8 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     doctor.add_argument("--photo", metavar="URL", help="fetch this as the gateway would, and say why it can't be")
     settings = doctor.add_argument_group("settings, as of serve")
-    for entry in fields(Settings):
-        _add_flag(settings, entry)
+    for row in ROWS:
+        _add_flag(settings, row)
 
 
 def _contradictions(options: argparse.Namespace) -> str | None:
@@ -254,17 +253,15 @@ def _positive(text: str) -> int:
     return number
 
 
-def _add_flag(parser: argparse._ActionsContainer, entry: Field[Any]) -> None:
-    about = entry.metadata
-    default = f"default {about['default']}" if about["default"] else "empty by default"
-    text = f"{about['reason']} [{about['variable']}, {about['unit']}, {default}]"
-    parser.add_argument(flag_of(about["variable"]), dest=entry.name, metavar="VALUE", help=text.replace("%", "%%"))
+def _add_flag(parser: argparse._ActionsContainer, row: Setting) -> None:
+    text = f"{row.reason} [{row.variable}, {row.unit}, default: {row.shown_default}]"
+    parser.add_argument(row.flag, dest=row.name, metavar="VALUE", help=text.replace("%", "%%"))
 
 
 def _serve(settings: Settings, sources: dict[str, str], warnings: list[str], *, print_config: bool) -> int:
     if print_config:
-        for entry in fields(Settings):
-            print(f"{entry.metadata['variable']}={shown(getattr(settings, entry.name))}  # {sources[entry.name]}")
+        for row in ROWS:
+            print(f"{row.variable}={row.kind.show(getattr(settings, row.name))}  # {sources[row.name]}")
         from clothing_gateway.image.decode import jpeg_decoder
 
         print(f"# JPEGs are decoded by {jpeg_decoder()}")
@@ -327,7 +324,7 @@ def _doctor(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
 
     try:
         running = parser.parse_args(["serve", *own.flags_of_the_gateway()])
-        flags = {entry.name: getattr(options, entry.name) or getattr(running, entry.name) for entry in fields(Settings)}
+        flags = {row.name: getattr(options, row.name) or getattr(running, row.name) for row in ROWS}
         findings: list[report.Finding] = []
         for finding in examine(Question(os.environ, flags, options.admin, options.photo)):
             findings.append(finding)

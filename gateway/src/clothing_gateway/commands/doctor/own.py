@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from clothing_gateway.fetch.resolver import NoAddress, NoAnswer, Resolver
 from clothing_gateway.limits import memory
 from clothing_gateway.limits.admission import ByteBudget
 from clothing_gateway.limits.cgroup import available_cores, memory_limit
-from clothing_gateway.settings import MIB, Settings, SettingsError
+from clothing_gateway.settings import MIB, ROWS, Settings, SettingsError
 from clothing_gateway.web.auth import Keys, KeysError
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -99,7 +98,7 @@ def load_settings(
             )
         )
     given = sum(source != "default" for source in sources.values())
-    ok = f"{given} of {len(fields(Settings))} are given, the others have their defaults; all can be used"
+    ok = f"{given} of {len(ROWS)} are given, the others have their defaults; all can be used"
     return settings, [Finding("settings", OK, ok), *findings]
 
 
@@ -261,7 +260,8 @@ def limits(settings: Settings, *, in_pod: bool, cgroup: Path = CGROUP) -> Iterat
     most = -(-memory.most_bytes(settings) // MIB)
     killed = _numbers(cgroup / "memory.events").get("oom_kill", 0)
     values = (
-        "gateway.resources.limits.memory, or gateway.maxBufferedBytes, gateway.decodeMemoryBytes, gateway.maxInFlight"
+        "gateway.resources.limits.memory, or gateway.maxInFlight, or GATEWAY_MAX_BUFFERED_BYTES and "
+        "GATEWAY_DECODE_MEMORY_BYTES in gateway.extraEnv"
     )
     if killed:
         yield Finding(
@@ -294,7 +294,7 @@ def _cpu(settings: Settings, cgroup: Path) -> Finding:
             "cpu",
             WARNING,
             f"{settings.decode_slots} photos are decoded at a time, by {cores} cores: they only slow each other",
-            "gateway.decodeSlots",
+            values_for("GATEWAY_DECODE_SLOTS"),
         )
     return Finding("cpu", OK, f"{cores} cores, and {settings.decode_slots} photos are decoded at a time")
 
