@@ -62,7 +62,7 @@ runtime:
 	@$(MAKE) --silent --jobs=2 gateway/.venv/runtime.stamp model-image/.venv/runtime.stamp
 dev:
 	@$(MAKE) --silent --jobs=2 gateway/.venv/dev.stamp model-image/.venv/dev.stamp
-tools:
+tools: ## All of the charts' tools in .tools/bin; a target builds those that it needs
 	@ci/tools/install
 
 # ---- use ----
@@ -84,7 +84,8 @@ model-image: model-image/.venv/$(if $(wildcard $(MODEL)/.),runtime,dev).stamp ##
 	  $(foreach option,NAME VERSION LABELS PREPROCESSING IMAGE-SIZE INPUT WEIGHTS WARMUP BASE BUILDER,$(if $($(subst -,_,$(option))),--$(shell echo $(option) | tr A-Z a-z)="$($(subst -,_,$(option)))"))
 
 .PHONY: kind
-kind: tools ## Images built, a Kind cluster, the chart installed, the address printed
+kind: ## Images built, a Kind cluster, the chart installed, the address printed
+	@ci/tools/install helm
 	@$(PYTHON) scripts/clusters.py --on kind up images install
 
 # ---- checks ----
@@ -102,14 +103,16 @@ lint-python: dev
 	@$(GATEWAY)/mypy --config-file gateway/pyproject.toml gateway/src
 	@$(MODEL_BIN)/mypy --config-file model-image/pyproject.toml model-image/src
 
-lint-charts: dev tools
+lint-charts: dev
+	@ci/tools/install helm ct helm-docs
 	@echo "==> charts"
 	@ct lint --config ci/ct.yaml
 	@echo "==> what is generated: READMEs, schemas and golden renders"
 	@$(PYTEST) --quiet tests/chart/test_values.py -k "readme or schema"
 	@$(PYTEST) --quiet tests/chart/test_contract.py -k golden
 
-lint-workflows: tools
+lint-workflows:
+	@ci/tools/install actionlint
 	@echo "==> workflows, version"
 	@actionlint
 	@scripts/version >/dev/null
@@ -131,7 +134,8 @@ coverage: gateway/.venv/dev.stamp ## What of the gateway its tests leave out, th
 	@$(COVERAGE) report
 
 .PHONY: test test-gateway test-model test-charts test-integration test-load test-page
-test: lint test-charts test-gateway test-model test-integration test-load test-page ## Everything that needs no cluster: lint, unit, charts, integration with TensorFlow
+# What needs no tool of the charts first: on a bare machine those are built for minutes.
+test: lint-python test-gateway test-load lint-charts lint-workflows test-charts test-model test-integration test-page ## Everything that needs no cluster: lint, unit, charts, integration with TensorFlow
 
 test-gateway: dev ## The gateway's own tests
 	@echo "==> tests/gateway"
@@ -157,11 +161,13 @@ conformance: model-image/.venv/dev.stamp ## Is it TensorFlow Serving? TF_SERVING
 	  TF_SERVING_IMAGE="$$image" $(MODEL_PYTEST) \
 	  --confcutdir tests/model/conformance tests/model/conformance
 
-test-charts: dev tools ## Charts: helm-unittest, renders, schemas
+test-charts: dev ## Charts: helm-unittest, renders, schemas
+	@ci/tools/install helm helm-unittest kubeconform crds helm-docs helm4 compose promtool
 	@echo "==> tests/chart"
 	@$(PYTEST) tests/chart
 
 test-integration: dev ## Gateway and model server together, as processes
+	@ci/tools/install helm prometheus
 	@echo "==> tests/integration"
 	@$(PYTEST) --timeout=300 tests/integration
 
@@ -201,26 +207,29 @@ soak: dev tools ## Steady load on that cluster for SOAK_MINUTES (30): memory and
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(PYTEST) --timeout=$$(($(SOAK_MINUTES) * 60 + 900)) tests/e2e/soak.py
 
 .PHONY: docs
-docs: dev tools ## Regenerate the settings' tables, the charts' READMEs and schemas, and the examples' golden renders
+docs: dev ## Regenerate the settings' tables, the charts' READMEs and schemas, and the examples' golden renders
+	@ci/tools/install helm helm-docs
 	@helm-docs --chart-search-root charts --sort-values-order file
 	@$(GATEWAY)/python scripts/gateway_settings.py
 	@$(GATEWAY)/python scripts/values_schema.py
 	@$(GATEWAY)/python tests/chart/golden.py
 
 .PHONY: pictures
-pictures: dev tools ## Take the documents' pictures anew: the page in Chromium, and five minutes of the dashboard; with the demo model
+pictures: dev ## Take the documents' pictures anew: the page in Chromium, and five minutes of the dashboard; with the demo model
+	@ci/tools/install helm prometheus
 	@$(GATEWAY)/python tests/page/pictures.py
 	@$(GATEWAY)/python tests/load/dashboard.py docs/pictures/dashboard.png
 
 # ---- releases: docs/releasing.md ----
 
 .PHONY: version release-dry-run
-version: dev tools ## Write a new version everywhere: make version NEW=0.2.0
+version: dev ## Write a new version everywhere: make version NEW=0.2.0
 	@test -n "$(NEW)" || { echo "make version NEW=0.2.0: names the new version; this is $$(scripts/version)"; exit 2; }
 	@scripts/version "$(NEW)"
 	@$(MAKE) docs
 
-release-dry-run: dev tools ## All of a release that needs no registry, in dist/: charts, Python packages, SBOMs, notes, checksums
+release-dry-run: dev ## All of a release that needs no registry, in dist/: charts, Python packages, SBOMs, notes, checksums
+	@ci/tools/install helm helm4
 	@scripts/release dist
 
 .PHONY: clean

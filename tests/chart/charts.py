@@ -37,7 +37,7 @@ def name(chart_and_file: tuple[Path, Path]) -> str:
 
 def tool(program: str) -> str:
     found = shutil.which(program, path=str(ROOT / ".tools" / "bin")) or shutil.which(program)
-    assert found, f"{program} is missing: run ci/tools/install"
+    assert found, f"{program} is missing: run ci/tools/install {program}"
     return found
 
 

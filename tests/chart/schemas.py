@@ -47,7 +47,7 @@ def kubernetes_kinds(version: str) -> list[tuple[str, str, str, Schema]]:
 def custom_kinds() -> list[tuple[str, str, str, Schema]]:
     """The same of the custom resources whose definitions ci/tools/install has put into .tools/crds."""
     files = sorted(CRDS.glob("*.yaml"))
-    assert files, "no definitions of custom resources: run ci/tools/install"
+    assert files, "no definitions of custom resources: run ci/tools/install crds"
     found = []
     for file in files:
         spec = yaml.load(file.read_text(), yaml.CSafeLoader)["spec"]

@@ -87,7 +87,7 @@ def test_a_release_has_a_date(tree):
 
 @pytest.fixture(scope="module")
 def signing(tmp_path_factory):
-    """Options for helm package, with a key made for it; none where there is no gpg."""
+    """Options for scripts/sign-charts, with a key made for it; none where there is no gpg."""
     if not shutil.which("gpg"):
         return []
     folder = tmp_path_factory.mktemp("keys")
@@ -98,15 +98,18 @@ def signing(tmp_path_factory):
     secret = subprocess.run([*key, "--export-secret-keys"], check=True, capture_output=True).stdout
     (folder / "keyring").write_bytes(secret)
     subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False)
-    return ["--sign", "--keyring", str(folder / "keyring"), "--key", "charts@example.com"]
+    return ["--keyring", str(folder / "keyring"), "--key", "charts@example.com"]
 
 
 @pytest.fixture(scope="module")
 def dist(signing, tmp_path_factory):
     """The folder that `make release-dry-run` makes, and what it said."""
     folder = tmp_path_factory.mktemp("release") / "dist"
-    done = run(ROOT / "scripts/release", folder, *signing, timeout=280)
+    done = run(ROOT / "scripts/release", folder, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
+    if signing:
+        signed = run(ROOT / "scripts/sign-charts", folder, *signing)
+        assert signed.returncode == 0, signed.stdout + signed.stderr
     (folder / "said").write_text(done.stdout)
     return folder
 
@@ -136,13 +139,34 @@ def test_the_charts_are_signed_where_there_is_a_key(dist, signing):
         pytest.skip("no gpg on the PATH, with which the key is made")
     signed = {file.name for file in dist.glob("*.prov")}
     assert signed == {f"clothing-classifier-{VERSION}.tgz.prov", f"ping-{VERSION}.tgz.prov"}
+    assert signed <= {line.split("  ")[1] for line in (dist / "SHA256SUMS").read_text().splitlines()}
+
+
+def test_charts_of_other_sources_are_not_signed(dist, signing, tmp_path):
+    if not signing:
+        pytest.skip("no gpg on the PATH, with which the key is made")
+    shutil.copy(dist / f"clothing-classifier-{VERSION}.tgz", tmp_path)
+    (tmp_path / f"ping-{VERSION}.tgz").write_bytes(b"another")
+    refused = run(ROOT / "scripts/sign-charts", tmp_path, *signing)
+    assert refused.returncode == 1
+    assert f"ping-{VERSION}.tgz is not what these sources give: nothing is signed" in refused.stderr
+    assert list(tmp_path.glob("*.prov")) == []
+
+
+def test_the_job_with_the_key_runs_no_package_of_development():
+    with_key = [name for name, job in JOBS.items() if "HELM_SIGNING_KEY" in str(job)]
+    assert with_key == ["release/sign"]
+    scripts = [step["run"] for step in JOBS["release/sign"]["steps"] if "run" in step]
+    assert not re.search(r"make |pip |\.venv", "\n".join(scripts))
 
 
 def test_the_python_packages_hold_what_they_should(dist):
     wheel = zipfile.ZipFile(dist / f"packages/clothing_gateway-{VERSION}-py3-none-any.whl").namelist()
-    assert {"clothing_gateway/commands/cli.py", "clothing_gateway/openapi.yaml", "clothing_gateway/py.typed"} <= set(
-        wheel
-    )
+    assert {
+        "clothing_gateway/commands/cli.py",
+        "clothing_gateway/web/openapi.yaml",
+        "clothing_gateway/py.typed",
+    } <= set(wheel)
     with tarfile.open(dist / f"packages/clothing_jpeg-{VERSION}.tar.gz") as source:
         assert f"clothing_jpeg-{VERSION}/src/clothing_jpeg/_core.c" in source.getnames()
 
