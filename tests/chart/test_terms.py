@@ -7,14 +7,30 @@ import pytest
 from charts import ROOT
 from commands import DOCUMENTS
 
-# What each document's title and first paragraphs must contain, so that a search finds it.
+# The terms that one would search for, in a document's title and first paragraphs.
 OPENING_TERMS = {
     "README.md": ["inference", "Helm chart", "Kubernetes", "TensorFlow Serving", "GPU", "canary", "autoscaling"],
+    "CONTRIBUTING.md": ["development", "unit tests", "pull request"],
     "SECURITY.md": ["vulnerability", "report", "supported versions"],
-    "docs/zero-downtime.md": ["zero downtime", "graceful shutdown", "rolling update"],
+    "UPGRADING.md": ["upgrade", "rollback", "breaking change"],
+    "gateway/README.md": ["inference gateway", "authentication", "rate limit", "SSRF", "graceful shutdown"],
+    "docs/README.md": ["quick start", "operations", "troubleshooting"],
+    "docs/architecture.md": ["gRPC", "admission control", "round robin"],
+    "docs/canary.md": ["canary", "rollback", "hot reload"],
+    "docs/chart-comparison.md": ["Helm chart", "comparison", "operator"],
+    "docs/chart-objects.md": ["Kubernetes objects", "Deployment", "Service"],
+    "docs/comparison.md": ["KServe", "BentoML", "Triton"],
+    "docs/dashboards.md": ["observability", "Grafana", "Prometheus"],
     "docs/fault-tolerance.md": ["fault tolerance", "overload", "SIGKILL"],
+    "docs/models.md": ["SavedModel", "PVC", "S3"],
     "docs/operations.md": ["autoscaling", "rollback", "observability"],
+    "docs/performance.md": ["benchmark", "latency", "throughput"],
+    "docs/releasing.md": ["release", "verify", "image"],
+    "docs/runbooks/alerts.md": ["alert", "runbook", "SLO", "burn rate"],
+    "docs/security.md": ["SSRF", "authentication", "threat model"],
     "docs/troubleshooting.md": ["troubleshooting", "error message", "doctor"],
+    "docs/tutorial.md": ["quick start", "GPU", "EKS", "prerequisites"],
+    "docs/zero-downtime.md": ["zero downtime", "graceful shutdown", "rolling update"],
 }
 # What must occur anywhere in a document.
 TERMS = {
@@ -60,6 +76,13 @@ def pairs(table: dict[str, list[str]]) -> list[tuple[str, str]]:
 def test_opening_contains(document, term):
     if not contains(opening((ROOT / document).read_text()), term):
         pytest.fail(f"{document}: {term!r} is missing in its opening")
+
+
+def test_every_page_of_docs_has_opening_terms():
+    pages = {str(file.relative_to(ROOT)) for file in DOCUMENTS if file.is_relative_to(ROOT / "docs")}
+    generated = {page for page in pages if page.startswith("docs/benchmarks/")}
+    assert pages - generated - set(OPENING_TERMS) == set()
+    assert all(len(terms) >= 3 for terms in OPENING_TERMS.values())
 
 
 @pytest.mark.parametrize(("document", "term"), pairs(TERMS))

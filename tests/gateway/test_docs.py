@@ -106,7 +106,7 @@ def commands():
 
 
 def test_every_command_is_in_the_readme_and_no_other():
-    text = README.split("\n## Try it\n", 1)[1].split("\n## ", 1)[0]
+    text = README.split("\n## Quick start\n", 1)[1].split("\n## ", 1)[0]
     assert set(re.findall(r"^\| `clothing-gateway ([a-z]+)", text, re.MULTILINE)) == set(commands())
 
 
@@ -121,7 +121,7 @@ def test_every_option_of_a_command_is_in_its_section_and_no_other(command):
 
 
 def test_the_programs_example_works(model_server, start_gateway, tmp_path, monkeypatch, capsys):
-    section = README.split("\n## In a program\n", 1)[1]
+    section = README.split("\n## Python client\n", 1)[1]
     example = section.split("```python\n", 1)[1].split("```", 1)[0]
     (tmp_path / "pants.jpg").write_bytes(image_bytes())
     monkeypatch.chdir(tmp_path)
@@ -134,7 +134,7 @@ def test_the_programs_example_works(model_server, start_gateway, tmp_path, monke
 
 
 def test_every_module_is_in_the_readme():
-    table = README.split("\n## Working on it\n", 1)[1]
+    table = README.split("\n## Development\n", 1)[1]
     source = GATEWAY / "src/clothing_gateway"
     modules = {file.stem for file in source.rglob("*.py")} - {"__init__", "__main__"}
     for room in source.rglob("__init__.py"):
