@@ -335,7 +335,7 @@ def strange_names(text: str) -> set[str]:
     settings = {row.variable for row in ROWS}
     decided_against = {"GATEWAY_PORT", "GATEWAY_KEY"}
     strange |= set(re.findall(r"(?<![\w$])GATEWAY_[A-Z_]+[A-Z]\b", text)) - {"GATEWAY_URL"} - settings - decided_against
-    metrics = {family.name for family in Metrics().registry.collect()}
+    metrics = {family.name for family in Metrics("").registry.collect()}
     strange |= {
         re.sub("_(total|bucket|sum|count)$", "", name) for name in re.findall(r"\bgateway_[a-z_]+[a-z]\b(?!\.)", code)
     } - metrics

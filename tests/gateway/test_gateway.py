@@ -71,7 +71,7 @@ def accepts(gateway):
     return True
 
 
-def test_sigterm_loses_nothing(start_gateway, model_server):
+def test_sigterm_drains_without_losing_a_request(start_gateway, model_server):
     """Not ready at once, accepting during the delay, finishing what runs and what is queued, then 0."""
     model_server.model.delay = 0.8
     gateway = start_gateway(model_server.address, drain_delay_seconds=1, max_in_flight=4, max_photos=2)
@@ -91,10 +91,10 @@ def test_sigterm_loses_nothing(start_gateway, model_server):
     assert last.status == 200
     assert gateway.process.wait(10) == 0
     assert not accepts(gateway)
-    assert any("ended with all work done" in line for line in gateway.log)
+    assert any("shutdown complete, no request lost" in line for line in gateway.log)
 
 
-def test_work_queued_behind_busy_threads_is_finished(start_gateway, model_server):
+def test_queued_requests_finish_after_sigterm(start_gateway, model_server):
     model_server.model.delay = 0.5
     gateway = start_gateway(model_server.address, max_in_flight=12)
     connections = []
@@ -112,7 +112,7 @@ def test_work_queued_behind_busy_threads_is_finished(start_gateway, model_server
     assert gateway.process.wait(10) == 0
 
 
-def test_a_request_on_its_way_in_is_finished(start_gateway, model_server):
+def test_half_received_request_finishes_after_sigterm(start_gateway, model_server):
     gateway = start_gateway(model_server.address)
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
         connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(PHOTO) + PHOTO[:100])
@@ -127,7 +127,7 @@ def test_a_request_on_its_way_in_is_finished(start_gateway, model_server):
     assert gateway.process.wait(10) == 0
 
 
-def test_idle_connections_do_not_hold_up_the_end(start_gateway, model_server):
+def test_idle_connections_do_not_delay_shutdown(start_gateway, model_server):
     gateway = start_gateway(model_server.address)
     idle = [socket.create_connection(("127.0.0.1", gateway.port), timeout=10) for _ in range(5)]
     kept = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
@@ -141,7 +141,7 @@ def test_idle_connections_do_not_hold_up_the_end(start_gateway, model_server):
         connection.close()
 
 
-def test_a_connection_is_kept_until_the_end_begins(start_gateway, model_server):
+def test_keep_alive_ends_with_sigterm(start_gateway, model_server):
     gateway = start_gateway(model_server.address, drain_delay_seconds=5)
     kept = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
     headers = {"Content-Type": "image/jpeg"}
@@ -162,7 +162,7 @@ def test_a_connection_is_kept_until_the_end_begins(start_gateway, model_server):
     assert gateway.process.wait(4) == 0
 
 
-def test_what_does_not_end_in_time_is_cut_off_and_said(start_gateway, model_server):
+def test_drain_timeout_cuts_connections_and_logs_it(start_gateway, model_server):
     model_server.model.delay = 4
     gateway = start_gateway(model_server.address, drain_timeout_seconds=0.3)
     client = Client(gateway)
@@ -172,7 +172,7 @@ def test_what_does_not_end_in_time_is_cut_off_and_said(start_gateway, model_serv
     assert gateway.process.wait(10) == 1
     assert time.monotonic() - start < 4
     assert client.status != 200
-    assert any("ended with work undone" in line for line in gateway.log)
+    assert any("drain timed out" in line for line in gateway.log)
 
 
 def test_sigint_skips_the_delay(start_gateway, model_server):
@@ -183,14 +183,14 @@ def test_sigint_skips_the_delay(start_gateway, model_server):
     assert time.monotonic() - start < 5
 
 
-def test_the_end_comes_also_without_a_model(start_gateway):
+def test_shutdown_without_a_model(start_gateway):
     gateway = start_gateway("127.0.0.1:1", wait_ready=False)
     assert gateway.admin("/readyz")[0] == 503
     gateway.terminate()
     assert gateway.process.wait(10) == 0
 
 
-def test_a_server_that_hangs_does_not_hold_up_the_end(start_gateway):
+def test_hung_model_server_does_not_delay_shutdown(start_gateway):
     """It takes connections and never answers, so that the check of the model waits for five seconds."""
     with socket.create_server(("127.0.0.1", 0)) as hung:
         gateway = start_gateway(f"127.0.0.1:{hung.getsockname()[1]}", wait_ready=False)
@@ -202,7 +202,7 @@ def test_a_server_that_hangs_does_not_hold_up_the_end(start_gateway):
             assert time.monotonic() - start < 2
 
 
-def test_the_end_waits_for_no_library():
+def test_shutdown_runs_no_exit_handlers_of_libraries():
     """gRPC, OpenTelemetry and thread pools register what they do at the interpreter's end, and all of it takes time."""
     script = """
 import atexit, sys, time
@@ -216,7 +216,7 @@ sys.exit(cli.main(["serve"]))
         for line in process.stderr:
             if b'"listening"' in line:
                 process.send_signal(signal.SIGINT)
-            if b'"ended with all work done"' in line:
+            if b'"shutdown complete, no request lost"' in line:
                 break
         try:
             assert process.wait(10) == 0
@@ -233,7 +233,7 @@ def can_unshare():
 
 
 @pytest.mark.skipif(not can_unshare(), reason="needs unshare and the right to make a PID namespace")
-def test_sigterm_loses_nothing_as_pid_1(start_gateway, model_server):
+def test_sigterm_as_pid_1_drains_without_losing_a_request(start_gateway, model_server):
     """The kernel delivers no signal to PID 1 that it has no handler for: by default SIGTERM would do nothing."""
     model_server.model.delay = 0.8
     prefix = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -247,7 +247,7 @@ def test_sigterm_loses_nothing_as_pid_1(start_gateway, model_server):
     assert gateway.process.wait(10) == 0
 
 
-def test_sigterm_during_the_start_ends_it():
+def test_sigterm_during_start_exits():
     """Also as PID 1, which the kernel tells of no signal that has no handler."""
     script = """
 import os, signal, sys
@@ -268,7 +268,7 @@ sys.exit(cli.main(["serve"]))
     assert (done.returncode, done.stderr) == (143, "")
 
 
-def test_a_full_house_refuses_at_once_and_stays_healthy(start_gateway, model_server):
+def test_over_capacity_returns_503_at_once_and_stays_healthy(start_gateway, model_server):
     model_server.model.delay = 1.5
     gateway = start_gateway(model_server.address, max_in_flight=2, max_photos=2)
     busy = [Client(gateway) for _ in range(2)]
@@ -287,8 +287,8 @@ def test_a_full_house_refuses_at_once_and_stays_healthy(start_gateway, model_ser
     assert metric(gateway, 'gateway_errors_total{code="overloaded"}') == 5
 
 
-def test_who_asks_again_at_once_waits_and_others_do_not(start_gateway, model_server):
-    """A refused connection rests: hundreds that don't heed Retry-After would take the CPU from those with a place."""
+def test_clients_retrying_immediately_are_paused(start_gateway, model_server):
+    """Hundreds that don't heed Retry-After would take the CPU from the photos in flight."""
     model_server.model.delay = 2
     gateway = start_gateway(model_server.address, max_in_flight=1, max_photos=1)
     busy = Client(gateway)
@@ -313,8 +313,8 @@ def test_who_asks_again_at_once_waits_and_others_do_not(start_gateway, model_ser
     kept.close()
 
 
-def test_a_photo_has_its_place_from_when_it_has_come(start_gateway, model_server):
-    """Also one that still waits for a thread; and none is kept by requests that are refused, cut off or left."""
+def test_slot_is_acquired_when_the_request_has_arrived(start_gateway, model_server):
+    """Also while it waits for a thread; refused, cut and abandoned requests release theirs."""
     model_server.model.delay = 1
     gateway = start_gateway(model_server.address, max_in_flight=6, max_photos=2)
     busy = [Client(gateway) for _ in range(6)]
@@ -337,7 +337,7 @@ def test_a_photo_has_its_place_from_when_it_has_come(start_gateway, model_server
     assert [Client(gateway).status for _ in range(6)] == [200] * 6
 
 
-def test_a_request_with_several_photos_needs_a_place_for_each(start_gateway, model_server, photo_server):
+def test_request_with_several_photos_needs_a_slot_for_each(start_gateway, model_server, photo_server):
     photo_server.paths["/a"] = PHOTO
     model_server.model.delay = 1
     gateway = start_gateway(
@@ -357,7 +357,7 @@ def test_a_request_with_several_photos_needs_a_place_for_each(start_gateway, mod
     wait_for(lambda: metric(gateway, "gateway_in_flight_photos") == 0)
 
 
-def test_bodies_in_memory_are_limited_over_all(start_gateway, model_server):
+def test_buffered_bytes_are_limited_over_all_requests(start_gateway, model_server):
     gateway = start_gateway(
         model_server.address, max_body_bytes=60_000, fetch_max_bytes=60_000, max_buffered_bytes=100_000
     )
@@ -367,12 +367,12 @@ def test_bodies_in_memory_are_limited_over_all(start_gateway, model_server):
     status, body, headers = gateway.post("/predict", b"x" * 50_000)
     assert (status, body["code"], headers["Retry-After"]) == (503, "overloaded", "1")
     assert gateway.post("/predict", PHOTO)[0] == 200
-    half.close()  # whoever leaves in the middle takes nothing along
+    half.close()  # a disconnect releases the bytes
     wait_for(lambda: metric(gateway, "gateway_buffered_bytes") == 0)
     assert gateway.post("/predict", b"x" * 50_000)[0] == 415
 
 
-def test_a_length_only_announced_takes_no_memory(start_gateway, model_server):
+def test_announced_length_reserves_no_bytes(start_gateway, model_server):
     gateway = start_gateway(
         model_server.address, max_body_bytes=60_000, fetch_max_bytes=60_000, max_buffered_bytes=60_000
     )
@@ -384,7 +384,7 @@ def test_a_length_only_announced_takes_no_memory(start_gateway, model_server):
         connection.close()
 
 
-def test_a_request_that_comes_too_slowly_is_ended(start_gateway, model_server):
+def test_slow_request_gets_408(start_gateway, model_server):
     gateway = start_gateway(model_server.address, request_timeout_seconds=1)
     slow_body = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
     slow_body.sendall(HEAD + b"Content-Length: 1000\r\n\r\nabc")
@@ -400,7 +400,7 @@ def test_a_request_that_comes_too_slowly_is_ended(start_gateway, model_server):
     assert metric(gateway, "gateway_buffered_bytes") == 0
 
 
-def test_one_deadline_from_the_first_byte(start_gateway, model_server):
+def test_deadline_counts_from_the_first_byte(start_gateway, model_server):
     """A body that took 0.7 of 1 second leaves 0.3 to the model."""
     model_server.model.delay = 0.6
     gateway = start_gateway(model_server.address, request_timeout_seconds=1)
@@ -414,7 +414,7 @@ def test_one_deadline_from_the_first_byte(start_gateway, model_server):
         assert time.monotonic() - start < 1.3
 
 
-def test_many_connections(start_gateway, model_server):
+def test_150_connections(start_gateway, model_server):
     """More than waitress takes by default (100)."""
     gateway = start_gateway(model_server.address)
     connections = [socket.create_connection(("127.0.0.1", gateway.port), timeout=10) for _ in range(150)]
@@ -425,7 +425,7 @@ def test_many_connections(start_gateway, model_server):
         connection.close()
 
 
-def test_the_gateway_starts_before_the_model(start_gateway, stack):
+def test_gateway_starts_before_the_model(start_gateway, stack):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     gateway = start_gateway(f"127.0.0.1:{port}", wait_ready=False)
@@ -441,7 +441,7 @@ def test_the_gateway_starts_before_the_model(start_gateway, stack):
     assert gateway.post("/predict", PHOTO)[0] == 200
 
 
-def test_labels_that_do_not_fit_are_not_ready(start_gateway, model_server):
+def test_wrong_number_of_labels_is_not_ready(start_gateway, model_server):
     gateway = start_gateway(model_server.address, wait_ready=False, labels="cat,dog")
     wait_for(lambda: "labels" in gateway.admin("/readyz")[1])
     status, text = gateway.admin("/readyz")
@@ -451,7 +451,7 @@ def test_labels_that_do_not_fit_are_not_ready(start_gateway, model_server):
     assert gateway.post("/predict", PHOTO)[1]["code"] == "model-not-ready"
 
 
-def test_a_slow_photo_server_does_not_hold_up_others(start_gateway, model_server, photo_server):
+def test_slow_photo_server_does_not_delay_uploads(start_gateway, model_server, photo_server):
     photo_server.paths["/slow"] = lambda handler: time.sleep(1.5)
     gateway = start_gateway(
         model_server.address,
@@ -470,7 +470,7 @@ def test_a_slow_photo_server_does_not_hold_up_others(start_gateway, model_server
     assert [client.status for client in slow] == [424] * 8
 
 
-def test_a_port_in_use_is_said_and_mended(model_server):
+def test_port_in_use_names_the_setting(model_server):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(AssertionError) as caught:
@@ -488,7 +488,7 @@ def test_ipv6_alone(model_server, stack):
     assert gateway.request("GET", "/ping")[0] == 200  # and IPv4 by the same socket
 
 
-def test_no_photo_server_is_asked_without_a_model(start_gateway):
+def test_no_fetch_without_a_model(start_gateway):
     photos = PhotoServer()
     try:
         gateway = start_gateway(
@@ -511,7 +511,7 @@ def stat(gateway):
     return [state, *map(int, numbers)]
 
 
-def test_the_start_takes_less_than_a_second(start_gateway, model_server, monkeypatch, tmp_path):
+def test_start_takes_less_than_a_second(start_gateway, model_server, monkeypatch, tmp_path):
     """From exec to ready, with a model that is, on a core of its own: so in CPU time, which others don't lengthen."""
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     monkeypatch.setenv(
@@ -533,7 +533,7 @@ def test_the_start_takes_less_than_a_second(start_gateway, model_server, monkeyp
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap is what is bounded and warmed")
-def test_small_photos_cost_no_page_faults_from_the_first_on(start_gateway, stack):
+def test_small_photos_cost_no_page_faults(start_gateway, stack):
     """Buffers of 1 MB, mapped anew for each, are 1400 of them a photo."""
     server = ModelServer(FakeModel(inputs={"input_8": (types_pb2.DT_FLOAT, (-1, 299, 299, 3))}))
     stack.callback(server.stop)
@@ -557,7 +557,7 @@ def test_small_photos_cost_no_page_faults_from_the_first_on(start_gateway, stack
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap is what is bounded")
-def test_large_photos_leave_little_behind(start_gateway, stack):
+def test_large_photos_return_their_memory(start_gateway, stack):
     """Eight of 12 megapixels at once, twice; with settings that only save page faults 400 MB were kept for them."""
     server = ModelServer(FakeModel(inputs={"input_8": (types_pb2.DT_FLOAT, (-1, 299, 299, 3))}))
     stack.callback(server.stop)
@@ -573,7 +573,7 @@ def test_large_photos_leave_little_behind(start_gateway, stack):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap is what is trimmed")
-def test_free_memory_between_blocks_in_use_goes_back():
+def test_free_heap_memory_is_trimmed():
     """What clients leave in a heap before a block that stays; what the next photos need is kept."""
     script = """
 import time

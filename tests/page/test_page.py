@@ -260,7 +260,7 @@ def test_a_file_that_was_moved(visit: Visit, tmp_path: Path):
 def test_a_link_to_the_inside_is_refused_in_clear_words(visit: Visit):
     visit.page.get_by_label("or give a link to one").fill("http://169.254.169.254/latest/meta-data/")
     visit.page.keyboard.press("Enter")
-    expect(visit.page.locator(".answer")).to_contain_text("The photo's address can't be used.")
+    expect(visit.page.locator(".answer")).to_contain_text("The photo's address is not allowed")
     expect(visit.page.get_by_role("button", name="Try again")).to_be_visible()
 
 

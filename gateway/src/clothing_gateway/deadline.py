@@ -1,4 +1,4 @@
-"""One moment by which a request must be answered, carried through all that is done for it."""
+"""Request deadline: one point in time, passed to every step of a request."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _GRPC_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A moment on the clock of ``time.monotonic``."""
+    """A point in time on the clock of ``time.monotonic``, in seconds."""
 
     at: float
 
     @classmethod
     def after(cls, seconds: float, start: float | None = None) -> Deadline:
-        """The moment ``seconds`` after ``start``, which is now when not given."""
+        """The deadline ``seconds`` after ``start``, by default after now."""
         return cls((time.monotonic() if start is None else start) + seconds)
 
     def remaining(self) -> float:
-        """Seconds left, zero or less when the moment has passed."""
+        """Seconds left; zero or less after the deadline."""
         return self.at - time.monotonic()
 
     def require(self, step: str) -> float:
-        """Seconds left for a step, or OutOfTime naming the step that can't begin."""
+        """Seconds left for a step, or OutOfTime naming the step that can't start."""
         left = self.remaining()
         if left <= 0:
-            raise OutOfTime(f"The time allowed for this request ran out before it could {step}.")
+            raise OutOfTime(f"The request's deadline expired before it could {step}.")
         return left
 
     def sooner(self, seconds: float) -> Deadline:
@@ -41,7 +41,7 @@ class Deadline:
 
 
 def client_timeout_seconds(milliseconds: str | None, grpc_timeout: str | None) -> float | None:
-    """What the client allows in ``X-Request-Timeout-Ms`` and ``grpc-timeout``; the shorter one where both are sent."""
+    """The client's timeout by ``X-Request-Timeout-Ms`` and ``grpc-timeout``: the shorter one where both are sent."""
     allowed: list[float] = []
     if milliseconds is not None:
         if not (milliseconds.isascii() and milliseconds.isdigit() and len(milliseconds) <= 9 and int(milliseconds)):

@@ -1,4 +1,4 @@
-"""Every failure a client can be told of, and what it looks like on the wire.
+"""Error tree: every failure that a client can get, with its HTTP status, code and message.
 
 GatewayError                     500  internal-error
 ├── BadRequest                   400  bad-request
@@ -29,8 +29,8 @@ GatewayError                     500  internal-error
 │   └── ModelUnavailable         503  model-unavailable
 └── OutOfTime                    504  out-of-time
 
-The message of an error is written for the client: it never holds a resolved address, a peer's words or a traceback.
-What only an operator may read goes into ``cause``, which is logged.
+An error's ``detail`` is for the client, at most 12 words: what failed, then what to do. It never holds a resolved
+address, a peer's words or a traceback. ``cause`` is for the operator: it is logged, and never sent.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ PROBLEM_TYPE = "application/problem+json"
 
 
 class GatewayError(Exception):
-    """Anything that ends a request without an answer from the model."""
+    """A request failed; the root of the tree, and by itself an internal error."""
 
     status = 500
     code = "internal-error"
     title = "Internal error"
-    detail = "The gateway failed at something it should have been able to do. The request id leads to its log line."
-    # Seconds after which trying again makes sense; None where trying again would end the same way.
+    detail = "The gateway failed; report the request id to its operator."
+    # Seconds until a retry makes sense; None where a retry would fail the same way.
     retry_after: int | None = None
 
     def __init__(self, detail: str | None = None, *, cause: str | None = None, retry_after: int | None = None) -> None:
@@ -70,11 +70,11 @@ class GatewayError(Exception):
         }
 
     def body(self, request_id: str) -> bytes:
-        """The problem details object as it is sent."""
+        """The problem details object, encoded."""
         return json.dumps(self.problem(request_id)).encode() + b"\n"
 
     def headers(self) -> dict[str, str]:
-        """The headers that belong to this error."""
+        """Headers of the response."""
         headers = {"Content-Type": PROBLEM_TYPE}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
@@ -82,46 +82,40 @@ class GatewayError(Exception):
 
 
 class BadRequest(GatewayError):
-    """The request can't be understood."""
+    """The request is malformed."""
 
     status = 400
     code = "bad-request"
     title = "Bad request"
-    detail = "The request could not be understood."
+    detail = "The request is malformed; GET /openapi.yaml describes what is valid."
 
 
 class NoPhoto(BadRequest):
-    """The request names no photo and carries none."""
+    """The request has no photo."""
 
     code = "no-photo"
     title = "No photo"
-    detail = (
-        'Send JSON {"url": "https://…"}, a multipart form with a file named "image", '
-        "or the photo itself as the body with its image/… content type."
-    )
+    detail = 'Send JSON {"url": …}, a form file "image", or an image body.'
 
 
 class AddressNotAllowed(BadRequest):
-    """The photo's address may not be fetched; one text for all reasons, so that nobody can map a network with it."""
+    """The photo's URL may not be fetched; one message for all reasons, so that it maps no network."""
 
     code = "address-not-allowed"
     title = "Address not allowed"
-    detail = (
-        "The photo's address can't be used. It must be an http or https URL on a usual port, whose host is found by "
-        "name and lies in the public internet, and so must every address that it redirects to."
-    )
+    detail = "The photo's address is not allowed; use a public http(s) URL."
 
 
 class Unauthorized(GatewayError):
-    """The request has no key, or one that does not hold; only where keys are asked for."""
+    """The API key is missing or invalid; only where GATEWAY_KEYS_FILE is set."""
 
     status = 401
     code = "unauthorized"
     title = "Unauthorized"
-    detail = "This gateway asks for a key, and the request has none that holds. Send Authorization: Bearer KEY."
+    detail = "Missing or invalid API key; send Authorization: Bearer KEY."
 
     def headers(self) -> dict[str, str]:
-        """The headers that belong to this error (RFC 6750, section 3)."""
+        """Headers of the response (RFC 6750, section 3)."""
         return super().headers() | {"WWW-Authenticate": "Bearer"}
 
 
@@ -131,200 +125,208 @@ class NotFound(GatewayError):
     status = 404
     code = "not-found"
     title = "Not found"
-    detail = "There is nothing at this path. GET /openapi.yaml lists what there is."
+    detail = "Not found; GET /openapi.yaml lists the routes."
 
 
 class MethodNotAllowed(GatewayError):
-    """The route exists, with another method."""
+    """The route has other methods, which the Allow header lists."""
 
     status = 405
     code = "method-not-allowed"
     title = "Method not allowed"
-    detail = "This path is there, but not for this method. GET /openapi.yaml lists what there is."
+    detail = "Method not allowed; use one of the Allow header."
+
+    def __init__(self, *allowed: str) -> None:
+        super().__init__()
+        self._allowed = allowed
+
+    def headers(self) -> dict[str, str]:
+        """Headers of the response (RFC 9110, section 15.5.6)."""
+        return super().headers() | {"Allow": ", ".join(sorted(self._allowed))}
 
 
 class RequestTooSlow(GatewayError):
-    """The client did not send its request in time."""
+    """The request did not arrive in time."""
 
     status = 408
     code = "request-too-slow"
     title = "Request too slow"
-    detail = "The request did not arrive whole within the time allowed for it."
+    detail = "The request did not arrive in time; retry on a faster connection."
 
 
 class TooLarge(GatewayError):
-    """Something about the request exceeds a limit."""
+    """A part of the request exceeds a limit."""
 
     status = 413
     code = "too-large"
     title = "Too large"
-    detail = "A part of the request is larger than this gateway takes."
+    detail = "The request is too large; send less."
 
 
 class TooManyBytes(TooLarge):
-    """The body, or the fetched photo, has too many bytes."""
+    """The body or the fetched photo exceeds GATEWAY_MAX_BODY_BYTES or GATEWAY_FETCH_MAX_BYTES."""
 
     code = "too-many-bytes"
     title = "Too many bytes"
 
 
 class TooManyPixels(TooLarge):
-    """The photo is small as a file and too large as a picture."""
+    """The photo exceeds GATEWAY_MAX_PIXELS or the decoders' memory."""
 
     code = "too-many-pixels"
     title = "Too many pixels"
 
 
 class TooManyPhotos(TooLarge):
-    """More photos in one request than allowed."""
+    """The request exceeds GATEWAY_MAX_PHOTOS."""
 
     code = "too-many-photos"
     title = "Too many photos"
 
 
 class UnsupportedMediaType(GatewayError):
-    """The body's type is none that holds a photo."""
+    """The body's Content-Type is not supported."""
 
     status = 415
     code = "unsupported-media-type"
     title = "Unsupported media type"
-    detail = "The body must be application/json, multipart/form-data or image/…."
+    detail = "Unsupported Content-Type; send application/json, multipart/form-data or image/…."
 
 
 class NotAnImage(UnsupportedMediaType):
-    """The bytes begin like none of the accepted formats."""
+    """The file has none of the supported formats."""
 
     code = "not-an-image"
     title = "Not an image"
-    detail = "What was sent or fetched is no JPEG, PNG, WebP, GIF or BMP file."
+    detail = "The photo is no JPEG, PNG, WebP, GIF or BMP file."
 
 
 class BrokenImage(GatewayError):
-    """The bytes begin like an image and can't be decoded to the end."""
+    """The file has a supported format and can't be decoded."""
 
     status = 422
     code = "broken-image"
     title = "Broken image"
-    detail = "The file begins like an image, but it is damaged or cut off."
+    detail = "The image file is damaged or cut off; send it again."
 
 
 class PhotoServerFailed(GatewayError):
-    """The server that has the photo did not give it."""
+    """The fetch of the photo failed."""
 
     status = 424
     code = "photo-server-failed"
     title = "The photo's server failed"
-    detail = "The photo could not be fetched from its server."
+    detail = "The photo could not be fetched; retry, or upload it."
 
 
 class TooManyRequests(GatewayError):
-    """The client sends more photos than its rate allows; Retry-After says how long it takes until there is room."""
+    """The client exceeds its rate limit."""
 
     status = 429
     code = "too-many-requests"
     title = "Too many requests"
-    detail = "More photos came from you than you may send in this time. Retry-After says when there is room again."
+    detail = "Rate limit exceeded; retry after the seconds in Retry-After."
     retry_after = 1
 
 
 class HeadersTooLarge(GatewayError):
-    """The request's headers are too large."""
+    """The request's head exceeds its limit."""
 
     status = 431
     code = "headers-too-large"
     title = "Headers too large"
-    detail = "The request's headers are larger than this gateway takes."
+    detail = "The request's headers are too large; send fewer or shorter ones."
 
 
 class ClientLeft(GatewayError):
-    """The client closed its connection before the answer; nobody sees this but the log and the metrics."""
+    """The client disconnected before the response; only the log and the metrics have it."""
 
-    status = 499  # as nginx has it; HTTP has no status for an answer that nobody gets
+    status = 499  # nginx's; HTTP has none for a response that is never sent
     code = "client-left"
     title = "Client left"
-    detail = "The client closed the connection before the answer."
+    detail = "The client closed the connection before the response."
 
 
 class NotImplementedByGateway(GatewayError):
-    """The request uses a part of HTTP that is not served."""
+    """The request uses a part of HTTP that is not implemented."""
 
     status = 501
     code = "not-implemented"
     title = "Not implemented"
-    detail = "The request uses a transfer encoding other than chunked."
+    detail = "Unsupported Transfer-Encoding; send chunked or a Content-Length."
 
 
 class ModelRefused(GatewayError):
-    """The model server understood the call and says no: names, shape or version don't fit."""
+    """The model server rejected the call: a name, shape or version doesn't fit."""
 
     status = 502
     code = "model-refused"
     title = "The model refused"
-    detail = "The model server refused the prepared photo. The operator's log has the reason."
+    detail = "The model server rejected the photo; the operator's log says why."
 
 
 class ModelFailed(ModelRefused):
-    """The model server broke while it worked."""
+    """Inference failed."""
 
     code = "model-failed"
     title = "The model failed"
-    detail = "The model server failed while it worked on the photo."
+    detail = "Inference failed on the model server; retry once."
 
 
 class ModelAnswerUnusable(ModelRefused):
-    """The model answered something that is no list of scores for the labels."""
+    """The model's output does not have one score per label."""
 
     code = "model-answer-unusable"
     title = "Unusable answer of the model"
-    detail = "The model's answer is no score for each label. The operator's log has the reason."
+    detail = "The model's output does not have one score per label."
 
 
 class Unavailable(GatewayError):
-    """Not now; trying again soon makes sense."""
+    """Temporarily unavailable; a retry makes sense."""
 
     status = 503
     code = "unavailable"
     title = "Unavailable"
-    detail = "The gateway can't take this request now."
+    detail = "The gateway is unavailable; retry later."
     retry_after = 1
 
 
 class Overloaded(Unavailable):
-    """All places are taken."""
+    """A limit of concurrent work is reached."""
 
     code = "overloaded"
     title = "Overloaded"
-    detail = "The gateway has as much work as it takes at a time."
+    detail = "The gateway is at capacity; retry later."
 
 
 class ModelNotReady(Unavailable):
-    """No model has been found yet that fits the configuration; /readyz on the admin port says why."""
+    """No loaded model fits the configuration; /readyz on the admin port says why."""
 
     code = "model-not-ready"
     title = "Model not ready"
-    detail = "There is no model to ask yet, or it does not fit the gateway's configuration."
+    detail = "No model is ready that fits the configuration; retry later."
     retry_after = 5
 
 
 class ModelUnavailable(Unavailable):
-    """The model server was there and can't be reached now."""
+    """The model server can't be reached."""
 
     code = "model-unavailable"
     title = "Model unavailable"
-    detail = "The model server can't be reached."
+    detail = "The model server can't be reached; retry later."
 
 
 class OutOfTime(GatewayError):
-    """The request's deadline has passed."""
+    """The request's deadline has expired."""
 
     status = 504
     code = "out-of-time"
     title = "Out of time"
-    detail = "The time allowed for this request ran out."
+    detail = "The request's deadline expired; retry with more time."
 
 
 def all_errors() -> Iterator[type[GatewayError]]:
-    """Every class of the tree, the root first."""
+    """All classes of the tree, the root first."""
     pending: list[type[GatewayError]] = [GatewayError]
     while pending:
         error = pending.pop(0)
@@ -332,7 +334,7 @@ def all_errors() -> Iterator[type[GatewayError]]:
         pending[:0] = error.__subclasses__()
 
 
-# What waitress and werkzeug refuse on their own, by status. Anything else of theirs is a bad request or our own fault.
+# Refusals of waitress and werkzeug, by status; any other is a bad request or an internal error.
 _BY_STATUS: dict[int, type[GatewayError]] = {
     400: BadRequest,
     404: NotFound,
@@ -345,7 +347,7 @@ _BY_STATUS: dict[int, type[GatewayError]] = {
 
 
 def from_status(status: int) -> GatewayError:
-    """The error that stands for a refusal of the HTTP layers below the application."""
+    """The error for a refusal of the HTTP layers below the application."""
     if status in _BY_STATUS:
         return _BY_STATUS[status]()
     return BadRequest() if 400 <= status < 500 else GatewayError()

@@ -1,9 +1,9 @@
-"""The process: everything put together, the two ports, and the way to the end.
+"""The gateway process: wiring, the two ports, signals, graceful shutdown.
 
-SIGTERM: not ready at once, still accepting for GATEWAY_DRAIN_DELAY_SECONDS (until every load balancer has heard), then
-the port is closed, what was accepted is finished within GATEWAY_DRAIN_TIMEOUT_SECONDS, and the process ends with 0.
-SIGINT, Ctrl-C, skips the delay. A second signal ends at once. The handlers are the process's own, so it is the same as
-PID 1 of a container.
+SIGTERM: not ready at once, still accepting for GATEWAY_DRAIN_DELAY_SECONDS (until every load balancer has removed the
+pod), then the port closes, accepted requests finish within GATEWAY_DRAIN_TIMEOUT_SECONDS, and the process exits with 0.
+SIGINT, Ctrl-C, skips the delay. A second signal exits at once. The process has handlers of its own, so it behaves the
+same as PID 1 of a container.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import time
 from types import FrameType
 
 from clothing_gateway import __version__, fetch
-from clothing_gateway.errors import GatewayError
 from clothing_gateway.image.decode import jpeg_decoder
 from clothing_gateway.limits import cgroup
-from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Places
+from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Slots
 from clothing_gateway.model.channels import target_of
 from clothing_gateway.model.channelz import AttemptCounter
 from clothing_gateway.model.predictor import Predictor
@@ -30,14 +29,16 @@ from clothing_gateway.telemetry import tracing
 from clothing_gateway.telemetry.metrics import Metrics
 from clothing_gateway.telemetry.tracing import TracingError
 from clothing_gateway.web.admin import create_admin
-from clothing_gateway.web.app import create_app
-from clothing_gateway.web.auth import Clients, KeysError
-from clothing_gateway.web.routes import ROUTES
-from clothing_gateway.web.server import Limits, Listener
+from clothing_gateway.web.app import PHOTO_ROUTES, create_app
+from clothing_gateway.web.auth import KeysError
+from clothing_gateway.web.limits import Limits
+from clothing_gateway.web.rate_limit import Clients
+from clothing_gateway.web.requests import Lifecycle
+from clothing_gateway.web.server import Listener
 
 logger = logging.getLogger(__name__)
 
-# Beyond the places for photos: for refusals, /ping, and requests that are only looked at.
+# Beyond the in-flight slots: for refusals, /ping, and other requests that block on nothing.
 _SPARE_THREADS = 4
 _ADMIN_THREADS = 2
 _ADMIN_CONNECTIONS = 100
@@ -45,7 +46,7 @@ _ADMIN_BODY_BYTES = 64 * 1024
 
 
 class StartError(Exception):
-    """The process can't start; the text says why and what to do."""
+    """The process can't start; the text says why, and what to do."""
 
 
 def bind(host: str, port: int, setting: str) -> socket.socket:
@@ -71,7 +72,7 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
 
 
 class Gateway:
-    """One gateway: made from settings, run once."""
+    """One gateway, made from settings and run once."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -86,40 +87,32 @@ class Gateway:
         except StartError:
             clients.close()
             raise
-        self.metrics = Metrics()
+        self.metrics = Metrics(jpeg_decoder())
         budget = ByteBudget(settings.max_buffered_bytes)
-        places = Places(settings.max_in_flight)
+        slots = Slots(settings.max_in_flight)
         gate = DecodeGate(settings.decode_slots, settings.decode_memory_bytes)
         attempts = AttemptCounter(target_of(settings.tf_serving_host))
-        self.metrics.watch(lambda: places.taken, lambda: gate.waiting, lambda: budget.reserved, attempts.read)
+        self.metrics.watch(lambda: slots.taken, lambda: gate.waiting, lambda: budget.reserved, attempts.read)
         self.predictor = Predictor(settings, count=self.metrics.count_rpc)
         fetcher = fetch.by_settings(settings, budget, count=self.metrics.count_fetch)
         classifier = Classifier(settings, self.predictor, fetcher, gate, self.metrics)
+        lifecycle = Lifecycle(settings.request_timeout_seconds, self.metrics, self._tracer)
         self.listener = Listener(
-            create_app(settings, classifier, places, self.metrics, known, tracer=self._tracer),
+            create_app(settings, classifier, slots, known, lifecycle),
             clients,
-            Limits(
-                max_body_bytes=settings.max_body_bytes,
-                request_timeout_seconds=settings.request_timeout_seconds,
-                budget=budget,
-                places=places,
-                takes_place=lambda method, path: method == "POST" and path in ROUTES,
-                refused=self._refused,
-            ),
+            Limits(max_body_bytes=settings.max_body_bytes, budget=budget, slots=slots, slotted=PHOTO_ROUTES),
+            lifecycle,
             threads=settings.max_in_flight + _SPARE_THREADS,
-            at_once=cgroup.available_cores() + 1,
+            concurrency=cgroup.available_cores() + 1,
             max_connections=settings.max_connections,
         )
         self.admin = Listener(
             create_admin(self.not_ready, self.metrics),
             operators,
-            Limits(
-                max_body_bytes=_ADMIN_BODY_BYTES,
-                request_timeout_seconds=settings.request_timeout_seconds,
-                budget=ByteBudget(_ADMIN_CONNECTIONS * _ADMIN_BODY_BYTES),
-            ),
+            Limits(max_body_bytes=_ADMIN_BODY_BYTES, budget=ByteBudget(_ADMIN_CONNECTIONS * _ADMIN_BODY_BYTES)),
+            Lifecycle(settings.request_timeout_seconds, self.metrics),
             threads=_ADMIN_THREADS,
-            at_once=_ADMIN_THREADS,
+            concurrency=_ADMIN_THREADS,
             max_connections=_ADMIN_CONNECTIONS,
         )
         self._stop = threading.Event()
@@ -128,11 +121,11 @@ class Gateway:
         self._delay = True
 
     def not_ready(self) -> str | None:
-        """Why no new request should come here, in words; None where it may."""
+        """Why the gateway is not ready, in words; None when it is ready."""
         return "the gateway is shutting down" if self._stop.is_set() else self.predictor.versions.not_ready
 
     def stop(self, *, delay: bool = True) -> None:
-        """Begin the end; a second call ends at once."""
+        """Start the shutdown; a second call ends it at once."""
         if self._stop.is_set():
             self._hurry.set()
         else:
@@ -141,7 +134,7 @@ class Gateway:
         self.listener.wake()
 
     def handle_signals(self) -> None:
-        """Let SIGTERM and SIGINT begin the end."""
+        """Let SIGTERM and SIGINT start the shutdown."""
 
         def begin(number: int, frame: FrameType | None) -> None:
             del frame
@@ -151,7 +144,7 @@ class Gateway:
         signal.signal(signal.SIGINT, begin)
 
     def run(self) -> bool:
-        """Serve until told to stop; whether everything that was accepted was finished."""
+        """Serve until stopped; whether every accepted request was finished."""
         settings = self.settings
         self.predictor.watcher.start()
         admin = threading.Thread(target=self.admin.serve, args=(self._ended,), name="admin", daemon=True)
@@ -175,9 +168,9 @@ class Gateway:
         self.listener.stop_accepting()
         cut = self.listener.drain(self._hurry, until=time.monotonic() + settings.drain_timeout_seconds)
         if cut:
-            logger.error("ended with work undone", extra={"connections": cut})
+            logger.error("drain timed out, connections cut", extra={"connections": cut})
         else:
-            logger.info("ended with all work done")
+            logger.info("shutdown complete, no request lost")
         self._ended.set()
         self.admin.wake()
         admin.join(2)
@@ -186,9 +179,5 @@ class Gateway:
         if self._tracer is not None:
             self._tracer.close()
         # Connections to servers, and threads that still wait for one, end with the process: a model server that hangs
-        # holds a check for five seconds, and nobody waits for its answer any more.
+        # holds a check for five seconds, and no request waits for its answer any more.
         return not cut
-
-    def _refused(self, error: GatewayError, seconds: float) -> None:
-        self.metrics.count_error(error.code)
-        self.metrics.observe_request("none", error.status, seconds)

@@ -1,20 +1,18 @@
-"""From photos to scores: fetch, wait for a decoder, decode, prepare, ask the model. Knows nothing of HTTP."""
+"""Inference pipeline: fetch, decode queue, decode and preprocess, Predict. Independent of HTTP."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from clothing_gateway.deadline import Deadline
-from clothing_gateway.errors import ClientLeft, GatewayError, ModelRefused
+from clothing_gateway.context import RequestContext
+from clothing_gateway.errors import GatewayError, ModelRefused
 from clothing_gateway.fetch import Fetcher
 from clothing_gateway.image import decode
 from clothing_gateway.limits.admission import DecodeGate
@@ -23,55 +21,15 @@ from clothing_gateway.model.signature import Model
 from clothing_gateway.model.tensor import Element
 from clothing_gateway.settings import Settings
 from clothing_gateway.telemetry.metrics import Metrics
-from clothing_gateway.telemetry.tracing import Metadata, Trace
 
-# Nobody leaves sooner, and a look at the connection lets another thread take the interpreter.
-_PATIENCE_SECONDS = 0.02
-
-# A photo as a client gives it: where it is, or the file itself.
+# A photo as a client sends it: its URL, or the file.
 Source = str | bytes
 Scores = npt.NDArray[np.floating[Any]]
 
 
-@dataclass(slots=True)
-class Ticket:
-    """One request on its way: who it is, how long it has, and what is noted about it for the log."""
-
-    request_id: str
-    start: float  # on the clock of time.monotonic
-    deadline: Deadline
-    stages: dict[str, float] = field(default_factory=dict)
-    photos: int = 0
-    bytes: int = 0
-    pixels: int = 0
-    cause: str | None = None
-    selected: str | None = None  # the version that the client asks for
-    key_name: str | None = None  # whose key came with it
-    has_left: Callable[[], bool] = lambda: False  # whether the client has closed its connection
-    # Around what others do for the request, so that meanwhile this machine's cores can work for another one.
-    waiting: Callable[[], AbstractContextManager[object]] = nullcontext
-    trace: Trace | None = None
-    traced: Metadata = ()  # which trace the request is a part of, as the model server is told
-
-    @property
-    def metadata(self) -> Metadata:
-        """What goes to the model server with the photos."""
-        return (("x-request-id", self.request_id), *self.traced)
-
-    @property
-    def note(self) -> Callable[[str, float], object] | None:
-        """What a trace is told of a stage that has ended."""
-        return None if self.trace is None else self.trace.stage
-
-    def require_client(self) -> None:
-        """ClientLeft where nobody waits for the answer any more."""
-        if time.monotonic() - self.start > _PATIENCE_SECONDS and self.has_left():
-            raise ClientLeft
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The model that answered, and for each photo its scores or why there are none."""
+    """The model and version that answered, and for each photo its scores or its error."""
 
     model: Model
     version: int
@@ -80,17 +38,16 @@ class Answer:
 
 @dataclass(slots=True)
 class _Prepared:
-    """One photo, ready for the model, and what its preparation took."""
+    """One photo as an element of the model's input, or its error."""
 
     element: Element | None = None
     error: GatewayError | None = None
     bytes: int = 0
     pixels: int = 0
-    stages: dict[str, float] = field(default_factory=dict)
 
 
 class Classifier:
-    """All the work between a request and its answer."""
+    """Classifies a request's photos."""
 
     def __init__(
         self, settings: Settings, predictor: Predictor, fetcher: Fetcher, gate: DecodeGate, metrics: Metrics
@@ -100,82 +57,78 @@ class Classifier:
         self._fetcher = fetcher
         self._gate = gate
         self._metrics = metrics
-        # As many as photos are admitted, so that no request with several waits here behind another one's slow fetches.
-        self._side_by_side = ThreadPoolExecutor(settings.max_in_flight, thread_name_prefix="photo")
+        # A thread for each photo in flight, so that no request's photos queue here behind another's slow fetches.
+        self._parallel = ThreadPoolExecutor(settings.max_in_flight, thread_name_prefix="photo")
 
-    def classify(self, sources: Sequence[Source], ticket: Ticket) -> Answer:
-        """Scores for each photo. One photo's failure is its own; the model's failure is everyone's and is raised."""
-        # Before any work: without a model all of it would be in vain.
-        model = self._predictor.versions.route(ticket.request_id, ticket.selected)
+    def classify(self, sources: Sequence[Source], context: RequestContext) -> Answer:
+        """Scores for each photo; a photo's failure is its own outcome, the model's failure is raised."""
+        # First, as without a model all other work would be wasted.
+        model = self._predictor.versions.route(context.request_id, context.model_version)
         try:
-            return self._classify(sources, ticket, model)
+            return self._classify(sources, context, model)
         except ModelRefused:
-            stable = self._predictor.versions.fallback(model)
-            if stable is None:
+            fallback = self._predictor.versions.fallback(model)
+            if fallback is None:
                 raise
-        return self._classify(sources, ticket, stable)
+        return self._classify(sources, context, fallback)
 
-    def _classify(self, sources: Sequence[Source], ticket: Ticket, model: Model) -> Answer:
-        ticket.photos = ticket.bytes = ticket.pixels = 0
+    def _classify(self, sources: Sequence[Source], context: RequestContext, model: Model) -> Answer:
         if len(sources) == 1:
-            prepared = [self._prepare(sources[0], model, ticket)]
+            prepared = [self._prepare(sources[0], model, context)]
         else:
-            prepared = list(self._side_by_side.map(lambda source: self._prepare(source, model, ticket), sources))
-        for one in prepared:
-            ticket.photos += 1
-            ticket.bytes += one.bytes
-            ticket.pixels += one.pixels
-            for stage, seconds in one.stages.items():
-                ticket.stages[stage] = ticket.stages.get(stage, 0.0) + seconds
+            with context.blocking():  # the photos' own threads work for it
+                prepared = list(self._parallel.map(lambda source: self._prepare(source, model, context), sources))
+        context.photos = len(prepared)
+        context.bytes = sum(one.bytes for one in prepared)
+        context.pixels = sum(one.pixels for one in prepared)
         elements = [one.element for one in prepared if one.element is not None]
         version = model.version
         rows: list[Scores] = []
         if elements:
-            ticket.require_client()
-            with self._metrics.stage("predict", ticket.stages, ticket.note), ticket.waiting():
-                prediction = self._predictor.predict(model, elements, ticket.deadline, ticket.metadata, ticket.has_left)
+            context.require_client()
+            with context.stage("predict"), context.blocking():
+                prediction = self._predictor.predict(
+                    model, elements, context.deadline, context.metadata, context.client_gone
+                )
             version = prediction.version
             self._metrics.count_predictions(model.track, version, len(elements))
             rows = list(prediction.scores)
         outcomes: list[Scores | GatewayError] = [one.error or rows.pop(0) for one in prepared]
         return Answer(model, version, outcomes)
 
-    def _prepare(self, source: Source, model: Model, ticket: Ticket) -> _Prepared:
+    def _prepare(self, source: Source, model: Model, context: RequestContext) -> _Prepared:
         one = _Prepared()
         try:
             if isinstance(source, bytes):
-                self._decode(source, model, ticket, one)
+                self._decode(source, model, context, one)
             else:
-                ticket.require_client()
-                with self._metrics.stage("fetch", one.stages, ticket.note), ticket.waiting():
-                    fetched = self._fetcher.fetch(source, ticket.deadline, ticket.has_left)
+                context.require_client()
+                with context.stage("fetch"), context.blocking():
+                    fetched = self._fetcher.fetch(source, context.deadline, context.client_gone)
                 try:
-                    self._decode(fetched.data, model, ticket, one)
+                    self._decode(fetched.data, model, context, one)
                 finally:
                     fetched.close()
         except GatewayError as error:
             one.element, one.error = None, error
         return one
 
-    def _decode(self, data: bytes, model: Model, ticket: Ticket, one: _Prepared) -> None:
+    def _decode(self, data: bytes, model: Model, context: RequestContext, one: _Prepared) -> None:
         one.bytes = len(data)
         self._metrics.photo_bytes.observe(len(data))
         header = read_header(data, self._settings, self._gate.memory_bytes)
         one.pixels = header.pixels
         self._metrics.photo_pixels.observe(header.pixels)
         start = perf_counter()
-        with self._gate.hold(header.cost, ticket.deadline):
-            one.stages["wait"] = perf_counter() - start
-            self._metrics.observe_stage("wait", one.stages["wait"])
-            if ticket.note is not None:
-                ticket.note("wait", one.stages["wait"])
-            ticket.require_client()  # the wait may have been long
-            with self._metrics.stage("decode", one.stages, ticket.note):
+        with self._gate.hold(header.cost, context.deadline):
+            context.record("wait", perf_counter() - start)
+            context.require_client()  # the wait may have been long
+            with context.stage("decode"):
                 one.element = prepare(data, header, model, self._settings)
 
 
 def read_header(data: bytes, settings: Settings, max_cost: int) -> decode.Header:
-    """What a photo is and what its decoding will take, or the error that says why it can't be taken."""
+    """A photo's format, size and decoding cost; NotAnImage, BrokenImage or TooManyPixels."""
     return decode.read_header(
         data, settings.max_pixels, max_cost, settings.resampling, jpeg_scaling=settings.jpeg_scaling
     )
@@ -185,11 +138,11 @@ def prepare(data: bytes, header: decode.Header, model: Model, settings: Settings
     """One photo as an element of the model's input."""
     preprocessing = settings.preprocessing if model.input_type == "float32" else None
     element = decode.decode(data, header, model.size, preprocessing)
-    return data if element is None else element  # decoded only to know that it can be: the model gets the file
+    return data if element is None else element  # decoded to validate it only: the model takes the file
 
 
 def probabilities(scores: Scores) -> Scores:
-    """Scores as probabilities: logits by softmax; what already is a distribution stays as it is."""
+    """Scores as probabilities: logits by softmax, a distribution unchanged."""
     wide = scores.astype(np.float64)
     if (wide >= 0).all() and abs(wide.sum() - 1) < 1e-3:
         return wide
@@ -198,7 +151,7 @@ def probabilities(scores: Scores) -> Scores:
 
 
 def ranked(labels: Sequence[str], scores: Scores, top: int | None = None) -> list[dict[str, str | float]]:
-    """Labels with probability and score, the best first, where scores are equal in the order of the labels."""
+    """Labels with probability and score, best first; ties in the order of the labels."""
     chances = probabilities(scores)
     order = np.argsort(-scores, kind="stable")[:top]
     return [

@@ -7,32 +7,42 @@ import pytest
 
 from clothing_gateway.deadline import Deadline, client_timeout_seconds
 from clothing_gateway.errors import BadRequest, OutOfTime, Overloaded
-from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Places
+from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Slots
 
 
 def test_slots_over_the_limit_are_denied_at_once():
-    places = Places(3)
-    places.take(2)
-    with pytest.raises(Overloaded) as caught:
-        places.take(2)
-    assert caught.value.retry_after == 1
-    assert places.taken == 2
-    places.take()
-    places.leave(3)
-    assert places.taken == 0
+    slots = Slots(3)
+    assert slots.acquire(2)
+    assert not slots.acquire(2)
+    assert slots.taken == 2
+    assert slots.acquire()
+    slots.release(3)
+    assert slots.taken == 0
 
 
 def test_releasing_a_slot_is_idempotent():
-    places = Places(1)
-    place, none = places.place(), places.place()
-    assert (place.held, none.held, places.taken) == (True, False, 1)
+    slots = Slots(1)
+    slot, denied = slots.slot(), slots.slot()
+    assert (slot.held, denied.held, slots.taken) == (True, False, 1)
     for _ in range(2):
-        none.leave()
-        assert places.taken == 1
+        denied.release()
+        assert slots.taken == 1
     for _ in range(2):
-        place.leave()
-        assert places.taken == 0
-    assert places.place().held
+        slot.release()
+        assert slots.taken == 0
+    assert slots.slot().held
+
+
+def test_slot_grows_all_or_none():
+    slots = Slots(3)
+    slot = slots.slot()
+    slot.grow(1)
+    with pytest.raises(Overloaded) as caught:
+        slot.grow(2)
+    assert caught.value.retry_after == 1
+    assert slots.taken == 2
+    slot.release()
+    assert slots.taken == 0
 
 
 def test_the_byte_budget_is_exact():

@@ -118,7 +118,7 @@ FORM, FORM_TYPE = multipart(("image", "a.jpg", PHOTO))
 
 @pytest.mark.parametrize("way", ["url", "redirect", "multipart", "body", "octets"])
 @pytest.mark.parametrize("route", ["/predict", "/classify"])
-def test_one_photo_each_way(gateway, photos, document, route, way):
+def test_photo_by_each_kind_of_request(gateway, photos, document, route, way):
     body, kind = {
         "url": as_json({"url": f"{photos.url}/a.jpg"}),
         "redirect": as_json({"url": f"{photos.url}/short"}),
@@ -143,7 +143,7 @@ def test_one_photo_each_way(gateway, photos, document, route, way):
         check(document, "Classification", answer)
 
 
-def test_predict_is_byte_for_byte_what_the_courses_gateway_answers(gateway):
+def test_predict_matches_the_course_byte_for_byte(gateway):
     """gateway.py of the course: jsonify(dict(zip(classes, preds))) with preds out of float_val."""
     import flask
 
@@ -156,7 +156,7 @@ def test_predict_is_byte_for_byte_what_the_courses_gateway_answers(gateway):
 
 
 @pytest.mark.parametrize("route", ["/predict", "/classify"])
-def test_versions_by_request(start_gateway, stack, route):
+def test_model_version_by_canary_and_header(start_gateway, stack, route):
     server = ModelServer(FakeModel(name="modèle", others=(2,), labels={"next": 2}))
     stack.callback(server.stop)
     gateway = start_gateway(
@@ -184,7 +184,7 @@ def test_versions_by_request(start_gateway, stack, route):
     assert 'gateway_predictions_total{track="stable",version="1"}' in counted
 
 
-def test_the_stable_version_stands_in_for_a_canary_that_a_server_does_not_have(start_gateway, stack):
+def test_missing_canary_falls_back_to_stable(start_gateway, stack):
     """As while several servers take a new configuration: one has said that it has the canary, another is asked."""
     model = FakeModel(others=(2,), inputs_of={2: {"input_16": (types_pb2.DT_FLOAT, (-1, 16, 16, 3))}})
     server = ModelServer(model)
@@ -208,7 +208,7 @@ def test_the_stable_version_stands_in_for_a_canary_that_a_server_does_not_have(s
     assert gateway.post("/predict", PHOTO, **{"X-Model-Version": "2"})[0] == 502
 
 
-def test_labels_are_sorted_in_predict_whatever_their_order(start_gateway, model_server):
+def test_predict_sorts_labels(start_gateway, model_server):
     labels = "b,a,d,c,f,e,h,g,j,i"
     gateway = start_gateway(model_server.address, labels=labels)
     _, answer, _ = gateway.post("/predict", PHOTO)
@@ -223,11 +223,11 @@ def test_top(gateway):
 
 
 @pytest.mark.parametrize("top", ["0", "-1", "x", "", "1.5", "99999999999"])
-def test_a_top_that_is_no_number(gateway, problem, top):
+def test_invalid_top_is_400(gateway, problem, top):
     problem(gateway.post(f"/classify?top={top}", PHOTO), 400, "bad-request")
 
 
-def test_several_urls_with_a_result_for_each(gateway, photos, document, model):
+def test_several_urls_have_a_result_each(gateway, photos, document, model):
     urls = [f"{photos.url}/{name}" for name in ("a.jpg", "none", "b.png")]
     status, answer, headers = gateway.post("/classify?top=1", *as_json({"urls": urls}))
     assert status == 200
@@ -249,19 +249,19 @@ def test_several_files(gateway, document):
     assert answer["photos"][2]["error"]["code"] == "not-an-image"
 
 
-def test_a_list_of_one_is_answered_with_a_list(gateway, photos):
+def test_list_of_one_url_returns_a_list(gateway, photos):
     _, answer, _ = gateway.post("/classify", *as_json({"urls": [f"{photos.url}/a.jpg"]}))
     assert len(answer["photos"]) == 1
 
 
-def test_a_list_that_fails_altogether_asks_no_model(gateway, photos, model):
+def test_no_predict_call_when_all_photos_fail(gateway, photos, model):
     status, answer, _ = gateway.post("/classify", *as_json({"urls": [f"{photos.url}/none", "http://10.0.0.1/"]}))
     assert status == 200
     assert [one["error"]["code"] for one in answer["photos"]] == ["photo-server-failed", "address-not-allowed"]
     assert model.model.calls == []
 
 
-def test_when_the_model_fails_all_photos_of_the_request_do(gateway, photos, model, problem):
+def test_model_failure_fails_the_request(gateway, photos, model, problem):
     model.model.fail = [grpc.StatusCode.INTERNAL]
     answer = gateway.post("/classify", *as_json({"urls": [f"{photos.url}/a.jpg", f"{photos.url}/b.png"]}))
     problem(answer, 502, "model-failed")
@@ -301,7 +301,8 @@ def test_too_many_photos(gateway, problem):
         (PHOTO, "text/plain", 415, "unsupported-media-type"),
         (b"image=abc", "application/x-www-form-urlencoded", 415, "unsupported-media-type"),
         (b"", "multipart/form-data; boundary=b", 400, "no-photo"),
-        (PHOTO, "multipart/form-data", 400, "no-photo"),
+        (PHOTO, "multipart/form-data", 400, "bad-request"),
+        (FORM[:-20], FORM_TYPE, 400, "bad-request"),
         (*multipart(("photo", "a.jpg", PHOTO)), 400, "no-photo"),
         (*multipart(("image", "", b"")), 400, "no-photo"),
         (*multipart(("image", "a.jpg", b"text")), 415, "not-an-image"),
@@ -309,7 +310,7 @@ def test_too_many_photos(gateway, problem):
         (b"x" * 200_001, "image/jpeg", 413, "too-many-bytes"),
     ],
 )
-def test_what_clients_do_wrong(gateway, problem, model, body, kind, status, code):
+def test_client_errors(gateway, problem, model, body, kind, status, code):
     problem(gateway.post("/predict", body, kind), status, code)
     assert model.model.calls == []
 
@@ -324,11 +325,11 @@ def test_what_clients_do_wrong(gateway, problem, model, body, kind, status, code
         ("/large", 413, "too-many-bytes"),
     ],
 )
-def test_what_photo_servers_do_wrong(gateway, photos, problem, path, status, code):
+def test_photo_server_errors(gateway, photos, problem, path, status, code):
     problem(gateway.post("/predict", *as_json({"url": photos.url + path})), status, code)
 
 
-def test_predict_takes_one_photo(gateway, photos, problem):
+def test_predict_refuses_several_photos(gateway, photos, problem):
     for body, kind in (
         as_json({"urls": [f"{photos.url}/a.jpg"]}),
         multipart(("image", "a.jpg", PHOTO), ("image", "b.png", OTHER)),
@@ -348,19 +349,19 @@ def test_predict_takes_one_photo(gateway, photos, problem):
         ([grpc.StatusCode.DEADLINE_EXCEEDED], 504, "out-of-time"),
     ],
 )
-def test_what_the_model_does_wrong(gateway, model, problem, failure, status, code):
+def test_model_server_errors(gateway, model, problem, failure, status, code):
     model.model.fail = list(failure)
     _, headers = problem(gateway.post("/predict", PHOTO), status, code)
     assert ("Retry-After" in headers) == (status == 503)
 
 
-def test_an_answer_of_the_model_that_is_no_number(gateway, model, problem):
+def test_nan_scores_are_502(gateway, model, problem):
     model.model.scores = lambda batch: [[float("nan")] * 10]
     problem(gateway.post("/predict", PHOTO), 502, "model-answer-unusable")
 
 
 @pytest.mark.parametrize("header", ["X-Request-Timeout-Ms", "grpc-timeout"])
-def test_a_client_that_waits_less_gets_less(gateway, model, problem, header):
+def test_client_timeout_shortens_the_deadline(gateway, model, problem, header):
     model.model.delay = 1.0
     start = time.monotonic()
     limit = {header: "150" if header.startswith("X") else "150m"}
@@ -385,7 +386,7 @@ def leave(client, *, abruptly):
 
 @pytest.mark.parametrize("abruptly", [False, True])
 @pytest.mark.parametrize("sends", ["nothing", "a part", "drops"])
-def test_the_fetch_ends_when_the_client_leaves(start_gateway, model_server, photo_server, sends, abruptly):
+def test_client_disconnect_cancels_the_fetch(start_gateway, model_server, photo_server, sends, abruptly):
     asked, cut = threading.Event(), threading.Event()
 
     def slow(handler):
@@ -426,7 +427,7 @@ def test_the_fetch_ends_when_the_client_leaves(start_gateway, model_server, phot
 
 
 @pytest.mark.parametrize("abruptly", [False, True])
-def test_the_call_to_the_model_is_cancelled_when_the_client_leaves(start_gateway, model_server, abruptly):
+def test_client_disconnect_cancels_predict(start_gateway, model_server, abruptly):
     model = model_server.model
     model.delay = 5
     gateway = start_gateway(model_server.address)
@@ -445,13 +446,13 @@ def test_the_call_to_the_model_is_cancelled_when_the_client_leaves(start_gateway
         assert gateway.post("/predict", PHOTO)[0] == 200
 
 
-def test_no_client_gets_more_than_the_setting(start_gateway, model_server, problem):
+def test_client_timeout_never_extends_the_deadline(start_gateway, model_server, problem):
     model_server.model.delay = 1.0
     gateway = start_gateway(model_server.address, request_timeout_seconds=0.3)
     problem(gateway.post("/predict", PHOTO, **{"X-Request-Timeout-Ms": "60000"}), 504, "out-of-time")
 
 
-def test_a_request_id_is_kept_and_goes_to_the_model(gateway, model, photos):
+def test_request_id_is_echoed_and_sent_to_the_model(gateway, model, photos):
     _, _, headers = gateway.post("/predict", PHOTO, **{"X-Request-Id": "my-id.1"})
     assert headers["X-Request-Id"] == "my-id.1"
     assert model.model.metadata[-1]["x-request-id"] == "my-id.1"
@@ -461,14 +462,14 @@ def test_a_request_id_is_kept_and_goes_to_the_model(gateway, model, photos):
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD"])
-def test_methods_that_are_not_there(gateway, method):
+def test_wrong_method_is_405_with_allow(gateway, method):
     status, _, headers = gateway.request(method, "/predict")
     assert status == 405
     assert headers["Allow"] == "POST"
     assert headers["Content-Type"] == "application/problem+json"
 
 
-def test_paths_that_are_not_there(gateway, problem):
+def test_unknown_path_is_404(gateway, problem):
     problem(gateway.post("/nothing", b"x"), 404, "not-found")
     problem(gateway.post("/predict/", PHOTO), 404, "not-found")
 
@@ -508,7 +509,7 @@ def raw(gateway, data, *, timeout=10, close=False):
         ),
     ],
 )
-def test_what_waitress_refuses_looks_the_same(gateway, document, data, status, code):
+def test_server_level_errors_are_problem_json(gateway, document, data, status, code):
     answer = raw(gateway, data)
     head, body = answer.split(b"\r\n\r\n", 1)
     assert head.startswith((b"HTTP/1.1 %d " % status, b"HTTP/1.0 %d " % status))
@@ -518,7 +519,7 @@ def test_what_waitress_refuses_looks_the_same(gateway, document, data, status, c
     check(document, "Problem", problem)
 
 
-def test_a_large_body_is_read_to_its_end_so_that_the_answer_arrives(gateway, problem):
+def test_too_large_body_is_discarded_and_answered_413(gateway, problem):
     for _ in range(3):
         problem(gateway.post("/predict", b"x" * 15_000_000), 413, "too-many-bytes")
     body = b"".join(b"%x\r\n" % 50_000 + b"x" * 50_000 + b"\r\n" for _ in range(20)) + b"0\r\n\r\n"
@@ -529,8 +530,8 @@ def test_a_large_body_is_read_to_its_end_so_that_the_answer_arrives(gateway, pro
 @pytest.mark.parametrize(
     ("length", "read"), [(b"Content-Length: %d" % (1 << 30), 0), (b"Transfer-Encoding: chunked", 16 << 20)]
 )
-def test_a_gigabyte_is_not_read(gateway, length, read):
-    """Half a second of CPU for each, if it were. Its client sees why, if it looks before it is hung up on."""
+def test_gigabyte_body_is_not_read(gateway, length, read):
+    """It would cost half a second of CPU. Its client can read the 413 before the connection closes."""
     sent, piece, answer = 0, b"10000\r\n" + bytes(0x10000) + b"\r\n", b""
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\n" + length + b"\r\n\r\n")
@@ -552,7 +553,7 @@ def test_a_gigabyte_is_not_read(gateway, length, read):
     assert gateway.post("/predict", image_bytes())[0] == 200
 
 
-def test_a_client_that_asks_before_it_sends(gateway):
+def test_expect_100_continue(gateway):
     """curl does, for bodies over 1 MB."""
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nConnection: close\r\n"
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
@@ -562,7 +563,7 @@ def test_a_client_that_asks_before_it_sends(gateway):
         assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_a_chunked_photo(gateway):
+def test_chunked_upload(gateway):
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
     connection.request("POST", "/predict", iter([PHOTO[:100], PHOTO[100:]]), {"Content-Type": "image/jpeg"})
     response = connection.getresponse()
@@ -571,7 +572,7 @@ def test_a_chunked_photo(gateway):
     connection.close()
 
 
-def test_requests_are_logged_without_queries(gateway):
+def test_access_log_has_no_query(gateway):
     gateway.post("/classify?top=1&token=hush", PHOTO, **{"X-Request-Id": "find-me"})
     end = time.monotonic() + 5
     while not (lines := [line for line in gateway.log if "find-me" in line]):
@@ -585,7 +586,7 @@ def test_requests_are_logged_without_queries(gateway):
     assert not any("hush" in line for line in gateway.log)
 
 
-def test_the_reason_of_a_refusal_is_in_the_log_under_its_id(gateway, photos):
+def test_error_cause_is_logged_with_the_request_id(gateway, photos):
     gateway.post("/predict", *as_json({"url": "http://169.254.169.254/?secret=1"}), **{"X-Request-Id": "find-why"})
     end = time.monotonic() + 5
     while not (lines := [line for line in gateway.log if "find-why" in line]):
@@ -595,7 +596,7 @@ def test_the_reason_of_a_refusal_is_in_the_log_under_its_id(gateway, photos):
     assert not any("secret" in line for line in gateway.log)
 
 
-def test_metrics_count_by_route_and_code(gateway, photos):
+def test_metrics_by_route_and_code(gateway, photos):
     gateway.post("/predict", PHOTO)
     gateway.post("/predict", *as_json({"url": f"{photos.url}/a.jpg"}))
     gateway.post("/predict", b"text")
@@ -622,7 +623,7 @@ def test_metrics_count_by_route_and_code(gateway, photos):
     assert "nobody" not in text
 
 
-def test_an_attempt_that_failed_is_counted(start_gateway, model_server):
+def test_failed_rpc_attempts_are_counted(start_gateway, model_server):
     """Also where the call itself is OK in the end, and also when the connection on which it failed is gone."""
     gateway = start_gateway(model_server.address)
 
@@ -652,7 +653,7 @@ def test_an_attempt_that_failed_is_counted(start_gateway, model_server):
     assert after[1] >= begun[1] + failed
 
 
-def test_the_admin_port(gateway):
+def test_admin_port(gateway):
     assert gateway.admin("/healthz") == (200, '{"status": "ok"}\n')
     assert gateway.admin("/readyz") == (200, '{"status": "ok"}\n')
     assert gateway.admin("/predict")[0] == 404

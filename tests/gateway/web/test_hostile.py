@@ -1,4 +1,4 @@
-"""What HTTP's grey areas are misused for: a request inside another, headers and log lines of the client's writing."""
+"""Hostile HTTP: request smuggling, header and log injection, slow connections."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
     ],
     ids=repr,
 )
-def test_no_two_servers_can_see_two_different_requests(gateway, headers):
-    """Where the body's end could be read in two ways the request is refused, and the connection ends with it."""
+def test_ambiguous_framing_is_refused(gateway, headers):
+    """Request smuggling: a body whose end two servers could read differently is refused, and the connection closed."""
     received = talk(gateway, HEAD + headers + b"\r\n0\r\n\r\n" + SMUGGLED)
     statuses = re.findall(rb"HTTP/1\.[01] (\d+) ", received)
     if b"_" in headers.split(b":")[0] + headers.split(b"\n")[1] or b"\r\n " in headers:
@@ -88,7 +88,7 @@ def test_no_two_servers_can_see_two_different_requests(gateway, headers):
 
 
 @pytest.mark.parametrize("given", ["a\x00b", "a b", "a" * 129, "é", '"', "<script>", "a\tb", "{}", "%0d%0aX: y"])
-def test_a_request_id_that_could_be_more_than_one_is_replaced(gateway, given):
+def test_invalid_request_id_is_replaced(gateway, given):
     received = talk(
         gateway, b"GET /ping HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Request-Id: " + given.encode() + b"\r\n\r\n"
     )
@@ -99,7 +99,7 @@ def test_a_request_id_that_could_be_more_than_one_is_replaced(gateway, given):
 @pytest.mark.parametrize(
     "path", ["/a%0d%0a{%22level%22:1}", "/%00", "/%1b[31m", "/\x7f", "/a%22,%22b%22:%22", "/%e2%80%a8"]
 )
-def test_a_path_stays_within_its_line_of_the_log(gateway, path):
+def test_path_stays_within_its_log_line(gateway, path):
     before = len(gateway.log)
     assert talk(gateway, f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode()).startswith(
         b"HTTP/1.1 40"
@@ -114,7 +114,7 @@ def test_a_path_stays_within_its_line_of_the_log(gateway, path):
         assert json.loads(line)["level"] == "info"
 
 
-def test_headers_without_end(gateway):
+def test_endless_headers_are_431(gateway):
     many = talk(
         gateway, b"GET /ping HTTP/1.1\r\nHost: a\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(20_000)) + b"\r\n", 5
     )
@@ -123,7 +123,7 @@ def test_headers_without_end(gateway):
     assert b" 431 " in one[:15]
 
 
-def test_silent_and_dripping_connections_keep_nobody_out(gateway):
+def test_silent_and_slow_connections_keep_no_client_out(gateway):
     silent = [socket.create_connection(("127.0.0.1", gateway.port), timeout=10) for _ in range(200)]
     for number, connection in enumerate(silent):
         connection.sendall((b"", b"G", HEAD, HEAD + length(1000) + b"\r\n" + b"x")[number % 4])
@@ -147,6 +147,6 @@ def test_silent_and_dripping_connections_keep_nobody_out(gateway):
             connection.close()
 
 
-def test_http_1_0_knows_no_chunks(gateway):
+def test_chunked_http_1_0_is_refused(gateway):
     head = HEAD.replace(b"HTTP/1.1", b"HTTP/1.0") + b"Connection: keep-alive\r\n" + length(5) + CHUNKED
     assert re.findall(rb"HTTP/1\.[01] (\d+) ", talk(gateway, head + b"\r\n0\r\n\r\n" + SMUGGLED)) == [b"400"]

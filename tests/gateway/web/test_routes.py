@@ -1,27 +1,28 @@
-"""A photo's short way to its route beside Flask's: the same requests by both, and the same answers."""
+"""The WSGI application in this process: routes, bodies, headers, errors, what is counted and logged."""
 
 from __future__ import annotations
 
 import io
 import json
-import re
 import threading
 import time
+from contextlib import nullcontext
 from wsgiref.util import setup_testing_defaults
 
 import grpc
 import pytest
 from fakes import FakeModel, ModelServer, PhotoServer, image_bytes, multipart
 
+from clothing_gateway.context import CONTEXT
 from clothing_gateway.fetch import Fetcher, Policy
-from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Places
+from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Slots
 from clothing_gateway.model.predictor import Predictor
 from clothing_gateway.pipeline import Classifier
 from clothing_gateway.settings import Settings
 from clothing_gateway.telemetry.metrics import Metrics
-from clothing_gateway.web.app import ShortWay, create_app
-from clothing_gateway.web.auth import Clients
-from clothing_gateway.web.requests import HAS_LEFT, RECEIVED
+from clothing_gateway.web.app import ROUTES, create_app
+from clothing_gateway.web.rate_limit import Clients
+from clothing_gateway.web.requests import Lifecycle
 
 PHOTO = image_bytes((40, 30))
 OTHER = image_bytes((50, 60), "PNG", seed=5)
@@ -39,9 +40,9 @@ class App:
     def __init__(self, model, photos, **environment):
         environment = {f"GATEWAY_{name.upper()}": str(value) for name, value in environment.items()}
         self.settings, _, _ = Settings.load({"TF_SERVING_HOST": model.address, **environment})
-        self.metrics = Metrics()
+        self.metrics = Metrics("")
         budget = ByteBudget(self.settings.max_buffered_bytes)
-        self.places = Places(self.settings.max_in_flight)
+        self.slots = Slots(self.settings.max_in_flight)
         self.predictor = Predictor(self.settings)
         self.predictor.watcher.check()
         self.fetcher = Fetcher(
@@ -53,15 +54,15 @@ class App:
         )
         gate = DecodeGate(2, self.settings.decode_memory_bytes)
         self.classifier = Classifier(self.settings, self.predictor, self.fetcher, gate, self.metrics)
-        self.app = create_app(self.settings, self.classifier, self.places, self.metrics, Clients(self.settings))
-        assert isinstance(self.app.wsgi_app, ShortWay)
-        self.ways = {"short": self.app.wsgi_app, "long": self.app.wsgi_app.long_way}
+        self.lifecycle = Lifecycle(self.settings.request_timeout_seconds, self.metrics)
+        self.app = create_app(self.settings, self.classifier, self.slots, Clients(self.settings), self.lifecycle)
 
     def close(self):
         self.fetcher.close()
         self.predictor.close()
 
-    def ask(self, way, path, body, kind, method="POST", **more):
+    def ask(self, path, body=b"", kind="", method="POST", **more):
+        """Status, headers and body of the response; every slot is free again."""
         environ = {
             "REQUEST_METHOD": method,
             "PATH_INFO": path.partition("?")[0],
@@ -75,22 +76,19 @@ class App:
         }
         setup_testing_defaults(environ)
         started = []
-        pieces = self.ways[way](environ, lambda status, headers: started.append((status, sorted(headers))))
+        pieces = self.app(environ, lambda status, headers: started.append((status, headers)))
         ((status, headers),) = started
         answer = b"".join(pieces)
         if hasattr(pieces, "close"):
             pieces.close()
-        assert dict(headers)["Content-Length"] == str(len(answer))
-        # The stages are the same, and no two times are.
-        headers = [(name, re.sub(r"dur=[\d.]+", "dur", value)) for name, value in headers]
-        return status, headers, answer
-
-    def both(self, *args, **more):
-        """The answer, which is the same by both ways."""
-        short, long = (self.ask(way, *args, **more) for way in ("short", "long"))
-        assert short == long
-        assert self.places.taken == 0
-        return int(short[0][:3]), dict(short[1]), short[2]
+        headers = dict(headers)
+        if method != "HEAD":
+            assert headers["Content-Length"] == str(len(answer))
+        if int(status[:3]) >= 400 and method != "HEAD":
+            assert headers["Content-Type"] == "application/problem+json"
+            assert json.loads(answer)["request_id"] == headers["X-Request-Id"]
+        assert self.slots.taken == 0
+        return int(status[:3]), headers, answer
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +134,7 @@ def as_json(value):
         (FORM[:-20], FORM_TYPE, 400),
         (FORM, "multipart/form-data", 400),
         (FORM, "multipart/form-data; boundary=é", 400),
+        (FORM.replace(b'; filename="a.jpg"', b""), FORM_TYPE, 200),
         (MANY_FIELDS + b"--b--", "multipart/form-data; boundary=b", 413),
         (b"", "multipart/form-data; boundary=b", 400),
         (*as_json({}), 400),
@@ -156,20 +155,20 @@ def as_json(value):
     ],
 )
 def test_bodies(app, path, body, kind, status):
-    assert app.both(path, body, kind)[0] == status
+    assert app.ask(path, body, kind)[0] == status
 
 
 @pytest.mark.parametrize("path", ["/predict", "/classify"])
 @pytest.mark.parametrize(("photo", "status"), [("a.jpg", 200), ("page", 415), ("cut.jpg", 422), ("none", 424)])
 def test_photos_by_url(app, photos, path, photo, status):
-    assert app.both(path, *as_json({"url": f"{photos.url}/{photo}"}))[0] == status
+    assert app.ask(path, *as_json({"url": f"{photos.url}/{photo}"}))[0] == status
 
 
 @pytest.mark.parametrize(("path", "status"), [("/predict", 400), ("/classify", 200)])
 def test_several_photos(app, photos, path, status):
-    assert app.both(path, TWO, TWO_TYPE)[0] == status
-    assert app.both(path, *as_json({"urls": [f"{photos.url}/a.jpg", f"{photos.url}/none"]}))[0] == status
-    assert app.both("/classify", *as_json({"urls": [photos.url] * 4}))[0] == 413
+    assert app.ask(path, TWO, TWO_TYPE)[0] == status
+    assert app.ask(path, *as_json({"urls": [f"{photos.url}/a.jpg", f"{photos.url}/none"]}))[0] == status
+    assert app.ask("/classify", *as_json({"urls": [photos.url] * 4}))[0] == 413
 
 
 @pytest.mark.parametrize(
@@ -188,7 +187,7 @@ def test_several_photos(app, photos, path, status):
     ],
 )
 def test_queries(app, query, status):
-    assert app.both(f"/classify?{query}", PHOTO, "image/jpeg")[0] == status
+    assert app.ask(f"/classify?{query}", PHOTO, "image/jpeg")[0] == status
 
 
 @pytest.mark.parametrize(
@@ -201,127 +200,193 @@ def test_queries(app, query, status):
         ({"HTTP_X_MODEL_VERSION": "1"}, 200),
         ({"HTTP_X_MODEL_VERSION": "7"}, 400),
         ({"HTTP_HOST": "any thing"}, 200),
-        ({"HTTP_CONNECTION": "upgrade", "HTTP_UPGRADE": "websocket"}, 400),
+        ({"HTTP_CONNECTION": "upgrade", "HTTP_UPGRADE": "websocket"}, 200),
         ({"HTTP_UPGRADE": "h2c"}, 200),
     ],
 )
 def test_headers(app, headers, status):
-    status_line, sent, body = app.both("/predict", PHOTO, "image/jpeg", **headers)
+    status_line, sent, body = app.ask("/predict", PHOTO, "image/jpeg", **headers)
     assert status_line == status
     assert sent["X-Request-Id"] == "one"
     if status != 200:
         assert json.loads(body)["request_id"] == "one"
 
 
+class Gone:
+    """A connection whose client has disconnected."""
+
+    def client_gone(self):
+        return True
+
+    def blocking(self):
+        return nullcontext()
+
+
 @pytest.mark.parametrize(("seconds", "status"), [(0.0, 200), (0.1, 499)])
-def test_a_client_that_has_left(app, seconds, status):
-    """It is looked for when there was time to leave."""
-    received = {RECEIVED: time.monotonic() - seconds, HAS_LEFT: lambda: True}
-    assert app.both("/predict", PHOTO, "image/jpeg", **received)[0] == status
+def test_disconnected_client(app, seconds, status):
+    """It is looked for when there was time to disconnect."""
+    context = app.lifecycle.begin({}, time.monotonic() - seconds, Gone())
+    assert app.ask("/predict", PHOTO, "image/jpeg", **{CONTEXT: context})[0] == status
 
 
+@pytest.mark.parametrize("upgrade", [{}, {"HTTP_CONNECTION": "upgrade", "HTTP_UPGRADE": "websocket"}])
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
+    ("method", "path", "status", "allow"),
     [
-        ("GET", "/predict", 405),
-        ("PUT", "/classify", 405),
-        ("post", "/predict", 200),
-        ("POST", "/predict/", 404),
-        ("POST", "/", 405),
-        ("POST", "/nowhere", 404),
-        ("GET", "/ping", 200),
+        ("GET", "/predict", 405, "POST"),
+        ("HEAD", "/predict", 405, "POST"),
+        ("OPTIONS", "/classify", 405, "POST"),
+        ("PUT", "/classify", 405, "POST"),
+        ("post", "/predict", 405, "POST"),
+        ("POST", "/predict", 200, None),
+        ("POST", "/classify", 200, None),
+        ("POST", "/predict/", 404, None),
+        ("POST", "/nowhere", 404, None),
     ],
 )
-def test_the_rest_goes_the_long_way(app, method, path, status):
-    assert app.both(path, PHOTO, "image/jpeg", method)[0] == status
+def test_methods_and_paths(app, method, path, status, allow, upgrade):
+    answered, headers, body = app.ask(path, PHOTO, "image/jpeg", method, **upgrade)
+    assert (answered, headers.get("Allow")) == (status, allow)
+    assert bool(body) == (method != "HEAD")
 
 
-def test_a_request_id_of_its_own_for_each(app):
-    answers = [app.ask(way, "/predict", PHOTO, "image/jpeg", HTTP_X_REQUEST_ID="\x00") for way in ("short", "long") * 2]
-    assert len({dict(headers)["X-Request-Id"] for _, headers, _ in answers}) == 4
+def test_every_route_of_the_table_is_served_with_its_methods_only(app):
+    for route in ROUTES:
+        for method in ("GET", "HEAD", "POST"):
+            status, headers, _ = app.ask(route.path, PHOTO, "image/jpeg", method)
+            allowed = method == route.method or (method, route.method) == ("HEAD", "GET")
+            assert status == (200 if allowed else 405), (method, route)
+            if not allowed:
+                assert headers["Allow"] == ("POST" if route.method == "POST" else "GET, HEAD")
+
+
+def test_page_can_be_switched_off(model, photos):
+    app = App(model, photos, page="off")
+    try:
+        for route in ROUTES:
+            assert (app.ask(route.path, PHOTO, "image/jpeg", route.method)[0] == 404) == route.page
+    finally:
+        app.close()
+
+
+def test_each_request_has_an_id_of_its_own(app):
+    ids = {app.ask("/predict", PHOTO, "image/jpeg", HTTP_X_REQUEST_ID="\x00")[1]["X-Request-Id"] for _ in range(4)}
+    assert len(ids) == 4
 
 
 @pytest.mark.parametrize(
     ("failure", "status"), [(grpc.StatusCode.INTERNAL, 502), (grpc.StatusCode.RESOURCE_EXHAUSTED, 503)]
 )
-def test_what_the_model_refuses(app, model, failure, status):
-    model.model.fail[:] = [failure] * 2
-    assert app.both("/predict", PHOTO, "image/jpeg")[0] == status
+def test_model_server_errors(app, model, failure, status):
+    model.model.fail[:] = [failure]
+    assert app.ask("/predict", PHOTO, "image/jpeg")[0] == status
 
 
-def test_what_nobody_thought_of(app, monkeypatch, caplog):
-    monkeypatch.setattr(app.classifier, "classify", lambda sources, ticket: 1 / 0)
-    status, _, body = app.both("/predict", PHOTO, "image/jpeg")
+def test_unexpected_error_is_500_and_logged(app, monkeypatch, caplog):
+    monkeypatch.setattr(app.classifier, "classify", lambda sources, context: 1 / 0)
+    status, _, body = app.ask("/predict", PHOTO, "image/jpeg")
     assert (status, json.loads(body)["code"]) == (500, "internal-error")
     assert b"Zero" not in body
-    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError] * 2
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
 
 
-def test_a_full_house(app):
-    app.places.take(app.settings.max_in_flight)
-    try:
-        answers = [app.ask(way, "/predict", PHOTO, "image/jpeg") for way in ("short", "long")]
-    finally:
-        app.places.leave(app.settings.max_in_flight)
-    assert answers[0] == answers[1]
-    assert answers[0][0] == "503 Service Unavailable"
-    assert ("Retry-After", "1") in answers[0][1]
+def test_over_capacity(app):
+    app.slots.acquire(app.settings.max_in_flight)
+    context = app.lifecycle.begin({}, slot=app.slots.slot())
+    app.slots.release(app.settings.max_in_flight)
+    status, headers, _ = app.ask("/predict", PHOTO, "image/jpeg", **{CONTEXT: context})
+    assert (status, headers["Retry-After"]) == (503, "1")
 
 
-def test_both_ways_are_counted_and_logged_alike(app, caplog):
-    def counted(way):
-        before = app.metrics.render()
-        app.ask(way, "/classify?token=hush", PHOTO, "image/jpeg")
-        app.ask(way, "/predict", b"text", "image/jpeg")
-        after = app.metrics.render()
-        names = ("_count{", "_total{")
-        lines = [
-            {line.rsplit(b" ", 1)[0]: float(line.rsplit(b" ", 1)[1]) for line in text.splitlines() if b"{" in line}
-            for text in (before, after)
-        ]
-        return {
-            name: value - lines[0].get(name, 0)
-            for name, value in lines[1].items()
-            if any(part.encode() in name for part in names) and b"python" not in name
-        }
+def samples(app):
+    lines = [line.rsplit(" ", 1) for line in app.metrics.render().decode().splitlines() if line[0] != "#"]
+    return {name: float(value) for name, value in lines if "python" not in name and "process" not in name}
 
+
+def test_stages_reach_metrics_log_and_server_timing_alike(app, photos, caplog):
     caplog.set_level("INFO")
-    assert counted("short") == counted("long")
-    ways = [
-        [(r.method, r.path, r.status, r.photos) for r in caplog.records[i : i + 2] if hasattr(r, "photos")]
-        for i in (0, 2)
+    before = samples(app)
+    urls = {"urls": [f"{photos.url}/a.jpg", f"{photos.url}/none"]}
+    status, headers, _ = app.ask("/classify?token=hush", *as_json(urls))
+    after = samples(app)
+    counted = {name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name, 0)}
+    assert status == 200
+    assert [part.split(";")[0] for part in headers["Server-Timing"].split(", ")] == [
+        "fetch",
+        "wait",
+        "decode",
+        "predict",
     ]
-    assert ways[0] == ways[1]
+    (record,) = (one for one in caplog.records if hasattr(one, "stages"))
+    assert (record.method, record.path, record.status, record.photos) == ("POST", "/classify", 200, 2)
+    for stage, times in (("fetch", 2), ("wait", 1), ("decode", 1), ("predict", 1)):
+        assert counted[f'gateway_stage_duration_seconds_count{{stage="{stage}"}}'] == times
+        total = counted[f'gateway_stage_duration_seconds_sum{{stage="{stage}"}}'] * 1000
+        assert record.stages[stage] == pytest.approx(total, abs=0.06)
+        assert f"{stage};dur={record.stages[stage]}" in headers["Server-Timing"]
+    assert counted['gateway_request_duration_seconds_count{route="/classify",status="200"}'] == 1
+    assert counted['gateway_errors_total{code="photo-server-failed"}'] == 1
     assert "hush" not in caplog.text
 
 
-def test_keys_and_rates_hold_on_both_ways(model, photos, tmp_path):
+def test_failed_request_is_counted_and_logged(app, caplog):
+    caplog.set_level("INFO")
+    before = samples(app)
+    app.ask("/predict", b"text", "image/jpeg")
+    after = samples(app)
+    for name in (
+        'gateway_request_duration_seconds_count{route="/predict",status="415"}',
+        'gateway_errors_total{code="not-an-image"}',
+    ):
+        assert after[name] - before.get(name, 0) == 1
+    assert [(one.path, one.status) for one in caplog.records if hasattr(one, "status")] == [("/predict", 415)]
+
+
+def test_long_paths_are_cut_in_the_log(app, caplog):
+    caplog.set_level("INFO")
+    app.ask("/" + "x" * 60_000, method="GET")
+    (record,) = (one for one in caplog.records if hasattr(one, "path"))
+    assert len(record.path) == 1000
+    assert len(record.getMessage()) < 1100
+
+
+def test_keys_and_rate_limit(model, photos, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text(f"anna {KEY}\n")
     app = App(model, photos, keys_file=keys, rate_photos_per_minute=1, rate_burst_photos=8)
     try:
-        assert app.both("/predict", PHOTO, "image/jpeg")[0] == 401
-        assert app.both("/predict", PHOTO, "image/jpeg", HTTP_AUTHORIZATION="Bearer wrong")[0] == 401
-        for _ in range(4):
-            assert app.both("/predict", PHOTO, "image/jpeg", HTTP_AUTHORIZATION=f"Bearer {KEY}")[0] == 200
-        status, headers, _ = app.both("/predict", PHOTO, "image/jpeg", HTTP_AUTHORIZATION=f"Bearer {KEY}")
+        assert app.ask("/predict", PHOTO, "image/jpeg")[0] == 401
+        assert app.ask("/predict", PHOTO, "image/jpeg", HTTP_AUTHORIZATION="Bearer wrong")[0] == 401
+        for _ in range(8):
+            assert app.ask("/predict", PHOTO, "image/jpeg", HTTP_AUTHORIZATION=f"Bearer {KEY}")[0] == 200
+        status, headers, _ = app.ask("/predict", PHOTO, "image/jpeg", HTTP_AUTHORIZATION=f"Bearer {KEY}")
         assert (status, "Retry-After" in headers) == (429, True)
     finally:
         app.close()
 
 
-def test_ways_in_many_threads(app):
-    """Nothing of one request is left for another."""
+def test_parallel_requests_share_nothing(app):
     wrong = []
+    kept = threading.Lock()
 
     def client(seed):
         data = image_bytes((40, 30), "PNG", seed=seed)
-        expected = app.ask("long", "/predict", data, "image/png")
-        wrong.extend(1 for _ in range(10) if app.ask("short", "/predict", data, "image/png") != expected)
+        with kept:
+            expected = json.loads(app.ask("/predict", data, "image/png")[2])
+        answers.setdefault(seed, expected)
+        go.wait()
+        wrong.extend(1 for _ in range(10) if json.loads(send(data)) != expected)
 
+    def send(data):
+        environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/predict", "CONTENT_TYPE": "image/png"}
+        environ |= {"CONTENT_LENGTH": str(len(data)), "wsgi.input": io.BytesIO(data), "REMOTE_ADDR": "192.0.2.1"}
+        return b"".join(app.app(environ, lambda status, headers: None))
+
+    answers, go = {}, threading.Barrier(6)
     threads = [threading.Thread(target=client, args=(seed,)) for seed in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert wrong == []
+    assert len({json.dumps(answer) for answer in answers.values()}) == 6

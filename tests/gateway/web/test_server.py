@@ -1,4 +1,4 @@
-"""The loop and the threads around waitress, with a small application: real sockets, with epoll and without."""
+"""The server and its workers, with a small application: real sockets, with epoll and with poll."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import pytest
 from waitress.channel import HTTPChannel
 
 from clothing_gateway.limits.admission import ByteBudget
-from clothing_gateway.web.server import Limits, Listener
+from clothing_gateway.telemetry.metrics import Metrics
+from clothing_gateway.web.limits import Limits
+from clothing_gateway.web.requests import Lifecycle
+from clothing_gateway.web.server import Listener
 from clothing_gateway.web.workers import Workers
 
 LARGE = 8_000_000
@@ -32,8 +35,9 @@ def listener(request, monkeypatch):
     if request.param == "poll":  # as on macOS
         monkeypatch.delattr(select, "epoll")
     sock = socket.create_server(("127.0.0.1", 0))
-    limits = Limits(max_body_bytes=100_000, request_timeout_seconds=0.5, budget=ByteBudget(1 << 20))
-    one = Listener(application, sock, limits, threads=4, at_once=2, max_connections=50)
+    limits = Limits(max_body_bytes=100_000, budget=ByteBudget(1 << 20))
+    lifecycle = Lifecycle(0.5, Metrics(""))
+    one = Listener(application, sock, limits, lifecycle, threads=4, concurrency=2, max_connections=50)
     stop = threading.Event()
     loop = threading.Thread(target=one.serve, args=(stop,))
     loop.start()
@@ -79,7 +83,7 @@ def test_many_requests_on_one_connection(listener):
             assert answer.endswith(b"\r\n\r\n/a" + body)
 
 
-def test_an_answer_is_one_packet(listener, monkeypatch):
+def test_response_is_one_packet(listener, monkeypatch):
     sent = []
     send = HTTPChannel.send
     monkeypatch.setattr(HTTPChannel, "send", lambda self, data, **more: sent.append(data) or send(self, data, **more))
@@ -98,7 +102,7 @@ def test_a_request_in_pieces(listener):
         assert read(connection, 10_002).endswith(b"/a" + b"1234567890" * 1000)
 
 
-def test_requests_sent_before_their_answers(listener):
+def test_pipelined_requests(listener):
     with connect(listener) as connection:
         connection.sendall(b"".join(request(b"a", b"%d" % number) for number in range(9)) + request(b"z"))
         data = b""
@@ -108,13 +112,13 @@ def test_requests_sent_before_their_answers(listener):
         assert data.index(b"/a1") < data.index(b"/a7") < data.index(b"/z")
 
 
-def test_an_answer_that_its_client_takes_slowly(listener):
+def test_slowly_read_response(listener):
     with connect(listener) as connection, connect(listener) as other:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 30_000)
         connection.sendall(request(b"large"))
         time.sleep(0.1)
         other.sendall(request(b"a"))
-        assert read(other, 2).endswith(b"/a")  # nobody else waits for it
+        assert read(other, 2).endswith(b"/a")  # others are served meanwhile
         data = read(connection, LARGE)
         assert len(data.partition(b"\r\n\r\n")[2]) == LARGE
         connection.sendall(request(b"b"))
@@ -130,7 +134,7 @@ def test_more_connections_than_threads(listener):
         connection.close()
 
 
-def test_clients_that_leave_take_nothing_along(listener):
+def test_disconnects_release_everything(listener):
     for path in (b"a", b"slow", b"large"):
         connection = connect(listener)
         connection.sendall(request(path))
@@ -148,7 +152,7 @@ def test_clients_that_leave_take_nothing_along(listener):
     assert listener.limits.budget.reserved == 0
 
 
-def test_a_full_listener_takes_the_next_when_one_goes(listener):
+def test_connections_over_the_limit_wait_for_a_free_one(listener):
     connections = [connect(listener) for _ in range(60)]
     answered = []
     for connection in connections:
@@ -162,7 +166,7 @@ def test_a_full_listener_takes_the_next_when_one_goes(listener):
     assert answered == [b"/a"] * 60
 
 
-def test_what_does_not_come_in_time_and_what_stays_idle_is_closed(listener):
+def test_late_requests_and_idle_connections_are_closed(listener):
     late, idle = connect(listener), connect(listener)
     late.sendall(b"POST /a HTTP/1.1\r\n")
     assert late.recv(100) == b""
@@ -188,7 +192,7 @@ class Task:
         self.cancelled = True
 
 
-def test_the_thread_that_was_free_last_works_next():
+def test_last_idle_thread_runs_the_next_task():
     workers = Workers(8, 3)
     threads = set()
     for _ in range(20):
@@ -201,7 +205,7 @@ def test_the_thread_that_was_free_last_works_next():
     assert not workers.shutdown()
 
 
-def test_the_queue_is_worked_off_in_order_of_arrival():
+def test_queue_is_fifo():
     workers = Workers(1, 1)
     go, order = threading.Event(), []
     workers.add_task(Task(lambda: go.wait(5)))
@@ -214,7 +218,7 @@ def test_the_queue_is_worked_off_in_order_of_arrival():
     assert not workers.shutdown()
 
 
-def test_a_thread_outlives_what_a_task_does(caplog):
+def test_thread_survives_a_failing_task(caplog):
     workers = Workers(1, 1)
     for failure in (ZeroDivisionError, SystemExit):
         workers.add_task(Task(lambda failure=failure: (_ for _ in ()).throw(failure)))
@@ -225,7 +229,7 @@ def test_a_thread_outlives_what_a_task_does(caplog):
     workers.shutdown()
 
 
-def test_the_end_waits_for_what_runs_and_cancels_the_rest():
+def test_shutdown_waits_for_running_tasks_and_cancels_queued_ones():
     workers = Workers(2, 2)
     go = threading.Event()
     running = [Task(lambda: go.wait(5)) for _ in range(2)]
@@ -238,7 +242,7 @@ def test_the_end_waits_for_what_runs_and_cancels_the_rest():
     assert all(task.cancelled and task.thread is None for task in waiting)
 
 
-def test_so_many_work_at_once_and_an_urgent_task_need_not_wait():
+def test_concurrency_limit_and_urgent_tasks():
     workers = Workers(6, 2)
     go = threading.Event()
     tasks = [Task(lambda: go.wait(5)) for _ in range(4)]
@@ -257,12 +261,12 @@ def test_so_many_work_at_once_and_an_urgent_task_need_not_wait():
     assert workers._working == 0
 
 
-def test_while_one_waits_another_works():
+def test_blocking_releases_the_permit():
     workers = Workers(6, 1)
     answered, go_on, order = threading.Event(), threading.Event(), []
 
     def ask():
-        with workers.waiting():
+        with workers.blocking():
             answered.wait(5)
         order.append("goes on at once")
         go_on.wait(5)
@@ -283,18 +287,18 @@ def test_while_one_waits_another_works():
     assert workers._working == 0
 
 
-def test_whoever_is_no_worker_may_say_that_it_waits():
+def test_blocking_outside_a_worker_is_a_noop():
     workers = Workers(2, 1)
-    with workers.waiting():
+    with workers.blocking():
         pass
-    done = Task(lambda: workers.waiting().__enter__())
+    done = Task(lambda: workers.blocking().__enter__())
     workers.add_task(done, urgent=True)
     assert done.done.wait(5)
     assert workers._working == 0
     workers.shutdown()
 
 
-def test_workers_in_a_crowd():
+def test_200_tasks_keep_the_concurrency_limit():
     workers = Workers(8, 3)
     lock, now, most = threading.Lock(), [0], [0]
 
@@ -306,7 +310,7 @@ def test_workers_in_a_crowd():
             time.sleep(0.0005)
             with lock:
                 now[0] -= 1
-        with workers.waiting():
+        with workers.blocking():
             time.sleep(0.002)
 
     tasks = [Task(work) for _ in range(200)]

@@ -15,24 +15,35 @@ from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import OutOfTime, Overloaded
 
 
-class Place:
-    """An in-flight slot, or a denied one; ``leave`` is idempotent."""
+class Slot:
+    """A request's in-flight slots, or a denied one; ``release`` is idempotent."""
 
-    __slots__ = ("_places", "held")
+    __slots__ = ("_count", "_slots")
 
-    def __init__(self, places: Places, *, held: bool) -> None:
-        self._places = places
-        self.held = held
+    def __init__(self, slots: Slots, count: int) -> None:
+        self._slots = slots
+        self._count = count
 
-    def leave(self) -> None:
-        """Release the slot."""
-        if self.held:
-            self.held = False
-            self._places.leave()
+    @property
+    def held(self) -> bool:
+        """Whether there is a slot, and it has not been released."""
+        return self._count > 0
+
+    def grow(self, photos: int) -> None:
+        """Acquire slots for further photos, all or none: Overloaded over the limit."""
+        if not self._slots.acquire(photos):
+            raise Overloaded
+        self._count += photos
+
+    def release(self) -> None:
+        """Release all of the request's slots."""
+        count, self._count = self._count, 0
+        if count:
+            self._slots.release(count)
 
 
-class Places:
-    """A limit on photos in flight; over the limit, ``take`` fails at once."""
+class Slots:
+    """Limits the photos in flight; over the limit acquire fails immediately."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -44,24 +55,22 @@ class Places:
         """Photos in flight."""
         return self._taken
 
-    def take(self, count: int = 1) -> None:
-        """Acquire slots for ``count`` photos, all or none; Overloaded where fewer are free."""
+    def acquire(self, photos: int = 1) -> bool:
+        """Acquire slots for photos, all or none; whether they were free."""
         with self._lock:
-            if self._taken + count > self._limit:
-                raise Overloaded
-            self._taken += count
+            if self._taken + photos > self._limit:
+                return False
+            self._taken += photos
+            return True
 
-    def place(self) -> Place:
-        """A slot for one photo, ``held`` where one was free."""
-        with self._lock:
-            held = self._taken < self._limit
-            self._taken += held
-        return Place(self, held=held)
+    def slot(self) -> Slot:
+        """A slot for one photo, denied over the limit."""
+        return Slot(self, int(self.acquire()))
 
-    def leave(self, count: int = 1) -> None:
+    def release(self, photos: int = 1) -> None:
         """Release slots."""
         with self._lock:
-            self._taken -= count
+            self._taken -= photos
 
 
 class ByteBudget:
@@ -74,7 +83,7 @@ class ByteBudget:
 
     @property
     def reserved(self) -> int:
-        """Bytes reserved now."""
+        """Reserved bytes."""
         return self._reserved
 
     def reserve(self, count: int) -> bool:
@@ -145,7 +154,7 @@ class DecodeGate:
             else:
                 self._waiting.remove(waiter)
                 self._admit()
-        raise OutOfTime("The time allowed for this request ran out before the photo could be decoded.")
+        raise OutOfTime("The request's deadline expired in the decode queue; retry later.")
 
     def _fits(self, cost: int) -> bool:
         return self._free_slots > 0 and self._free_bytes >= cost

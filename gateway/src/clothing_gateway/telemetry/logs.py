@@ -38,7 +38,6 @@ def set_up(level: str) -> logging.Logger:
     logging.captureWarnings(capture=True)
     # Looked up for each record otherwise, and in none of our lines: logging's own documentation, "Optimization".
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    # Places are counted and refused in admission.py; how deep waitress's own queue is by then tells an operator
-    # nothing.
+    # Slots limit the photos in flight (admission.py); the depth of waitress's own queue tells an operator nothing.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     return logging.getLogger("clothing_gateway")

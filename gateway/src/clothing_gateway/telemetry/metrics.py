@@ -1,11 +1,10 @@
-"""What Prometheus reads on the admin port. README.md lists the same names; a test compares them."""
+"""Prometheus metrics of the admin port. README.md lists the same names; a test compares them."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from time import perf_counter
+from typing import Protocol
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -15,10 +14,8 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from clothing_gateway import __version__
-from clothing_gateway.image.decode import jpeg_decoder
-from clothing_gateway.model.channelz import Attempts
 
-# When each series began: as many lines again, for nothing that is asked here.
+# Without the time at which each series was created: as many lines again, and no query uses them.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 STAGES = ("fetch", "wait", "decode", "predict")
@@ -29,27 +26,42 @@ _PIXELS = (1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8)
 _BYTES = (1e4, 1e5, 3e5, 1e6, 3e6, 1e7, 3e7)
 
 
-class _AttemptCollector:
-    """Reads the attempts when they are asked for."""
+class Attempts(Protocol):
+    """RPC attempts that have ended."""
 
-    read: Callable[[], Attempts] = Attempts
+    @property
+    def succeeded(self) -> int:
+        """Answered with OK."""
+
+    @property
+    def failed(self) -> int:
+        """All others."""
+
+
+class _AttemptCollector:
+    """Reads the attempts at each scrape."""
+
+    read: Callable[[], Attempts] | None = None
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        attempts = self.read()
+        attempts = None if self.read is None else self.read()
         family = CounterMetricFamily(
             "gateway_rpc_attempts",
             "Attempts of these calls, by result: one that fails may be made again on another server.",
             labels=("result",),
         )
-        family.add_metric(("succeeded",), attempts.succeeded)
-        family.add_metric(("failed",), attempts.failed)
+        family.add_metric(("succeeded",), attempts.succeeded if attempts else 0)
+        family.add_metric(("failed",), attempts.failed if attempts else 0)
         yield family
 
 
 class Metrics:
-    """All instruments, in a registry of their own, so that tests and two gateways in one process don't meet."""
+    """All instruments, in a registry of their own: two gateways in one process don't share series.
 
-    def __init__(self) -> None:
+    ``jpeg_decoder`` names the decoder of JPEGs, for ``gateway_build_info``.
+    """
+
+    def __init__(self, jpeg_decoder: str) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -61,7 +73,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        # Looked up once each: a label's lookup costs as much as the observation.
+        # Each child is looked up once: a lookup by labels costs as much as the observation.
         self._request = functools.cache(self.requests.labels)
         self._stages = Histogram(
             "gateway_stage_duration_seconds",
@@ -123,7 +135,7 @@ class Metrics:
             ("version", "jpeg_decoder"),
             registry=self.registry,
         )
-        build.labels(__version__, jpeg_decoder()).set(1)
+        build.labels(__version__, jpeg_decoder).set(1)
 
     def watch(
         self,
@@ -132,22 +144,22 @@ class Metrics:
         buffered: Callable[[], float],
         attempts: Callable[[], Attempts],
     ) -> None:
-        """Read the gauges from the limits themselves, and attempts from gRPC, when they are asked for."""
+        """Read the gauges from the limits, and attempts from gRPC, at each scrape."""
         self._in_flight.set_function(in_flight)
         self._waiting.set_function(waiting)
         self._attempts.read = attempts
         self._buffered.set_function(buffered)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
-        """Count a request, and the time that it took."""
+        """Observe a request's duration, by route and status."""
         self._request(route, status).observe(seconds)
 
     def count_error(self, code: str) -> None:
-        """Count an error, of a request or of one of its photos."""
+        """Count an error of a request or of one of its photos."""
         self.errors.labels(code).inc()
 
     def count_fetch(self, result: str) -> None:
-        """Count a photo that was fetched, or not."""
+        """Count a fetch, by result."""
         self._fetch(result).inc()
 
     def count_rpc(self, method: str, code: str) -> None:
@@ -155,28 +167,13 @@ class Metrics:
         self._rpc(method, code).inc()
 
     def count_predictions(self, track: str, version: int, photos: int) -> None:
-        """Count photos that the model has answered for."""
+        """Count classified photos, by track and version."""
         self._prediction(track, version).inc(photos)
 
     def observe_stage(self, stage: str, seconds: float) -> None:
-        """Count one photo's time in a stage."""
+        """Observe one photo's time in a stage."""
         self._stage[stage].observe(seconds)
 
-    @contextmanager
-    def stage(
-        self, stage: str, times: dict[str, float], note: Callable[[str, float], object] | None = None
-    ) -> Iterator[None]:
-        """Time a block, for the histogram, for the request's log line, and for its trace where there is one."""
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            seconds = perf_counter() - start
-            self._stage[stage].observe(seconds)
-            times[stage] = times.get(stage, 0.0) + seconds
-            if note is not None:
-                note(stage, seconds)
-
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
+        """The text exposition format."""
         return prometheus_client.generate_latest(self.registry)

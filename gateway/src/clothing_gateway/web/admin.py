@@ -1,4 +1,4 @@
-"""Health, readiness and metrics, on a port of their own; plain WSGI, as three fixed answers need no framework."""
+"""Admin port: liveness, readiness and metrics; plain WSGI, as three routes need no framework."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ _REASONS = {200: "200 OK", 404: "404 Not Found", 405: "405 Method Not Allowed", 
 
 
 def create_admin(not_ready: Callable[[], str | None], metrics: Metrics) -> WSGIApplication:
-    """The WSGI application of the admin port. ``not_ready`` gives the reason in words, or None when ready."""
+    """The WSGI application of the admin port; ``not_ready`` returns the reason, or None when ready."""
     metrics.ready.set_function(lambda: not_ready() is None)
 
     def respond(path: str, method: str) -> tuple[int, dict[str, str], bytes]:
         if path not in ROUTES:
-            return 404, NotFound().headers(), NotFound("/healthz, /readyz and /metrics are here.").body("")
+            return (
+                404,
+                NotFound().headers(),
+                NotFound("Not found; see /healthz, /readyz and /metrics.").body(""),
+            )
         if method not in ("GET", "HEAD"):
-            return 405, MethodNotAllowed().headers() | {"Allow": "GET, HEAD"}, MethodNotAllowed().body("")
+            return 405, MethodNotAllowed("GET", "HEAD").headers(), MethodNotAllowed().body("")
         if path == "/metrics":
             return 200, {"Content-Type": CONTENT_TYPE_LATEST}, metrics.render()
         reason = not_ready() if path == "/readyz" else None

@@ -1,11 +1,12 @@
-"""The page for people: a few files of this package, served as they are (GATEWAY_PAGE)."""
+"""The web page: static files of this package (GATEWAY_PAGE)."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from importlib import resources
 
-from flask import Flask, Response, request
+from flask import Response, request
 
 # Paths, files and types. The page names its files relatively, so that it works under an ingress's path as well.
 FILES = (
@@ -21,15 +22,14 @@ POLICY = (
 )
 
 
-def add_page(app: Flask) -> None:
-    """Give the application the page's routes."""
+def views() -> dict[str, Callable[[], Response]]:
+    """The page's views, by path."""
     folder = resources.files("clothing_gateway.web").joinpath("static")
-    for path, name, kind in FILES:
-        app.get(path, endpoint=f"page {name}")(_File(folder.joinpath(name).read_bytes(), kind))
+    return {path: _File(folder.joinpath(name).read_bytes(), kind) for path, name, kind in FILES}
 
 
 class _File:
-    """The view that sends one file, or nothing where the browser has it already."""
+    """The view of one file; 304 where the browser has its current version."""
 
     def __init__(self, content: bytes, kind: str) -> None:
         self._content = content
@@ -41,7 +41,7 @@ class _File:
         response.headers["Content-Security-Policy"] = POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
-        # Asked for each time, and answered with 304 as long as it is the same: a rollout is seen at once.
+        # Revalidated at each load, and answered with 304 while unchanged: a rollout takes effect at once.
         response.headers["Cache-Control"] = "no-cache"
         response.set_etag(self._tag)
         response.make_conditional(request)

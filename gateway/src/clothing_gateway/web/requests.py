@@ -1,4 +1,4 @@
-"""What every request has, whichever way it comes: a ticket, an answer or a refusal, a count, a log line."""
+"""Request lifecycle: context, response or error, metrics, access log."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 from werkzeug.exceptions import HTTPException
 
 from clothing_gateway import errors
+from clothing_gateway.context import CONTEXT, Connection, Detached, RequestContext
 from clothing_gateway.deadline import Deadline, client_timeout_seconds
-from clothing_gateway.errors import GatewayError
-from clothing_gateway.pipeline import Ticket
-from clothing_gateway.settings import Settings
+from clothing_gateway.errors import GatewayError, MethodNotAllowed
+from clothing_gateway.limits.admission import Slot
 from clothing_gateway.telemetry import tracing
 from clothing_gateway.telemetry.metrics import Metrics
 from clothing_gateway.telemetry.tracing import Tracer
@@ -25,23 +25,18 @@ from clothing_gateway.telemetry.tracing import Tracer
 logger = logging.getLogger(__name__)
 access = logging.getLogger("clothing_gateway.access")
 
-# Where the server notes when a request's first byte came (time.monotonic).
-RECEIVED = "clothing_gateway.received"
-# Where the server puts the function that says whether the client has closed its connection.
-HAS_LEFT = "clothing_gateway.has_left"
-# Where the server puts the place that the request's first photo found, or not, when the request had come.
-PLACE = "clothing_gateway.place"
-# Where the server puts the function that lets another request begin while this one waits for somebody else.
-WAITING = "clothing_gateway.waiting"
 # What a client's X-Request-Id may be made of, so that it can stand in a header, a log line and gRPC metadata.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+# A head has up to 64 kB, and a log line needs less.
+_LOGGED_CHARACTERS = 1000
+_DETACHED = Detached()
 
 Environ = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer, before any library's form of it."""
+    """A response, independent of any library's form of it."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -57,93 +52,112 @@ class Reply:
 
 
 def request_id_of(given: str | None) -> str:
-    """The client's request id where it is one, else a new one."""
+    """The client's request id where it is valid, else a new one."""
     if given and _REQUEST_ID.fullmatch(given):
         return given
     return f"{random.getrandbits(128):032x}"  # a name, no secret: uuid4 asks the kernel for each
 
 
-def log_request(ticket: Ticket, method: str, path: str, status: int) -> None:
-    """Write a request's line: the path without its query, which may hold what nobody should read."""
-    # A refusal that an operator must act on stands out; what clients do wrong does not.
+def log_request(context: RequestContext, method: str, path: str, status: int) -> None:
+    """Write a request's access log line: the path without its query, which may hold secrets."""
+    # An error that an operator must act on stands out; a client's does not.
     level = logging.ERROR if status in (500, 502) else logging.INFO
     if not access.isEnabledFor(level):
         return
+    method, path = method[:_LOGGED_CHARACTERS], path[:_LOGGED_CHARACTERS]
     extra: dict[str, object] = {
-        "request_id": ticket.request_id,
+        "request_id": context.request_id,
         "method": method,
         "path": path,
         "status": status,
-        "milliseconds": round((time.monotonic() - ticket.start) * 1000, 1),
+        "milliseconds": round((time.monotonic() - context.start) * 1000, 1),
     }
-    if ticket.photos:
-        extra |= {"photos": ticket.photos, "bytes": ticket.bytes, "pixels": ticket.pixels}
-    if ticket.stages:
-        extra["stages"] = {stage: round(seconds * 1000, 1) for stage, seconds in ticket.stages.items()}
-    if ticket.key_name:
-        extra["key"] = ticket.key_name
-    if ticket.cause:
-        extra["cause"] = ticket.cause
-    # Not access.log: where in the code a request's line is written is always here, and costs as much to find out as
-    # the line itself.
+    if context.photos:
+        extra |= {"photos": context.photos, "bytes": context.bytes, "pixels": context.pixels}
+    if context.stages:
+        extra["stages"] = {stage: round(seconds * 1000, 1) for stage, seconds in context.stages.items()}
+    if context.key_name:
+        extra["key"] = context.key_name
+    if context.cause:
+        extra["cause"] = context.cause
+    # Not access.log: the caller's line in the code is always this one, and finding it out costs as much as the log
+    # line itself.
     record = logging.LogRecord(access.name, level, __file__, 0, "%s %s %d", (method, path, status), None)
     vars(record).update(extra)
     access.handle(record)
 
 
-class Exchange:
-    """The begin and the end of every request."""
+class Lifecycle:
+    """The start and the end of every request, whether the server, the routes or Flask answers it."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, tracer: Tracer | None = None) -> None:
-        self._tracer = tracer
-        self._timeout = settings.request_timeout_seconds
+    def __init__(self, timeout_seconds: float, metrics: Metrics, tracer: Tracer | None = None) -> None:
+        self.timeout_seconds = timeout_seconds
         self._metrics = metrics
+        self._tracer = tracer
 
-    def ticket(self, environ: Environ) -> Ticket:
-        """A new request's ticket, with the time that every request has."""
-        start = environ.get(RECEIVED) or time.monotonic()
-        ticket = Ticket(request_id_of(environ.get("HTTP_X_REQUEST_ID")), start, Deadline.after(self._timeout, start))
-        ticket.has_left = environ.get(HAS_LEFT, ticket.has_left)
-        ticket.waiting = environ.get(WAITING, ticket.waiting)
+    def begin(
+        self,
+        environ: Environ,
+        start: float | None = None,
+        connection: Connection = _DETACHED,
+        slot: Slot | None = None,
+    ) -> RequestContext:
+        """A new request's context; ``start`` is its first byte's time (``time.monotonic``), by default now."""
+        if start is None:
+            start = time.monotonic()
+        context = RequestContext(
+            request_id_of(environ.get("HTTP_X_REQUEST_ID")),
+            start,
+            Deadline.after(self.timeout_seconds, start),
+            self._metrics,
+            connection,
+            slot,
+        )
         if self._tracer is not None:
-            ticket.trace = self._tracer.begin(environ, start)
-            ticket.traced = ticket.trace.metadata
+            context.trace = self._tracer.begin(environ, start)
+            context.trace_metadata = context.trace.metadata
         elif "HTTP_TRACEPARENT" in environ:
-            ticket.traced = tuple(tracing.received(environ).items())
-        return ticket
+            context.trace_metadata = tuple(tracing.received(environ).items())
+        return context
 
-    def read(self, ticket: Ticket, environ: Environ) -> None:
-        """What the client's headers say about the request, or BadRequest."""
+    def context(self, environ: Environ) -> RequestContext:
+        """The request's context: the server's, or a new one where another server runs the application."""
+        context: RequestContext | None = environ.get(CONTEXT)
+        return self.begin(environ) if context is None else context
+
+    def read(self, context: RequestContext, environ: Environ) -> None:
+        """Take the client's timeout and model version from its headers, or BadRequest."""
         allowed = client_timeout_seconds(environ.get("HTTP_X_REQUEST_TIMEOUT_MS"), environ.get("HTTP_GRPC_TIMEOUT"))
-        if allowed is not None and allowed < self._timeout:
-            ticket.deadline = Deadline.after(allowed, ticket.start)
-        ticket.selected = environ.get("HTTP_X_MODEL_VERSION")
+        if allowed is not None and allowed < self.timeout_seconds:
+            context.deadline = Deadline.after(allowed, context.start)
+        context.model_version = environ.get("HTTP_X_MODEL_VERSION")
 
-    def refusal(self, ticket: Ticket, error: Exception) -> Reply:
-        """The answer for whatever went wrong."""
+    def refusal(self, context: RequestContext, error: Exception) -> Reply:
+        """The response for an error, which is counted."""
         if isinstance(error, GatewayError):
             refused = error
-        elif isinstance(error, HTTPException):  # what Flask and werkzeug refuse: no such route, a form with too much
-            refused = errors.from_status(error.code or 500)
-        else:  # what nobody thought of
-            logger.error("unexpected error", exc_info=error, extra={"request_id": ticket.request_id})
+        elif isinstance(error, HTTPException):  # Flask's and werkzeug's
+            methods = getattr(error, "valid_methods", None)
+            refused = MethodNotAllowed(*methods) if methods else errors.from_status(error.code or 500)
+        else:
+            logger.error("unexpected error", exc_info=error, extra={"request_id": context.request_id})
             refused = GatewayError()
-        ticket.cause = refused.cause
+        context.cause = refused.cause
         self._metrics.count_error(refused.code)
-        body = refused.body(ticket.request_id)
+        body = refused.body(context.request_id)
         return Reply(refused.status, (*refused.headers().items(), ("Content-Length", str(len(body)))), body)
 
-    def end(self, ticket: Ticket, method: str, path: str, route: str, status: int) -> list[tuple[str, str]]:
-        """Count the request, and log it; the headers that its answer has, whatever it is.
+    def end(self, context: RequestContext, method: str, path: str, route: str, status: int) -> list[tuple[str, str]]:
+        """Observe, trace and log a request; the headers that every response has.
 
-        The route, never the path, is counted: paths are a client's to choose, and each would be a new time series.
+        The route, never the path, is a label: paths are a client's to choose, and each would be a new time series.
         """
-        self._metrics.observe_request(route, status, time.monotonic() - ticket.start)
-        if ticket.trace is not None:
-            ticket.trace.end(method, route, status, ticket.request_id)
-        log_request(ticket, method, path, status)
-        headers = [("X-Request-Id", ticket.request_id)]
-        if ticket.stages:  # https://www.w3.org/TR/server-timing/: browsers show it beside the request
-            timing = [f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in ticket.stages.items()]
+        self._metrics.observe_request(route, status, time.monotonic() - context.start)
+        if context.trace is not None:
+            context.trace.end(method, route, status, context.request_id)
+        log_request(context, method, path, status)
+        headers = [("X-Request-Id", context.request_id)]
+        if context.stages:  # https://www.w3.org/TR/server-timing/: browsers show it beside the request
+            timing = [f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in context.stages.items()]
             headers.append(("Server-Timing", ", ".join(timing)))
         return headers

@@ -1,100 +1,86 @@
-"""The two routes that take photos: what a request asks for, who may ask, and the answer."""
+"""POST /predict and POST /classify: the photos of a request, admission, and the response."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
-from werkzeug.wrappers import Request
-from werkzeug.wsgi import get_input_stream
-
+from clothing_gateway.context import RequestContext
 from clothing_gateway.errors import BadRequest, GatewayError, NoPhoto, Overloaded, TooManyPhotos, UnsupportedMediaType
-from clothing_gateway.limits.admission import Place, Places
-from clothing_gateway.pipeline import Answer, Classifier, Source, Ticket, ranked
+from clothing_gateway.limits.admission import Slots
+from clothing_gateway.pipeline import Answer, Classifier, Source, ranked
 from clothing_gateway.settings import Settings
-from clothing_gateway.telemetry.metrics import Metrics
 from clothing_gateway.web import multipart
-from clothing_gateway.web.auth import Clients
-from clothing_gateway.web.requests import PLACE, Reply
+from clothing_gateway.web.rate_limit import Clients
+from clothing_gateway.web.requests import Reply
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-
-PREDICT, CLASSIFY = "/predict", "/classify"
-ROUTES = frozenset({PREDICT, CLASSIFY})
 
 # As Flask's jsonify writes it, so that /predict is byte for byte the course's.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Photos:
-    """POST /predict and POST /classify."""
+    """The two routes that take photos."""
 
-    def __init__(
-        self, settings: Settings, classifier: Classifier, places: Places, metrics: Metrics, clients: Clients
-    ) -> None:
+    def __init__(self, settings: Settings, classifier: Classifier, slots: Slots, clients: Clients) -> None:
         self._settings = settings
-        self._clients = clients
         self._classifier = classifier
-        self._places = places
-        self._metrics = metrics
+        self._slots = slots
+        self._clients = clients
 
-    def answer(self, route: str, environ: WSGIEnvironment, ticket: Ticket) -> Reply:
-        """The answer of either route, or the error that there is instead."""
-        return self._predict(environ, ticket) if route == PREDICT else self._classify(environ, ticket)
-
-    def _predict(self, environ: WSGIEnvironment, ticket: Ticket) -> Reply:
-        """The course's route."""
-        answer, _ = self._ask(environ, ticket, several=False)
+    def predict(self, environ: WSGIEnvironment, context: RequestContext) -> Reply:
+        """POST /predict, the course's route: one photo, a score for each label."""
+        answer, _ = self._ask(environ, context, several=False)
         scores = answer.photos[0]
         if isinstance(scores, GatewayError):
             raise scores
         # The course's gateway answers with Flask's jsonify of a dict, which sorts the keys.
         return _reply(dict(sorted(zip(self._settings.labels, scores.tolist(), strict=True))), answer)
 
-    def _classify(self, environ: WSGIEnvironment, ticket: Ticket) -> Reply:
+    def classify(self, environ: WSGIEnvironment, context: RequestContext) -> Reply:
+        """POST /classify: one photo or several, labels ranked by probability."""
         top = _top(environ)
-        answer, listed = self._ask(environ, ticket, several=True)
+        answer, listed = self._ask(environ, context, several=True)
         photos: list[dict[str, object]] = []
         for outcome in answer.photos:
             if not isinstance(outcome, GatewayError):
                 photos.append({"predictions": ranked(self._settings.labels, outcome, top)})
             elif listed:
-                self._metrics.count_error(outcome.code)
-                ticket.cause = "; ".join(filter(None, (ticket.cause, outcome.cause))) or None
-                photos.append({"error": outcome.problem(ticket.request_id)})
+                context.metrics.count_error(outcome.code)
+                context.cause = "; ".join(filter(None, (context.cause, outcome.cause))) or None
+                photos.append({"error": outcome.problem(context.request_id)})
             else:
                 raise outcome
         model = {"name": answer.model.name, "version": str(answer.version)}
         return _reply({"model": model, "photos": photos} if listed else {"model": model, **photos[0]}, answer)
 
-    def _ask(self, environ: WSGIEnvironment, ticket: Ticket, *, several: bool) -> tuple[Answer, bool]:
-        """The answer for the request's photos, and whether it asked for a list of them."""
-        client = self._clients.admit(environ)
-        ticket.key_name = client.key_name
-        self._clients.take(client, 1)
-        place: Place = environ.get(PLACE) or self._places.place()
-        more = 0
+    def _ask(self, environ: WSGIEnvironment, context: RequestContext, *, several: bool) -> tuple[Answer, bool]:
+        """The answer for the request's photos, and whether it sent a list of them."""
+        client = self._clients.identify(environ)
+        context.key_name = client.key_name
+        self._clients.limit(client, 1)
+        slot = context.slot or self._slots.slot()
         try:
-            if not place.held:
+            if not slot.held:
                 raise Overloaded
-            ticket.deadline.require("begin")
+            context.deadline.require("start")
             sources, listed = _sources(environ, self._settings.max_photos)
             if listed and not several:
                 raise BadRequest("POST /predict takes one photo; POST /classify takes several.")
             if len(sources) > 1:
-                self._clients.take(client, len(sources) - 1)
-                self._places.take(len(sources) - 1)
-                more = len(sources) - 1
-            return self._classifier.classify(sources, ticket), listed
+                self._clients.limit(client, len(sources) - 1)
+                slot.grow(len(sources) - 1)
+            return self._classifier.classify(sources, context), listed
         finally:
-            self._places.leave(more)
-            place.leave()
+            slot.release()
 
 
 def _reply(value: object, answer: Answer) -> Reply:
-    """A JSON answer, with its model in the headers, also where the body has the course's form."""
+    """A JSON response, with its model in the headers, also where the body has the course's form."""
     body = _encode(value).encode("ascii") + b"\n"
     headers = (
         ("Content-Type", "application/json"),
@@ -106,18 +92,19 @@ def _reply(value: object, answer: Answer) -> Reply:
 
 
 def _sources(environ: WSGIEnvironment, limit: int) -> tuple[list[Source], bool]:
-    """The request's photos, and whether they came as a list: then the answer is one, too."""
+    """The request's photos, and whether they are a list: then so is the response."""
     content_type: str = environ.get("CONTENT_TYPE", "")
     kind = content_type.partition(";")[0].strip().lower()
+    read: Callable[[], bytes] = environ["wsgi.input"].read
     sources: list[Source]
     listed = False
     if kind == "application/json":
-        sources, listed = _from_json(_body(environ))
+        sources, listed = _from_json(read())
     elif kind == "multipart/form-data":
-        sources = [data for data in multipart.files(content_type, _body(environ), "image") if data]
+        sources = [data for data in multipart.files(content_type, read(), "image") if data]
         listed = len(sources) > 1
     elif kind.startswith("image/") or kind == "application/octet-stream":
-        data = _body(environ)
+        data = read()
         sources = [data] if data else []
     elif kind:
         raise UnsupportedMediaType
@@ -126,12 +113,8 @@ def _sources(environ: WSGIEnvironment, limit: int) -> tuple[list[Source], bool]:
     if not sources:
         raise NoPhoto
     if len(sources) > limit:
-        raise TooManyPhotos(f"The request has {len(sources)} photos, and this gateway takes {limit} at a time.")
+        raise TooManyPhotos(f"{len(sources)} photos in one request; send {limit} at most.")
     return sources, listed
-
-
-def _body(environ: WSGIEnvironment) -> bytes:
-    return get_input_stream(environ).read()
 
 
 def _from_json(data: bytes) -> tuple[list[Source], bool]:
@@ -142,7 +125,7 @@ def _from_json(data: bytes) -> tuple[list[Source], bool]:
     except (ValueError, RecursionError):
         raise BadRequest("The body is not valid JSON.") from None
     if not isinstance(body, dict):
-        raise BadRequest('The body must be a JSON object, {"url": "https://…"} or {"urls": ["https://…", …]}.')
+        raise BadRequest('The body must be {"url": "https://…"} or {"urls": ["https://…", …]}.')
     url, urls = body.get("url"), body.get("urls")
     if url is not None and urls is not None:
         raise BadRequest('Send "url" or "urls", not both.')
@@ -160,9 +143,10 @@ def _from_json(data: bytes) -> tuple[list[Source], bool]:
 def _top(environ: WSGIEnvironment) -> int | None:
     if not environ.get("QUERY_STRING"):
         return None
-    given = Request(environ, populate_request=False).args.get("top")
-    if given is None:
+    values = parse_qs(environ["QUERY_STRING"], keep_blank_values=True).get("top")
+    if values is None:
         return None
+    given = values[0]
     if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given) > 0):
         raise BadRequest("top must be a whole number above 0.")
     return int(given)

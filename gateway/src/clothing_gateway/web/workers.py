@@ -1,11 +1,11 @@
-"""The threads that answer requests, in place of waitress's own dispatcher.
+"""Thread pool with a concurrency limit and a FIFO queue, in place of waitress's dispatcher.
 
-There are as many as requests may wait for a model or a photo's server at a time. Of those that don't wait, as many work
-at a time as there are cores, and one: more would only take the interpreter's lock and the caches from each other, and a
-queue in order of arrival is fairer than the lock.
+It has a thread for each request that may block on the model server or on a photo's server. Of those that don't block,
+one more than there are cores run concurrently: more would only contend for the GIL and the caches, and a FIFO queue is
+fairer than the GIL.
 
-The thread that was free last is the next to work: its stack and its memory are still in the cache, and where few are
-needed few are used. waitress wakes the one that has been free longest, and so goes through all of them in turn.
+The thread that became idle last runs the next task: its stack is still in the cache, and under low load few threads
+are used. waitress wakes the one that has been idle longest, and so cycles through all of them.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 class Task(Protocol):
-    """What waitress puts into the queue: a channel with a request."""
+    """A connection with a request, as waitress enqueues it."""
 
     def service(self) -> None:
         """Answer the request."""
 
     def cancel(self) -> None:
-        """Put the request away unanswered."""
+        """Drop the request unanswered."""
 
 
 class _Worker:
@@ -36,13 +36,13 @@ class _Worker:
 
     def __init__(self) -> None:
         self.task: Task | None = None
-        self.counts = False  # whether it is one of those that work at a time
-        self.wake = threading.Lock()  # held while there is nothing to do
+        self.counts = False  # whether it holds a concurrency permit
+        self.wake = threading.Lock()  # held while idle
         self.wake.acquire()
 
 
 class Workers:
-    """So many threads, so many of them at work at a time, and what waits for them in order of arrival."""
+    """Thread pool with a concurrency limit and a FIFO queue."""
 
     def __init__(self, count: int, at_once: int) -> None:
         self._at_once = at_once
@@ -61,7 +61,7 @@ class Workers:
             thread.start()
 
     def add_task(self, task: Task, *, urgent: bool = False) -> None:
-        """Have a task done; an urgent one at once, whatever else is done: it must be one that takes little."""
+        """Enqueue a task; urgent ones bypass the concurrency limit and must be cheap."""
         with self._lock:
             (self._urgent if urgent else self._queue).append(task)
             worker = self._next()
@@ -69,10 +69,10 @@ class Workers:
             worker.wake.release()
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Let another task begin while this thread waits for somebody else.
+    def blocking(self) -> Iterator[None]:
+        """Release this thread's concurrency permit while it blocks on I/O; a no-op outside of a worker.
 
-        When the wait is over the thread goes on at once: for a moment there may be more at work than there should be.
+        Afterwards the thread continues at once: for a moment the limit may be exceeded.
         """
         worker: _Worker | None = getattr(self._this, "worker", None)
         if worker is None or not worker.counts:
@@ -90,7 +90,7 @@ class Workers:
                 self._working += 1
 
     def shutdown(self, *, cancel_pending: bool = True, timeout: float = 5) -> bool:
-        """Let the threads end after what they do now; whether tasks were cancelled that none had begun."""
+        """Stop the threads after their current tasks; whether queued tasks were cancelled."""
         with self._lock:
             self._stopping = True
             pending: list[Task] = []
@@ -109,7 +109,7 @@ class Workers:
         return bool(pending)
 
     def _next(self) -> _Worker | None:
-        """The thread that is to be woken, with the task that may begin now; called with the lock held."""
+        """The thread to wake for the next task that may start; the caller holds the lock."""
         if self._idle and (self._urgent or (self._queue and self._working < self._at_once)):
             worker = self._idle.pop()
             self._give(worker)

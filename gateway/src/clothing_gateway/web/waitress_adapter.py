@@ -1,0 +1,476 @@
+"""Everything of waitress that this package leans on, in one place.
+
+waitress 3.0 promises neither the hooks that are overridden here nor the attributes that are read. ``LEANED_ON`` lists
+them by class, and tests/gateway/web/test_waitress_adapter.py compares the list with the installed waitress: where a
+new release changes one, that test names it, and this module is what to adapt. No other module imports waitress.
+
+waitress itself loses requests at SIGTERM (Pylons/waitress#198, #269; a change is proposed in #499).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import select
+import socket
+import threading
+import time
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.server import TcpWSGIServer
+from waitress.task import ErrorTask, WSGITask
+
+from clothing_gateway import errors
+from clothing_gateway.context import CONTEXT
+from clothing_gateway.errors import GatewayError, Overloaded, RequestTooSlow, TooManyBytes
+from clothing_gateway.limits.admission import Slot
+from clothing_gateway.web.limits import Limits, Pauses
+from clothing_gateway.web.requests import Lifecycle
+from clothing_gateway.web.workers import Workers
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+# The attributes and methods of waitress 3.0 that are overridden, called, read or set here, by class.
+LEANED_ON: dict[type, str] = {
+    HTTPRequestParser: (
+        "body_bytes_received body_rcv chunked close command completed content_length error expect_continue headers "
+        "headers_finished parse_header path received"
+    ),
+    WSGITask: (
+        "build_response_header channel complete content_bytes_written content_length execute get_environment has_body "
+        "request set_close_on_finish write wrote_header"
+    ),
+    ErrorTask: "channel content_length execute request response_headers set_close_on_finish status write",
+    HTTPChannel: (
+        "_fileno add_channel del_channel error_task_class handle_close last_activity parser_class readable request "
+        "requests requests_lock server service socket task_class total_outbufs_len will_close writable write_soon"
+    ),
+    TcpWSGIServer: (
+        "_fileno _map active_channels add_task adj channel_class del_channel effective_port handle_accept maintenance "
+        "pull_trigger readable socket task_dispatcher trigger"
+    ),
+}
+
+_NO_LIMIT = 1 << 62
+# The only transfer coding that is accepted, and only once.
+_CHUNKED = re.compile(rb"\ntransfer-encoding:[ \t]*chunked[ \t]*\r?(\n|\Z)", re.IGNORECASE)
+# Events taken from the kernel in one call.
+_EVENTS = 64
+# Bytes that are read of a refused body: a photo that is too large is so by some megabytes, and its client is to see
+# 413. A gigabyte costs half a second of CPU: where the head announces one, nothing of the body is read.
+_DISCARDED_BYTES = 16 << 20
+
+
+class _Refusal:
+    """An error of ours where waitress keeps one of its own."""
+
+    def __init__(self, error: GatewayError) -> None:
+        self.error = error
+        self.code = error.status
+
+
+class _Discard:
+    """A buffer that keeps nothing."""
+
+    def append(self, data: bytes) -> None:
+        """Drop the data."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+class _Request(HTTPRequestParser):
+    """One request while it is received.
+
+    A refused body is read on and discarded: if the connection were closed before the client has sent it all, the
+    client's system would drop the response, and the client would see a reset instead of 413. But a body is cut that is
+    longer than what a client may send by mistake.
+    """
+
+    error: Any
+    completed: bool
+    expect_continue: bool
+
+    def __init__(self, limits: Limits, adj: Adjustments) -> None:
+        super().__init__(adj)
+        self.started = time.monotonic()
+        self.cut = False  # whether the rest of the body won't be read
+        self.slot: Slot | None = None
+        self._limits = limits
+        self._reserved = 0
+        self._discarded = 0
+
+    @property
+    def pauses(self) -> bool:
+        """Whether the connection pauses with this request (limits.Pauses)."""
+        return self.cut or (self.slot is not None and not self.slot.held)
+
+    def received(self, data: bytes) -> int:
+        in_body = self.headers_finished
+        consumed: int = super().received(data)
+        if self.error is None and self.headers_finished:
+            largest = self._limits.max_body_bytes
+            if (self.body_bytes_received if in_body else self.content_length) > largest:
+                self.refuse(TooManyBytes(f"The body is too large; send {largest} bytes at most."))
+                self.cut = not self.completed and self.content_length > largest + _DISCARDED_BYTES
+            elif in_body:
+                if self._limits.budget.reserve(consumed):
+                    self._reserved += consumed
+                else:
+                    self.refuse(Overloaded(cause="GATEWAY_MAX_BUFFERED_BYTES are in use"))
+        elif in_body and isinstance(self.error, _Refusal):
+            self._discarded += consumed
+            self.cut = not self.completed and self._discarded > _DISCARDED_BYTES
+        if self.cut:
+            self.completed = True
+            return len(data)
+        return consumed
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Parse the head; a body with ambiguous framing is refused, and the connection closed.
+
+        waitress accepts Transfer-Encoding beside Content-Length, twice, or in HTTP/1.0, and a proxy may read it
+        otherwise: one's body is the other's next request, request smuggling (RFC 9112, section 6.1).
+        """
+        super().parse_header(header_plus)
+        encodings = header_plus.lower().count(b"transfer-encoding") if self.chunked else 0
+        if "TRANSFER_ENCODING" in self.headers or (
+            self.chunked and ("CONTENT_LENGTH" in self.headers or encodings > 1 or not _CHUNKED.search(header_plus))
+        ):
+            raise ParsingError("a body with two lengths")
+
+    def refuse(self, error: GatewayError) -> None:
+        """Answer with an error instead of running the application."""
+        self.error = _Refusal(error)
+        self._release()
+        if self.expect_continue:  # the client waits for 100 before it sends its body, and gets the error instead
+            self.expect_continue = False
+            self.completed = True
+        elif self.body_rcv is not None:
+            self.body_rcv.getbuf().close()
+            self.body_rcv.buf = _Discard()
+
+    def close(self) -> None:
+        super().close()
+        self._release()
+        if self.slot is not None:
+            self.slot.release()
+
+    def _release(self) -> None:
+        self._limits.budget.release(self._reserved)
+        self._reserved = 0
+
+
+class _Task(WSGITask):
+    """A request for the application."""
+
+    wrote_header: bool
+
+    def execute(self) -> None:
+        if self.channel.server.draining:
+            self.set_close_on_finish()  # the client's next request goes to another pod
+        super().execute()
+
+    def write(self, data: bytes) -> None:
+        """Send head and body at once where the body is whole: apart they are two packets."""
+        if self.complete and not self.wrote_header:
+            head: bytes = self.build_response_header()
+            self.wrote_header = True
+            if self.has_body and self.content_length == len(data):
+                self.content_bytes_written = len(data)
+                self.channel.write_soon(head + data)
+                return
+            self.channel.write_soon(head)
+        super().write(data)
+
+    def get_environment(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environment()
+        request: _Request = self.request
+        lifecycle: Lifecycle = self.channel.server.lifecycle
+        environ[CONTEXT] = lifecycle.begin(environ, request.started, self.channel, request.slot)
+        return environ
+
+
+class _ErrorTask(ErrorTask):
+    """A request that never reaches the application; its response is like the application's own."""
+
+    def execute(self) -> None:
+        request = self.request
+        lifecycle: Lifecycle = self.channel.server.lifecycle
+        error = request.error.error if isinstance(request.error, _Refusal) else errors.from_status(request.error.code)
+        environ = {f"HTTP_{name}": value for name, value in request.headers.items()}
+        context = lifecycle.begin(environ, getattr(request, "started", None), self.channel)
+        reply = lifecycle.refusal(context, error)
+        method, path = getattr(request, "command", "-"), getattr(request, "path", "-")
+        headers = lifecycle.end(context, method, path, "none", reply.status)
+        self.status = reply.status_line
+        self.response_headers.extend((*reply.headers, *headers))
+        self.set_close_on_finish()
+        self.content_length = len(reply.body)
+        self.write(reply.body)
+
+
+class _Channel(HTTPChannel):
+    """One client's connection; a ``context.Connection``."""
+
+    task_class = _Task
+    error_task_class = _ErrorTask
+    request: _Request | None
+
+    def __init__(self, server: Server, *args: object, **kwargs: object) -> None:
+        self.parser_class = functools.partial(_Request, server.limits)
+        super().__init__(server, *args, **kwargs)
+
+    def client_gone(self) -> bool:
+        """Whether the client has closed the connection; nothing is read from it.
+
+        waitress's own client_disconnected needs channel_request_lookahead, which buffers further requests.
+        """
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except (OSError, AttributeError):  # reset, or closed on our side
+            return True
+
+    def blocking(self) -> AbstractContextManager[object]:
+        """Release this worker's concurrency permit while it blocks on I/O."""
+        workers: Workers = self.server.task_dispatcher
+        return workers.blocking()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being received or answered."""
+        return not self.requests and self.request is None and not self.total_outbufs_len
+
+    @property
+    def descriptor(self) -> int | None:
+        """The socket's file descriptor while the connection is open."""
+        number: int | None = self._fileno
+        return number
+
+    def add_channel(self, map: object = None) -> None:  # noqa: A002 - waitress's name
+        super().add_channel(map)
+        self.server.watch(self)
+
+    def del_channel(self, map: object = None) -> None:  # noqa: A002 - waitress's name
+        with self.server.arming:
+            super().del_channel(map)
+
+    def readable(self) -> bool:
+        return self not in self.server.pauses and bool(super().readable())
+
+    def writable(self) -> bool:
+        if self in self.server.pauses and not self.total_outbufs_len and not self.will_close:
+            return False  # all is sent, and the connection closes after its pause
+        return bool(super().writable())
+
+    def service(self) -> None:
+        if self.requests[0].pauses:
+            self.server.pause(self)
+        super().service()
+        self.server.arm(self)
+
+    def write_soon(self, data: Any) -> int:  # noqa: ANN401 - waitress's word
+        written: int = super().write_soon(data)
+        if self.total_outbufs_len:
+            self.server.arm(self)  # the client reads slowly: the event loop sends the rest
+        return written
+
+    def handle_close(self) -> None:
+        with self.requests_lock:
+            request, self.request = self.request, None
+        if request is not None:
+            request.close()  # it will never be complete: release its bytes
+        super().handle_close()
+
+    def end_late_request(self, now: float, timeout: float) -> None:
+        """Answer a request with 408 that has not arrived within ``timeout`` seconds."""
+        request = self.request
+        if request is None or now - request.started < timeout:
+            return
+        with self.requests_lock:
+            if self.request is not request or self.requests:
+                return
+            if not request.headers_finished:
+                self.end()  # too little has arrived for a response
+                return
+            if request.error is None:
+                request.refuse(RequestTooSlow())
+            request.completed = request.cut = True
+            self.requests.append(request)
+            self.request = None
+            self.server.add_task(self)
+
+    def end(self) -> None:
+        """Close the connection at the event loop's next turn."""
+        self.will_close = True
+        self.server.arm(self)
+
+
+class Server(TcpWSGIServer):
+    """A listening socket, its connections and its event loop."""
+
+    channel_class = _Channel
+
+    def __init__(
+        self,
+        application: WSGIApplication,
+        sock: socket.socket,
+        limits: Limits,
+        lifecycle: Lifecycle,
+        *,
+        threads: int,
+        concurrency: int,
+        max_connections: int,
+    ) -> None:
+        self.limits = limits
+        self.lifecycle = lifecycle
+        self.pauses: Pauses[_Channel] = Pauses()
+        self.draining = False
+        # Held while a connection's next events are chosen and registered with epoll, and while it is unregistered.
+        self.arming = threading.Lock()
+        self._epoll: select.epoll | None = None
+        self._accepts = True
+        adjustments = Adjustments(
+            threads=threads,
+            connection_limit=max_connections,
+            # select() ends at file descriptor 1024.
+            asyncore_use_poll=True,
+            # A photo in few reads: each costs a turn of the event loop.
+            recv_bytes=64 * 1024,
+            # Bodies stay in memory, within the budget: a read-only root has no place for temporary files.
+            inbuf_overflow=_NO_LIMIT,
+            # rate_limit.py decides whether to trust X-Forwarded-For.
+            clear_untrusted_proxy_headers=False,
+            # Checked by _Request, which discards what it refuses.
+            max_request_body_size=_NO_LIMIT,
+            max_request_header_size=64 * 1024,
+            # Longer than the 60 s of most load balancers, so that they close idle connections first.
+            channel_timeout=120,
+            # How often late requests are looked for.
+            cleanup_interval=1,
+            ident="",
+        )
+        super().__init__(
+            application,
+            map={},
+            _sock=sock,
+            dispatcher=Workers(threads, concurrency),
+            adj=adjustments,
+            sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
+            bind_socket=False,
+        )
+        if hasattr(select, "epoll"):
+            self._epoll = select.epoll()
+            self._epoll.register(self.socket, select.EPOLLIN)
+            self._epoll.register(self.trigger._fileno, select.EPOLLIN)  # noqa: SLF001 - it has no public one
+
+    @property
+    def port(self) -> int:
+        """The port, also where the kernel chose one."""
+        return int(self.effective_port)
+
+    @property
+    def channels(self) -> list[_Channel]:
+        """The open connections."""
+        return list(self.active_channels.values())
+
+    def add_task(self, task: _Channel) -> None:
+        """Enqueue a connection's request.
+
+        A photo's slot is acquired or denied here, before the request waits for a thread, so that those that wait have
+        one. Whatever is no photo with a slot is answered at once.
+        """
+        request, limits = task.requests[0], self.limits
+        if limits.slots is not None and request.error is None and (request.command, request.path) in limits.slotted:
+            request.slot = limits.slots.slot()
+        self.task_dispatcher.add_task(task, urgent=request.slot is None or not request.slot.held)
+
+    def watch(self, channel: _Channel) -> None:
+        """Wait for a new connection's first request."""
+        if self._epoll is not None:
+            self._epoll.register(channel.socket, select.EPOLLIN | select.EPOLLONESHOT)
+
+    def arm(self, channel: _Channel) -> None:
+        """Wait for a connection's next events, from whatever thread changed them.
+
+        Each event is reported once (EPOLLONESHOT), and none while a request is being answered. waitress asks every
+        connection before every turn of its loop which events it waits for, and wakes the loop after every response to
+        ask again, which costs 0.2 ms a response at 8 connections, and more at more.
+        """
+        if self._epoll is None:
+            self.wake()
+            return
+        with self.arming:
+            if self._map.get(channel.descriptor) is not channel:
+                return  # closed meanwhile
+            events = select.EPOLLIN if channel.readable() else 0
+            if channel.writable():
+                events |= select.EPOLLOUT
+            if events:
+                self._epoll.modify(channel.socket, events | select.EPOLLONESHOT)
+
+    def pause(self, channel: _Channel) -> None:
+        """Read nothing from a connection for a moment, from any thread."""
+        if self.pauses.add(channel):
+            self.wake()  # the loop's turn may be meant to last longer
+
+    def pull_trigger(self) -> None:
+        """Do nothing where waitress would wake the loop: the connection is armed instead."""
+
+    def wake(self) -> None:
+        """End the event loop's turn."""
+        self.trigger.pull_trigger()
+
+    def maintenance(self, now: float) -> None:
+        """Close idle connections, and answer late requests; waitress calls it from ``readable``."""
+        clock, oldest = time.monotonic(), now - self.adj.channel_timeout
+        for channel in self.channels:
+            if not channel.requests and channel.last_activity < oldest:
+                channel.end()
+            else:
+                channel.end_late_request(clock, self.lifecycle.timeout_seconds)
+
+    def stop_accepting(self) -> None:
+        """Accept the connections that the kernel has established, and close the listening socket."""
+        ready = select.poll()
+        ready.register(self.socket, select.POLLIN)
+        while ready.poll(0):
+            self.handle_accept()
+        self.del_channel()
+        # Not close(), which closes the trigger as well, by which the workers wake the loop.
+        self.socket.close()
+
+    def shut_down_workers(self) -> None:
+        """Cancel queued requests, and stop the threads."""
+        self.task_dispatcher.shutdown(cancel_pending=True, timeout=1)
+
+    def turn(self, seconds: float) -> None:
+        """Handle the events of one turn, waiting for them up to ``seconds``."""
+        for channel in self.pauses.resume():
+            self.arm(channel)
+        seconds = self.pauses.seconds(seconds)
+        if self._epoll is None:
+            wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)
+            return
+        if self._map.get(self._fileno) is self:  # not closed yet
+            accepts = self.readable()  # which calls maintenance, too
+            if accepts != self._accepts:
+                self._accepts = accepts
+                self._epoll.modify(self.socket, select.EPOLLIN if accepts else 0)
+        for descriptor, events in self._epoll.poll(max(seconds, 0), _EVENTS):
+            one = self._map.get(descriptor)
+            if one is not None:
+                wasyncore.readwrite(one, events)
+                if isinstance(one, _Channel):
+                    self.arm(one)
