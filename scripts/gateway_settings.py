@@ -62,7 +62,8 @@ def template() -> str:
     lines += ["{{- $settings := list"]
     lines += [f'  (list "{row.variable}" {expression(row)})' for row in given]
     lines[-1] += " -}}"
-    lines += ['{{- include "clothing-classifier.gateway.variables" (list $settings .Values.gateway.extraEnv) | trim -}}']
+    variables = 'include "clothing-classifier.gateway.variables" (list $settings .Values.gateway.extraEnv)'
+    lines += [f"{{{{- {variables} | trim -}}}}"]
     lines += ["{{- end -}}", ""]
     lines += ['{{- define "clothing-classifier.gateway.valueOf" -}}']
     lines += [f"{row.variable}: {row.chart}" for row in given if row.chart != EXTRA_ENV]

@@ -8,10 +8,10 @@ from ipaddress import IPv6Network
 
 import pytest
 import yaml
-from charts import CLASSIFIER, ROOT, flatten, manifests, pods
+from charts import CLASSIFIER, ROOT, flatten, helm_template, manifests, pods
 
 from clothing_gateway.fetch.policy import FORBIDDEN_IPV4, FORBIDDEN_IPV6
-from clothing_gateway.settings import EXTRA_ENV, ROWS, Settings
+from clothing_gateway.settings import EXTRA_ENV, ROWS, Settings, SettingsError
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import gateway_settings
@@ -74,6 +74,28 @@ def test_the_value_behind_each_setting_changes_it():
         if not row.template:
             (made,) = re.findall(rf'\(list "{row.variable}" (.+)\)', template)
             assert re.search(rf"\.Values\.{re.escape(row.chart)}\b(?!\.)", made), row.variable
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"GATEWAY_MODEL_VERSION": "1", "GATEWAY_MODEL_LABEL": "stable"},
+        {"GATEWAY_MODEL_VERSION": "1", "GATEWAY_CANARY_VERSION": "2", "GATEWAY_CANARY_LABEL": "next"},
+        {"GATEWAY_CANARY_PERCENT": "5"},
+        {"GATEWAY_CANARY_VERSION": "2"},
+        {"GATEWAY_MODEL_VERSION": "2", "GATEWAY_CANARY_VERSION": "2"},
+    ],
+    ids=" ".join,
+)
+def test_contradicting_versions_are_refused_in_the_same_words(settings):
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(settings)
+    (words,) = caught.value.problems
+    values = {row.variable: row.chart for row in ROWS}
+    given = [f"{values[variable]}={text}" for variable, text in settings.items()]
+    refused = helm_template(CLASSIFIER, "--set", ",".join(given))
+    assert refused.returncode != 0
+    assert re.sub(r"GATEWAY_\w+", lambda name: values[name[0]], words) in refused.stderr
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.chart == EXTRA_ENV], ids=lambda row: row.name)

@@ -191,7 +191,7 @@ def test_contradictions_name_both_settings():
     (found,) = problems({"GATEWAY_CANARY_VERSION": "2", "GATEWAY_CANARY_PERCENT": "5"})
     assert "GATEWAY_MODEL_VERSION or GATEWAY_MODEL_LABEL" in found
     (found,) = problems({"GATEWAY_CANARY_VERSION": "2", "GATEWAY_MODEL_VERSION": "2"})
-    assert "the same version" in found
+    assert "the canary is the stable version" in found
     assert load({"GATEWAY_CANARY_LABEL": "next", "GATEWAY_MODEL_VERSION": "1"}).canary_percent == 0
     assert load({"GATEWAY_LISTEN_PORT": "0", "GATEWAY_ADMIN_LISTEN_PORT": "0"}).listen_port == 0
 

@@ -53,13 +53,13 @@
 {{- end -}}
 {{- end -}}
 {{- if and .canary.weight (not $canary) -}}
-{{- fail "model.canary.weight is set, and no second version: set model.canary.version or model.canary.versionLabel" -}}
+{{- fail "model.canary.weight is set, and no canary: set model.canary.version or model.canary.versionLabel" -}}
 {{- end -}}
 {{- if and (or $canary .versionLabels .selectableVersions (gt (len .versions) 1)) (not $stable) -}}
-{{- fail "there are several versions of the model, and nothing says which one requests go to: set model.version or model.versionLabel" -}}
+{{- fail "several versions are in use, and none is named as stable: set model.version or model.versionLabel" -}}
 {{- end -}}
 {{- if and $canary (eq $stable $canary) -}}
-{{- fail "model.canary is the same version as the model's: set another one" -}}
+{{- fail "the canary is the stable version: set another model.canary.version or model.canary.versionLabel" -}}
 {{- end -}}
 {{- if .versions -}}
 {{- $loaded := list -}}

@@ -705,7 +705,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     if values["rate_photos_per_minute"] and values["rate_burst_photos"] < values["max_photos"]:
         problems.append(
             f"GATEWAY_RATE_BURST_PHOTOS={values['rate_burst_photos']} is less than "
-            f"GATEWAY_MAX_PHOTOS={values['max_photos']}: such a request would never be within the rate"
+            f"GATEWAY_MAX_PHOTOS={values['max_photos']}: such a request would always exceed the rate limit"
         )
     tls = [name for name in values if name.startswith("model_tls_") and values[name]]
     if tls and not values["model_tls"]:
@@ -726,20 +726,18 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     if canary == (None, ""):
         if values["canary_percent"]:
             problems.append(
-                f"GATEWAY_CANARY_PERCENT={values['canary_percent']:g} of what? "
-                "Set GATEWAY_CANARY_VERSION or GATEWAY_CANARY_LABEL"
+                "GATEWAY_CANARY_PERCENT is set, and no canary: set GATEWAY_CANARY_VERSION or GATEWAY_CANARY_LABEL"
             )
     elif stable == (None, ""):
         problems.append(
-            "there is a canary, and the other requests go to the newest version, which may well be the same: "
-            "set GATEWAY_MODEL_VERSION or GATEWAY_MODEL_LABEL"
+            "several versions are in use, and none is named as stable: set GATEWAY_MODEL_VERSION or GATEWAY_MODEL_LABEL"
         )
     elif stable == canary:
-        problems.append("GATEWAY_MODEL_… and GATEWAY_CANARY_… name the same version: let them differ")
+        problems.append("the canary is the stable version: set another GATEWAY_CANARY_VERSION or GATEWAY_CANARY_LABEL")
     if values["max_photos"] > values["max_in_flight"]:
         problems.append(
             f"GATEWAY_MAX_PHOTOS={values['max_photos']} is more than GATEWAY_MAX_IN_FLIGHT={values['max_in_flight']}: "
-            "such a request would never find enough places"
+            "such a request would never get enough slots"
         )
     problems += [
         f"GATEWAY_{name.upper()}={values[name]} is more than "
@@ -753,7 +751,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
 def _unknown(environment: Mapping[str, str]) -> list[str]:
     known = {row.variable for row in ROWS}
     return [
-        f"{name} is no setting of the gateway and has no effect; `clothing-gateway serve --print-config` lists all"
+        f"{name} is not a setting of the gateway and has no effect; `clothing-gateway serve --print-config` lists all"
         for name, value in sorted(environment.items())
         if name.startswith("GATEWAY_")
         and name not in known

@@ -55,8 +55,8 @@ def test_print_config_shows_every_setting_and_where_it_came_from():
     assert "GATEWAY_LABELS=a,b  # flag" in lines
     assert "GATEWAY_MODEL_NAME=mine  # environment" in lines
     assert "TF_SERVING_HOST=localhost:8500  # default" in lines
-    assert "GATEWAY_MODLE is no setting" in done.stderr
-    assert lines.pop() == f"# JPEGs are decoded by {jpeg_decoder()}"
+    assert "GATEWAY_MODLE is not a setting" in done.stderr
+    assert lines.pop() == f"# JPEG decoder: {jpeg_decoder()}"
     # What is printed can be given again.
     environment = dict(line.rsplit("  # ", 1)[0].split("=", 1) for line in lines)
     again, _, warnings = Settings.load(environment)

@@ -56,11 +56,11 @@ def test_a_healthy_model_server(model_server):
     assert of(findings, *MODEL) == []
     assert report.healthy(findings)
     texts = [finding.text for finding in findings if finding.check in MODEL]
-    assert texts[0] == "127.0.0.1 is an address: there is one model server, or something that spreads calls"
+    assert texts[0] == "127.0.0.1 is an address: one model server, or a load balancer"
     assert texts[2].endswith("has 'clothing-model': version 1 is AVAILABLE")
     assert "'input_8' takes float32 of 8 x 8, 'dense_7' gives 10 scores, for 10 labels" in texts[3]
-    assert "and a request has 20 s" in texts[5]
-    assert "scores 8 photos in one call" in texts[6]
+    assert "(request timeout 20 s)" in texts[5]
+    assert "Predict of 8 photos takes" in texts[6]
 
 
 @dataclass
@@ -80,7 +80,7 @@ SICK = {
     "another name": Sick("model", "has no model 'other'", "model.name", {}, {"model_name": "other"}),
     "still loading": Sick(
         "model",
-        "version 1 is LOADING; none can be asked yet",
+        "version 1 is LOADING; none is available yet",
         "server.startup.maxSeconds",
         {"statuses": ((1, 20, ""),)},
         {},
@@ -124,7 +124,7 @@ SICK = {
     ),
     "preprocessing that is not done": Sick(
         "signature",
-        "'caffe' is not done, as the model takes uint8",
+        "'caffe' is not applied, as the model takes uint8",
         "model.preprocessing",
         {"inputs": {"x": (UINT8, (-1, 8, 8, 3))}},
         {"preprocessing": "caffe"},
@@ -132,14 +132,14 @@ SICK = {
     ),
     "too slow": Sick(
         "predict",
-        "every photo ends in 504",
+        "every request ends in 504",
         "gateway.requestTimeoutSeconds",
         {"delay": 0.2},
         {"request_timeout_seconds": 0.1},
     ),
     "nearly too slow": Sick(
         "predict",
-        "fetched, decoded and waits",
+        "includes fetch, decode and queue",
         "gateway.requestTimeoutSeconds",
         {"delay": 0.25},
         {"request_timeout_seconds": 0.45},
@@ -168,7 +168,7 @@ def test_what_is_wrong_is_named_with_the_value(stack, sick):
     assert sick.words in found.text
     assert sick.change in found.change
     assert ("model.versionLabels" in found.change) == ("versionLabel" in sick.change)
-    assert [finding for finding in findings if "broke off" in finding.text] == []
+    assert [finding for finding in findings if "this check failed" in finding.text] == []
 
 
 def test_the_status_is_read_as_tensorflow_serving_writes_it():
@@ -194,7 +194,7 @@ def test_a_batch_that_is_too_large(stack):
     stack.callback(server.stop)
     found = only(look(server.address), *MODEL)
     assert (found.check, found.state) == ("batch", report.FAIL)
-    assert "takes no 8 photos in a call" in found.text
+    assert "refuses a batch of 8 photos" in found.text
     assert found.change == "gateway.predictBatchSize, at most server.batching.maxBatchSize"
     assert of(look(server.address, predict_batch_size=4), *MODEL) == []
 
@@ -216,7 +216,7 @@ def test_a_first_call_that_is_slow(model_server, monkeypatch):
 def test_a_server_that_is_down():
     findings = look(f"127.0.0.1:{free_port()}")
     found = of(findings, "connection")[0]
-    assert "Connection refused. A model server listens when it has loaded a model" in found.text
+    assert "Connection refused. A model server listens only once it has loaded a model" in found.text
     assert "server.startup.maxSeconds" in found.change
     assert {finding.check for finding in findings if finding.state == report.SKIPPED} >= {
         "model",
@@ -233,7 +233,7 @@ def test_a_name_that_leads_nowhere(monkeypatch):
     assert "TF_SERVING_HOST in gateway.extraEnv" in found.change
     monkeypatch.setattr(socket, "getaddrinfo", refuse_names(socket.EAI_AGAIN))
     found = of(look("dns:///demo-server-headless:8500"), "dns")[0]
-    assert "no name server answered" in found.text
+    assert "no DNS server answered" in found.text
     assert "networkPolicy.dns.to" in found.change
 
 
@@ -279,7 +279,7 @@ def test_the_address_of_the_service_itself_is_told_from_a_pods(monkeypatch, mode
     monkeypatch.setattr(socket, "gethostbyaddr", names.__getitem__)
     found = only(look(f"demo-server:{port}", environment=POD), "dns")
     assert found.state == report.WARNING
-    assert "asks one model server however many there are" in found.text
+    assert "uses one model server only" in found.text
     names["127.0.0.1"] = ("127-0-0-1.demo-server.photos.svc.cluster.local", [], [])
     assert of(look(f"demo-server:{port}", environment=POD), "dns") == []
 
@@ -290,7 +290,7 @@ def test_what_is_no_model_server(stack):
     server.start()
     stack.callback(lambda: server.stop(0).wait())
     found = of(look(f"127.0.0.1:{port}"), "model")[0]
-    assert "speaks gRPC, but is no TensorFlow Serving" in found.text
+    assert "speaks gRPC, but not TensorFlow Serving" in found.text
 
 
 def test_the_rest_port_is_no_grpc_port(photo_server):
@@ -333,17 +333,17 @@ def serve_tls(stack, certificates):
 @pytest.mark.parametrize(
     ("server", "settings", "state", "words", "change"),
     [
-        ("server", {}, report.OK, "is for 'server.example', and holds for", ""),
-        ("soon", {"ca_file": "soon"}, report.WARNING, "holds for", "server.tls.certManager.renewBefore"),
+        ("server", {}, report.OK, "is for 'server.example', valid for", ""),
+        ("soon", {"ca_file": "soon"}, report.WARNING, "valid for", "server.tls.certManager.renewBefore"),
         ("past", {"ca_file": "past"}, report.FAIL, "has expired", "renew the Secret of server.tls.secretName"),
-        ("server", {"ca_file": "stranger"}, report.FAIL, "not the one of ca.crt", "gateway.serverTls.secretName"),
+        ("server", {"ca_file": "stranger"}, report.FAIL, "not the one in ca.crt", "gateway.serverTls.secretName"),
         ("server", {"server_name": "other"}, report.FAIL, "is for other names", "gateway.serverTls.serverName"),
-        ("mutual", {}, report.FAIL, "asks for the gateway's certificate, and is shown", "gateway.serverTls.mutual"),
+        ("mutual", {}, report.FAIL, "requires a client certificate (mTLS), and gets none", "gateway.serverTls.mutual"),
         (
             "mutual",
             {"certificate_file": "server", "key_file": "server"},
             report.FAIL,
-            "asks for the gateway's certificate, and takes not this one",
+            "requires a client certificate (mTLS), and rejects this one",
             "gateway.serverTls.mutual",
         ),
         ("mutual", {"certificate_file": "stranger", "key_file": "stranger"}, report.OK, "is for 'server.example'", ""),
@@ -388,7 +388,7 @@ def test_settings_that_make_no_sense_together():
         environment={"GATEWAY_LABLES": "a"}, fetch_timeout_seconds=20, drain_timeout_seconds=5, model_check_seconds=1
     )
     unknown, fetching, draining = of(findings, "settings")
-    assert unknown.text.startswith("GATEWAY_LABLES is no setting")
+    assert unknown.text.startswith("GATEWAY_LABLES is not a setting")
     assert "gateway.fetch.timeoutSeconds" in fetching.change
     assert "waits 5 s for requests that may take 20 s" in draining.text
     assert all(finding.state == report.WARNING for finding in (unknown, fetching, draining))
@@ -412,7 +412,7 @@ def test_what_the_gateway_itself_says(model_server, start_gateway):
     findings = look(model_server.address, admin=admin)
     assert of(findings, "gateway", "metrics") == []
     (counted,) = [finding for finding in findings if finding.check == "metrics"]
-    assert counted.text == "since its start 20 requests with photos; errors: none"
+    assert counted.text == "20 photo requests since start; errors: none"
     model_server.model.fail = [grpc.StatusCode.INTERNAL] * 2
     for _ in range(2):
         assert gateway.post("/predict", photo)[0] == 502
@@ -427,7 +427,7 @@ def test_a_gateway_that_is_not_ready_says_why(model_server, start_gateway):
     found = None
     while found is None or "not been asked yet" in found.text:
         found = only(look(model_server.address, admin=admin), "gateway")
-    assert "not ready, it says: " in found.text
+    assert "gateway reports not ready: " in found.text
     assert (found.state, found.change) == (report.FAIL, "model.labels")
 
 
@@ -438,7 +438,7 @@ def test_an_admin_port_that_does_not_answer(photo_server):
     assert found.state == report.FAIL
     assert "gateway.resources.limits.cpu" in found.change
     found = only(look(admin=photo_server.url), "gateway")
-    assert "is no gateway's admin port" in found.text
+    assert "is not a gateway's admin port" in found.text
 
 
 @pytest.mark.parametrize(
@@ -482,7 +482,7 @@ def test_where_photos_come_from(monkeypatch):
     monkeypatch.setattr(own, "_OUTSIDE", "nowhere.invalid")
     found = only(look(), "fetch")
     assert found.state == report.WARNING
-    assert "in an air-gapped cluster nothing" in found.change
+    assert "nothing in an air-gapped cluster" in found.change
 
 
 @pytest.fixture
@@ -505,13 +505,13 @@ def cgroup(tmp_path):
         ("cpu.max", "max 100000\n", None, "", ""),
         ("memory.max", "max\n", None, "", ""),
         ("memory.max", f"{256 << 20}\n", "memory", "has 256 MiB of memory", "gateway.resources.limits.memory"),
-        ("memory.events", "oom_kill 3\n", "memory", "3 processes", "gateway.resources.limits.memory"),
-        ("cpu.stat", "nr_periods 1000\nnr_throttled 200\n", "cpu", "for 20 %", "gateway.resources.limits.cpu"),
+        ("memory.events", "oom_kill 3\n", "memory", "3 OOM kills", "gateway.resources.limits.memory"),
+        ("cpu.stat", "nr_periods 1000\nnr_throttled 200\n", "cpu", "in 20 %", "gateway.resources.limits.cpu"),
         (
             "cpu.max",
             "50000 100000\n",
             "cpu",
-            "2 photos are decoded at a time, by 1 cores",
+            "2 decode slots on 1 cores",
             "GATEWAY_DECODE_SLOTS in gateway.extraEnv",
         ),
     ],
@@ -532,11 +532,11 @@ def test_limits(cgroup, file, text, check, words, change):
 
 def test_a_check_that_breaks_is_a_finding(monkeypatch, model_server):
     def broken(*_, **__):
-        raise RuntimeError("nobody thought of this")
+        raise RuntimeError("unforeseen")
 
     monkeypatch.setattr(own, "admin_port", broken)
     findings = look(model_server.address)
-    (found,) = [finding for finding in findings if "broke off: RuntimeError: nobody thought of this" in finding.text]
+    (found,) = [finding for finding in findings if "check failed: RuntimeError: unforeseen" in finding.text]
     assert found.state == report.FAIL
     assert findings[-1].check == "memory"
 

@@ -1,7 +1,6 @@
 """The command ``clothing-gateway``.
 
-Ends with 0 when it did what it was asked, 1 when that failed, 2 when it was asked in a way that can't be done, and 130
-when it was interrupted.
+Exit status: 0 success, 1 failure, 2 usage error, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from clothing_gateway import __version__
 from clothing_gateway.settings import ROWS, Setting, Settings, SettingsError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-# Not GATEWAY_…, as it is no setting of the gateway's own.
+# Not GATEWAY_…, as it is no setting of the gateway.
 KEY_VARIABLE = "CLOTHING_GATEWAY_KEY"
 
-# The settings that say which model is asked and how; the others are about serving.
+# The settings of the model and its preprocessing; the others are about serving.
 _MODEL_SETTINGS = (
     "model_tls",
     "model_tls_ca_file",
@@ -46,11 +45,11 @@ _MODEL_SETTINGS = (
 
 
 class CommandError(Exception):
-    """The command failed; the text says why."""
+    """Failure of a command; the text is the cause."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command, and give its exit status."""
+    """Run a command, and return its exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command == "classify" and (wrong := _contradictions(options)):
@@ -74,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = _classify(settings, options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, `| head` say, has what it wanted. Nothing is left to be written, and so to fail, at the exit.
+        # The reader, such as `| head`, has closed the pipe. Nothing is left to be written, and so to fail, at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except CommandError as error:
@@ -90,10 +89,10 @@ def _say(line: str) -> None:
 
 
 class _Version(argparse.Action):
-    """Print the version and what decodes JPEGs, and end."""
+    """Print the version and the JPEG decoder, and exit."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="print the version and what decodes JPEGs, and end")
+        super().__init__(option_strings, dest, nargs=0, help="print the version and the JPEG decoder, and exit")
 
     def __call__(self, *_: object) -> NoReturn:
         from clothing_gateway.image.decode import jpeg_decoder
@@ -105,7 +104,7 @@ class _Version(argparse.Action):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="clothing-gateway",
-        description="Takes a photo, by URL or upload, and asks TensorFlow Serving what is on it.",
+        description="HTTP gateway for an image classifier on TensorFlow Serving: takes a photo by URL or upload.",
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -113,12 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser(
         "serve",
         help="run the gateway",
-        description="Run the gateway. Each flag has an environment variable; a flag goes before it.",
+        description="Run the gateway. A flag takes precedence over its environment variable.",
     )
     serve.add_argument("--version", action=_Version)
-    serve.add_argument(
-        "--print-config", action="store_true", help="print every setting and where it came from, and end"
-    )
+    serve.add_argument("--print-config", action="store_true", help="print every setting and its source, and exit")
     for row in ROWS:
         _add_flag(serve, row)
 
@@ -127,21 +124,23 @@ def _parser() -> argparse.ArgumentParser:
 
     download = commands.add_parser(
         "download",
-        help="fetch a model for the model server",
+        help="download a model for the model server",
         description="Fetch archives (.tar.gz, .tar, .zip) with versions of a model, from https://, http://, s3://, "
-        "gs:// or az://, and make TO/NAME/VERSION of each. Each is pinned by its SHA-256, and kept in the cache by it.",
+        "gs:// or az://, and unpack them to TO/NAME/VERSION. Each is pinned by its SHA-256, and cached by it.",
     )
     download.add_argument(
         "archives",
         metavar="URL#sha256=HEX[&version=N]",
         nargs="+",
-        help="an archive; version names what it doesn't: the model's files lie in it without a folder with a number",
+        help="an archive; version is needed where it holds the model's files without a version folder",
     )
     download.add_argument("--name", required=True, help="the model's name")
-    download.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the folder of models, /models say")
-    download.add_argument("--cache", type=Path, metavar="FOLDER", help="where archives stay unpacked (TO/.cache)")
     download.add_argument(
-        "--max-bytes", type=_positive, metavar="N", help="largest archive, and largest content of one (20 GiB)"
+        "--to", type=Path, required=True, metavar="FOLDER", help="the model server's base folder, such as /models"
+    )
+    download.add_argument("--cache", type=Path, metavar="FOLDER", help="cache of unpacked archives (TO/.cache)")
+    download.add_argument(
+        "--max-bytes", type=_positive, metavar="N", help="size limit of an archive, packed and unpacked (20 GiB)"
     )
     return parser
 
@@ -150,16 +149,16 @@ def _add_classify(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     classify = commands.add_parser(
         "classify",
         help="classify photos",
-        description="Classify photos by a gateway, or straight by a model server, over gRPC, prepared here. Results "
-        "go to stdout, or to the file of --csv; progress and what failed go to stderr.",
-        epilog="Ends with 0 when every photo was classified, with 1 when some were not, with 2 when it was asked in a "
-        "way that can't be done, and with 130 after Ctrl-C; what was done by then is written.",
+        description="Classify photos by a gateway, or directly by a model server over gRPC, with preprocessing here. "
+        "Results go to stdout, or to the file of --csv; progress and failures go to stderr.",
+        epilog="Exit status: 0 every photo was classified, 1 some were not, 2 usage error, 130 Ctrl-C; results up to "
+        "then are written.",
     )
     classify.add_argument(
         "photos",
         metavar="PHOTO",
         nargs="+",
-        help="a file; a folder, for all files in and below it named like photos; with --gateway also a URL",
+        help="a file; a folder, for all photos in and below it; with --gateway also a URL",
     )
     asked = classify.add_mutually_exclusive_group()
     asked.add_argument(
@@ -170,34 +169,37 @@ def _add_classify(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     asked.add_argument("--gateway", metavar="URL", help="the gateway, as in http://localhost:9696")
     classify.add_argument(
-        "--parallel", type=_positive, metavar="N", help="photos sent at a time (4: keeps a gateway of two cores busy)"
+        "--parallel", type=_positive, metavar="N", help="photos in flight (4: keeps a gateway of two cores busy)"
     )
 
     results = classify.add_argument_group("results")
     results.add_argument(
         "--top", type=_positive, metavar="K", help="only the K best labels (all; 3 of several photos, and of --csv)"
     )
-    results.add_argument("--json", action="store_true", help="print a JSON object for each photo, as they come")
+    results.add_argument("--json", action="store_true", help="print a JSON object per photo, in order of completion")
     results.add_argument(
-        "--csv", metavar="FILE", help="write a row for each photo, as they come, to a file, or to stdout with -"
+        "--csv", metavar="FILE", help="write a row per photo, in order of completion, to a file, or to stdout with -"
     )
     results.add_argument(
-        "--resume", action="store_true", help="add to the file of --csv, and leave out photos that it has answers for"
+        "--resume", action="store_true", help="append to the file of --csv, and skip photos that it has results for"
     )
 
     gateway = classify.add_argument_group("with --gateway")
     gateway.add_argument(
-        "--key-file", metavar="FILE", help=f"a file that holds the key for the gateway, and no more ({KEY_VARIABLE})"
+        "--key-file", metavar="FILE", help=f"a file with the gateway's API key, and nothing else ({KEY_VARIABLE})"
     )
-    gateway.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for each attempt (40)")
+    gateway.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="timeout of each attempt (40)")
     gateway.add_argument(
-        "--attempts", type=_positive, metavar="N", help="for each photo, where the gateway is away or full (5)"
+        "--attempts",
+        type=_positive,
+        metavar="N",
+        help="attempts per photo, when the gateway is unavailable or at capacity (5)",
     )
     gateway.add_argument(
         "--retry-seconds",
         type=_seconds,
         metavar="SECONDS",
-        help="no attempt later than this after a photo's first; bounds the waiting for a rate, too (60)",
+        help="no retry later than this after a photo's first attempt; bounds waiting for a rate limit, too (60)",
     )
 
     server = classify.add_argument_group("with --server")
@@ -209,25 +211,25 @@ def _add_classify(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     doctor = commands.add_parser(
         "doctor",
-        help="look for what is wrong with an installation",
-        description="Look at settings, DNS, model servers, the model, a gateway's admin port, fetching and limits, and "
-        "say what is wrong and which of the chart's values mend it. In a pod: kubectl exec deployment/… -- "
-        "clothing-gateway doctor, with the pod's settings. Elsewhere: with the same flags as serve, and kubectl "
+        help="troubleshoot an installation",
+        description="Check settings, DNS, model servers, the model, a gateway's admin port, fetching and limits, and "
+        "report what is wrong and which of the chart's values fix it. In a pod: kubectl exec deployment/… -- "
+        "clothing-gateway doctor, with the pod's settings. Elsewhere: with the flags of serve, and kubectl "
         "port-forward to ports 8500 and 9697.",
-        epilog="Ends with 0 when nothing failed, and with 1 when something did; a warning is no failure.",
+        epilog="Exit status: 0 nothing failed (warnings don't count), 1 something did.",
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.add_argument(
         "--admin", metavar="URL", help="a gateway's admin port (http://localhost: and --admin-listen-port)"
     )
-    doctor.add_argument("--photo", metavar="URL", help="fetch this as the gateway would, and say why it can't be")
-    settings = doctor.add_argument_group("settings, as of serve")
+    doctor.add_argument("--photo", metavar="URL", help="fetch this URL as the gateway would, and report why that fails")
+    settings = doctor.add_argument_group("settings, the flags of serve")
     for row in ROWS:
         _add_flag(settings, row)
 
 
 def _contradictions(options: argparse.Namespace) -> str | None:
-    """What of the options of ``classify`` don't go together."""
+    """Find options of ``classify`` that contradict each other."""
     if options.json and options.csv == "-":
         return "--json and --csv - would both write to stdout: choose one, or give --csv a file"
     if options.resume and options.csv in (None, "-"):
@@ -264,11 +266,11 @@ def _serve(settings: Settings, sources: dict[str, str], warnings: list[str], *, 
             print(f"{row.variable}={row.kind.show(getattr(settings, row.name))}  # {sources[row.name]}")
         from clothing_gateway.image.decode import jpeg_decoder
 
-        print(f"# JPEGs are decoded by {jpeg_decoder()}")
+        print(f"# JPEG decoder: {jpeg_decoder()}")
         for warning in warnings:
             _say(f"warning: {warning}")
         return DONE
-    # The imports take a second, and PID 1 of a container never hears of a signal that it has no handler for.
+    # The imports take a second, and PID 1 of a container receives no signal that it has no handler for.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Not at the top: `--help` and `--print-config` need neither gRPC nor Flask.
     from clothing_gateway.gateway import Gateway, StartError
@@ -287,14 +289,14 @@ def _serve(settings: Settings, sources: dict[str, str], warnings: list[str], *, 
         raise CommandError(str(error)) from None
     gateway.handle_signals()
     status = DONE if gateway.run() else FAILED
-    # All is answered and said. Taking the interpreter apart waits for threads that work for nobody any more, and costs
-    # a fifth of a second of CPU, which on a busy node is one or more in which the pod keeps its place.
+    # All is answered and logged. Finalizing the interpreter waits for threads whose clients are gone, and costs a fifth
+    # of a second of CPU, on a busy node a second or more in which the pod keeps its node's resources.
     logging.shutdown()
     os._exit(status)
 
 
 def _download(options: argparse.Namespace) -> int:
-    # PID 1 of a container never hears of a signal that it has no handler for.
+    # PID 1 of a container receives no signal that it has no handler for.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from clothing_gateway.commands.download import MAX_BYTES, Archive, DownloadError, download
 
@@ -317,7 +319,7 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _doctor(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    # The findings say what went wrong, and gRPC need not say it as well.
+    # The findings report what failed; gRPC need not log it as well.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.getLogger("clothing_gateway").addHandler(logging.NullHandler())
     from clothing_gateway.commands.doctor import Question, examine, own, report
@@ -344,7 +346,7 @@ def _classify(settings: Settings, options: argparse.Namespace) -> int:
     from clothing_gateway.commands import classify
     from clothing_gateway.commands.output import ResultsError
 
-    # What fails is said once, as the command's error, and not by the log as well.
+    # A failure is reported once, as the command's error, and not by the log as well.
     logging.getLogger("clothing_gateway").addHandler(logging.NullHandler())
     parallel = options.parallel or classify.PARALLEL
     notes = classify.Notes()

@@ -1,6 +1,6 @@
-"""The command ``doctor``: looks at an installation that is sick, from inside a pod or through port-forward.
+"""The command ``doctor``: troubleshooting of an installation, inside a pod or through port-forward.
 
-Each check says what is so, and where it is wrong the cause and which of the chart's values mend it.
+Each check reports what it found; a failed one the cause, and which of the chart's values fix it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _IN_POD = "KUBERNETES_SERVICE_HOST"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the doctor is asked to look at."""
+    """The installation to check."""
 
     environment: Mapping[str, str]
     flags: Mapping[str, str | None]
@@ -27,7 +27,7 @@ class Question:
 
 
 def examine(question: Question) -> Iterator[Finding]:
-    """Every finding, as soon as it is there. One check that breaks does not end the others."""
+    """Run all checks, and yield each finding at once. A check that raises does not stop the others."""
     in_pod = _IN_POD in question.environment
     settings, findings = own.load_settings(question.environment, question.flags)
     yield from findings
@@ -35,10 +35,10 @@ def examine(question: Question) -> Iterator[Finding]:
         return
 
     def model_servers(settings: Settings) -> Iterator[Finding]:
-        # Not at the top: wrong settings are told without waiting for gRPC and NumPy.
-        from clothing_gateway.commands.doctor.model import examine as look
+        # Not at the top: wrong settings are reported without waiting for gRPC and NumPy.
+        from clothing_gateway.commands.doctor import model
 
-        return look(settings, in_pod=in_pod)
+        return model.examine(settings, in_pod=in_pod)
 
     admin = (question.admin or f"http://localhost:{settings.admin_listen_port}").rstrip("/")
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
@@ -51,5 +51,5 @@ def examine(question: Question) -> Iterator[Finding]:
     for name, check in checks.items():
         try:
             yield from check()
-        except Exception as error:  # noqa: BLE001 - what nobody thought of is a finding like any other
-            yield Finding(name, FAIL, f"this check broke off: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - an unforeseen error is a finding like any other
+            yield Finding(name, FAIL, f"this check failed: {type(error).__name__}: {error}")

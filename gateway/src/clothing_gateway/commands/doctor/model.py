@@ -1,4 +1,4 @@
-"""The model servers: what they serve, whether that fits the settings, and a real Predict."""
+"""Checks of the model servers: versions, signature, and a real Predict."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from clothing_gateway.pipeline import prepare, read_header
 from clothing_gateway.settings import Settings
 
 _STATUS_SECONDS = 5.0
-# A call is waited for beyond the request's own time, to say how long it would have taken.
+# Calls run on beyond the request timeout, to report how long they take.
 _PREDICT_SECONDS = 60.0
-# A first call that takes so many times as long as the next, and so many seconds, is the first client's trouble.
+# A first call slower than the next by this factor, and by these seconds, is one that a client would have met.
 _COLD, _COLD_SECONDS = 5, 1.0
 
 _FASTER = "server.resources.requests.cpu, server.resources.limits.cpu, server.gpu.enabled or server.replicas"
@@ -41,11 +41,11 @@ _CODE = grpc.StatusCode
 
 
 def examine(settings: Settings, *, in_pod: bool) -> Iterator[Finding]:
-    """All that can be found out about the model servers."""
+    """Check DNS, connections, versions, signature and Predict of all model servers."""
     target = re.fullmatch(r"(?:dns:(?://[^/]*)?/?|ipv4:|ipv6:)?(.+):(\d+)", settings.tf_serving_host)
     if settings.tf_serving_host.startswith(("unix:", "passthrough:")) or target is None:
-        yield Finding("dns", SKIPPED, f"{settings.tf_serving_host} is no host and port")
-        yield Finding("connection", SKIPPED, "this looks at hosts and ports")
+        yield Finding("dns", SKIPPED, f"{settings.tf_serving_host} is not HOST:PORT")
+        yield Finding("connection", SKIPPED, "only HOST:PORT is checked")
         yield from _ask([Server(settings.tf_serving_host, 0)], [settings], settings)
         return
     host, port = target[1].strip("[]"), int(target[2])
@@ -56,12 +56,12 @@ def examine(settings: Settings, *, in_pod: bool) -> Iterator[Finding]:
     reached = [server for server in servers if all(finding.state != FAIL for finding in found[server])]
     for findings in found.values():
         for finding in findings:
-            # Calls go to those that take connections; a pod that has just ended is in DNS for some seconds more.
+            # Calls are routed to those that accept connections; DNS lists a terminated pod for some seconds more.
             fails = finding.state == FAIL and finding.check == "connection" and reached
             yield replace(finding, state=WARNING) if fails else finding
     if not reached:
         for check in ("model", "signature", "predict"):
-            yield Finding(check, SKIPPED, "no model server could be asked")
+            yield Finding(check, SKIPPED, "no model server is reachable")
         return
     name = settings.model_tls_server_name or (host if settings.model_tls else "")
     each = [replace(settings, tf_serving_host=server.name, model_tls_server_name=name) for server in reached]
@@ -69,7 +69,7 @@ def examine(settings: Settings, *, in_pod: bool) -> Iterator[Finding]:
 
 
 def _ask(servers: list[Server], each: list[Settings], settings: Settings) -> Iterator[Finding]:
-    """What each server serves, whether that fits the settings, and how fast it is."""
+    """Check each server's versions, signature and speed."""
     versions: dict[str, list[int]] = {}
     asked = []
     for server, own in zip(servers, each, strict=True):
@@ -101,7 +101,7 @@ def _ask(servers: list[Server], each: list[Settings], settings: Settings) -> Ite
 
 
 def _use(fits: list[tuple[Server, Predictor, Model]], settings: Settings) -> Iterator[Finding]:
-    """Photos for each server whose model fits."""
+    """Send photos to each server whose model fits."""
     if not fits:
         yield Finding("predict", SKIPPED, "the model does not fit the settings")
         return
@@ -117,8 +117,8 @@ def _compare(versions: dict[str, list[int]]) -> Iterator[Finding]:
         yield Finding(
             "model",
             WARNING,
-            f"the servers have different versions loaded: {listed}. An update is under way, or has stopped",
-            "model.version, to ask for one that all of them have",
+            f"the servers have different versions loaded: {listed}: a rollout is in progress, or stuck",
+            "model.version, to request one that all have",
         )
 
 
@@ -127,7 +127,7 @@ def _listed(versions: list[int]) -> str:
 
 
 def _status(server: Server, settings: Settings) -> tuple[Finding, list[int]]:
-    """The versions that a server has, and those of them that are available."""
+    """Get a server's versions, and those that are available."""
     try:
         channel = open_channel(settings, SERVICE, _RETRY_BUFFER, tls.read(settings))
     except tls.TlsError as error:
@@ -144,18 +144,16 @@ def _status(server: Server, settings: Settings) -> tuple[Finding, list[int]]:
     if available and not failed:
         return Finding("model", OK, told), available
     if available:
-        return Finding(
-            "model", WARNING, told, "model.source: mend or take away the version that can't be loaded"
-        ), available
+        return Finding("model", WARNING, told, "model.source: fix or remove the version that fails to load"), available
     if failed:
         return Finding(
-            "model", FAIL, told, "model.source, or server.resources.limits.memory where it is short of memory"
+            "model", FAIL, told, "model.source, or server.resources.limits.memory where it runs out of memory"
         ), []
     return Finding(
         "model",
         FAIL,
-        f"{told}; none can be asked yet",
-        "server.startup.maxSeconds, where it loads for longer than that",
+        f"{told}; none is available yet",
+        "server.startup.maxSeconds, where loading takes longer",
     ), []
 
 
@@ -166,13 +164,13 @@ def _no_status(server: Server, settings: Settings, error: Any) -> Finding:  # no
             "model",
             FAIL,
             f"{server.name} has no model {settings.model_name!r} ({words})",
-            "model.name, in both places: the gateway asks for it, and the server looks for it in /models/NAME/VERSION",
+            "model.name: the gateway requests it, and the server loads it from /models/NAME/VERSION",
         )
     if code is _CODE.UNIMPLEMENTED:
         return Finding(
             "model",
             FAIL,
-            f"{server.name} speaks gRPC, but is no TensorFlow Serving ({words})",
+            f"{server.name} speaks gRPC, but not TensorFlow Serving's API ({words})",
             "TF_SERVING_HOST in gateway.extraEnv, or server.image.repository",
         )
     if not settings.model_tls and server.port and speaks_tls(server):
@@ -186,20 +184,20 @@ def _no_status(server: Server, settings: Settings, error: Any) -> Finding:  # no
         return Finding(
             "model",
             FAIL,
-            f"{server.name} takes connections and does not answer within {_STATUS_SECONDS:g} s: it is "
-            "starved of CPU, or hangs",
+            f"{server.name} accepts connections but does not answer within {_STATUS_SECONDS:g} s: it "
+            "is starved of CPU, or hangs",
             "server.resources.requests.cpu, server.resources.limits.cpu",
         )
     return Finding(
         "model",
         FAIL,
-        f"{server.name} can't be asked ({code.name}: {words}): is it a gRPC port?",
+        f"call to {server.name} failed ({code.name}: {words}): is it a gRPC port?",
         "TF_SERVING_HOST in gateway.extraEnv: the gRPC port is 8500, the REST port 8501",
     )
 
 
 def _signature(server: Server, predictor: Predictor, settings: Settings) -> Iterator[Finding]:
-    """Whether each version that is asked for is there and fits."""
+    """Check that each requested version is loaded and fits the settings."""
     for name, state in predictor.versions.states.items():
         if isinstance(state, str):
             mend = values_for(state) or "model.name"
@@ -222,20 +220,20 @@ def _preprocessing(model: Model, settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "signature",
             WARNING,
-            f"the preprocessing {settings.preprocessing!r} is not done, as the model takes {model.input_type}",
+            f"preprocessing {settings.preprocessing!r} is not applied, as the model takes {model.input_type}",
             "model.preprocessing: none",
         )
     elif model.input_type == "float32":
         yield Finding(
             "signature",
             OK,
-            f"photos are prepared by {settings.preprocessing!r}; whether the model was trained so, no server can say "
-            "(helm test with test.label and test.photoUrl can)",
+            f"preprocessing is {settings.preprocessing!r}; a server doesn't tell whether the model was trained with it "
+            "(helm test with test.label and test.photoUrl checks it)",
         )
 
 
 def _sample(model: Model, settings: Settings) -> Element:
-    """A photo of this program's own, prepared as the gateway does."""
+    """Draw a photo, and prepare it as the gateway does."""
     across, down = np.meshgrid(np.arange(640), np.arange(480))
     pixels = np.stack([across % 256, down % 256, (across + down) % 256], axis=2).astype(np.uint8)
     file = io.BytesIO()
@@ -245,7 +243,7 @@ def _sample(model: Model, settings: Settings) -> Element:
 
 
 def _predict(server: Server, predictor: Predictor, model: Model, settings: Settings) -> Iterator[Finding]:
-    """A real call, and its time beside what a request has."""
+    """Time real Predict calls, and compare with the request timeout."""
     sample = _sample(model, settings)
     allowed = settings.request_timeout_seconds
     seconds: list[float] = []
@@ -254,32 +252,34 @@ def _predict(server: Server, predictor: Predictor, model: Model, settings: Setti
         try:
             predictor.predict(model, [sample], Deadline.after(_PREDICT_SECONDS))
         except OutOfTime:
-            yield Finding("predict", FAIL, f"{server.name} gives no scores within {_PREDICT_SECONDS:g} s", _FASTER)
+            yield Finding(
+                "predict", FAIL, f"{server.name}: no answer to Predict within {_PREDICT_SECONDS:g} s", _FASTER
+            )
             return
         except GatewayError as error:
             yield Finding("predict", FAIL, f"{server.name}: {error.detail} ({error.cause})", _refusal(str(error.cause)))
             return
         seconds.append(time.monotonic() - start)
         if seconds[-1] > allowed:
-            break  # one more would tell no more
+            break  # one more would add nothing
     usual = min(seconds)
-    text = f"{server.name} scores a photo in {usual:.3f} s, and a request has {allowed:g} s"
+    text = f"{server.name}: Predict takes {usual:.3f} s (request timeout {allowed:g} s)"
     if usual > allowed:
         yield Finding(
-            "predict", FAIL, f"{text}: every photo ends in 504", f"gateway.requestTimeoutSeconds, or {_FASTER}"
+            "predict", FAIL, f"{text}: every request ends in 504", f"gateway.requestTimeoutSeconds, or {_FASTER}"
         )
     elif usual > allowed / 2:
         yield Finding(
             "predict",
             WARNING,
-            f"{text}, in which it is also fetched, decoded and waits for its turn",
+            f"{text}, which includes fetch, decode and queue",
             f"gateway.requestTimeoutSeconds, or {_FASTER}",
         )
     elif seconds[0] > _COLD_SECONDS and seconds[0] > _COLD * usual:
         yield Finding(
             "predict",
             WARNING,
-            f"{text}; the first one took {seconds[0]:.1f} s, as the model is not warm when it is offered",
+            f"{text}; the first call took {seconds[0]:.1f} s, as the model is not warmed up",
             "server.flags.enable_model_warmup, and warm-up requests in the model (clothing-model convert adds them)",
         )
     else:
@@ -297,7 +297,7 @@ def _refusal(cause: str) -> str:
 
 
 def _batch(server: Server, predictor: Predictor, model: Model, settings: Settings) -> Iterator[Finding]:
-    """As many photos in one call as the gateway may send."""
+    """Send the largest batch that the gateway may send."""
     photos = min(settings.predict_batch_size, settings.max_photos, model.batch_limit or settings.predict_batch_size)
     if photos < 2:
         return
@@ -308,15 +308,15 @@ def _batch(server: Server, predictor: Predictor, model: Model, settings: Setting
         yield Finding(
             "batch",
             FAIL,
-            f"{server.name} takes no {photos} photos in a call: {error.detail} ({error.cause})",
+            f"{server.name} refuses a batch of {photos} photos: {error.detail} ({error.cause})",
             "gateway.predictBatchSize, at most server.batching.maxBatchSize",
         )
         return
     seconds = time.monotonic() - start
-    text = f"{server.name} scores {photos} photos in one call in {seconds:.3f} s"
+    text = f"{server.name}: Predict of {photos} photos takes {seconds:.3f} s"
     if seconds > settings.request_timeout_seconds:
         yield Finding(
-            "batch", WARNING, f"{text}, more than a request has", "gateway.predictBatchSize, gateway.maxPhotos"
+            "batch", WARNING, f"{text}, longer than the request timeout", "gateway.predictBatchSize, gateway.maxPhotos"
         )
     else:
         yield Finding("batch", OK, text)

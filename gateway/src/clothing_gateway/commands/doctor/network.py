@@ -1,4 +1,4 @@
-"""The way to the model servers: their name, TCP, and TLS."""
+"""Checks of the network to the model servers: DNS, TCP and TLS."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ from clothing_gateway.commands.doctor.report import FAIL, OK, WARNING, Finding
 from clothing_gateway.model import tls
 from clothing_gateway.settings import Settings
 
-# A name server that is there answers within milliseconds; one that is away holds getaddrinfo for half a minute.
+# A DNS server answers within milliseconds; an absent one blocks getaddrinfo for half a minute.
 _DNS_SECONDS = 6.0
-# What a firewall drops never answers; what answers, does so at once.
+# Dropped packets never get an answer; all else is answered at once.
 _CONNECT_SECONDS = 3.0
 _CERTIFICATE_DAYS = 14
 _TLS_VALUE = "gateway.serverTls.secretName"
 
 _NO_SERVER = (
     "server.startup.maxSeconds where a server is still loading, server.resources or server.gpu.nodeSelector where it "
-    "is Pending, model.source or server.resources.limits.memory where it starts again and again (kubectl get pods, "
-    "kubectl logs)"
+    "is Pending, model.source or server.resources.limits.memory where it restarts again and again (kubectl get "
+    "pods, kubectl logs)"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One address of the model servers."""
+    """Address and port of one model server."""
 
     address: str
     port: int
 
     @property
     def name(self) -> str:
-        """As it is written in a URL."""
+        """HOST:PORT, as in a URL."""
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
 def look_up(host: str, addresses: list[str], *, in_pod: bool) -> Finding:
-    """Whether a host has addresses, which are added to those given."""
+    """Resolve a host, and append what it finds to the addresses."""
     with suppress(ValueError):
         addresses.append(str(ip_address(host)))
-        return Finding("dns", OK, f"{host} is an address: there is one model server, or something that spreads calls")
+        return Finding("dns", OK, f"{host} is an address: one model server, or a load balancer")
     found = _within(_DNS_SECONDS, lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
     if found is None or (isinstance(found, socket.gaierror) and found.errno == socket.EAI_AGAIN):
         return Finding(
             "dns",
             FAIL,
-            f"no name server answered about {host}",
+            f"no DNS server answered for {host}",
             "networkPolicy.dns.to, networkPolicy.dns.port, where networkPolicy.enabled; else it is the cluster's DNS",
         )
     if isinstance(found, Exception) or not found:
         return Finding(
             "dns",
             FAIL,
-            f"{host} has no address: no model server is ready, as a headless Service names ready pods only, or there "
-            "is no such Service in this namespace",
+            f"{host} has no address: no model server is ready (a headless Service lists ready pods only), or this "
+            "namespace has no such Service",
             f"{_NO_SERVER}; TF_SERVING_HOST in gateway.extraEnv, where it names another Service",
         )
     addresses.extend(dict.fromkeys(str(entry[4][0]) for entry in found))
@@ -73,8 +73,8 @@ def look_up(host: str, addresses: list[str], *, in_pod: bool) -> Finding:
         return Finding(
             "dns",
             WARNING,
-            f"{host} has the address {listed}, which is the Service's own: a gateway keeps one connection through it, "
-            "and so asks one model server however many there are",
+            f"{host} has the address {listed}, the Service's cluster IP: a gateway keeps one connection through it, "
+            "and so uses one model server only",
             "TF_SERVING_HOST in gateway.extraEnv: leave it out, the chart names its headless Service",
         )
     alone = ": one model server is ready" if in_pod else ""
@@ -82,13 +82,13 @@ def look_up(host: str, addresses: list[str], *, in_pod: bool) -> Finding:
 
 
 def _is_the_services_own(host: str, address: str) -> bool:
-    """Whether an address is a Service's and no pod's: the cluster's DNS calls it by the Service's name."""
+    """Tell a Service's cluster IP from a pod's: the cluster's reverse DNS names the Service."""
     found = _within(_DNS_SECONDS, lambda: socket.gethostbyaddr(address))
     return isinstance(found, tuple) and found[0].partition(".")[0] == host.partition(".")[0]
 
 
 def _within(seconds: float, call: Any) -> Any:  # noqa: ANN401 - whatever the call gives
-    """What a call gives, the OSError that it ends with, or None when it takes too long."""
+    """Run a call; its result, the OSError that it raised, or None after a timeout."""
     result: list[Any] = []
 
     def run() -> None:
@@ -104,7 +104,7 @@ def _within(seconds: float, call: Any) -> Any:  # noqa: ANN401 - whatever the ca
 
 
 def connect(server: Server, host: str, settings: Settings) -> Iterator[Finding]:
-    """TCP, and TLS where it is on."""
+    """Check TCP, and TLS where it is on."""
     start = time.monotonic()
     try:
         socket.create_connection((server.address, server.port), _CONNECT_SECONDS).close()
@@ -112,7 +112,7 @@ def connect(server: Server, host: str, settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "connection",
             FAIL,
-            f"{server.name} takes no connection within {_CONNECT_SECONDS:g} s: packets to it are dropped",
+            f"{server.name}: no connection within {_CONNECT_SECONDS:g} s: packets are dropped",
             "networkPolicy.enabled, where the chart's policies are the only ones; else a policy of the namespace or a "
             "security group of the nodes must let gateways reach this port",
         )
@@ -121,13 +121,13 @@ def connect(server: Server, host: str, settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "connection",
             FAIL,
-            f"{server.name}: {error.strerror}. A model server listens when it has loaded a model, and not before",
+            f"{server.name}: {error.strerror}. A model server listens only once it has loaded a model",
             _NO_SERVER,
         )
         return
     milliseconds = (time.monotonic() - start) * 1000
     if not settings.model_tls:
-        yield Finding("connection", OK, f"{server.name} takes connections, in {milliseconds:.1f} ms")
+        yield Finding("connection", OK, f"{server.name} accepts connections, in {milliseconds:.1f} ms")
         return
     try:
         tls.read(settings)
@@ -137,14 +137,14 @@ def connect(server: Server, host: str, settings: Settings) -> Iterator[Finding]:
     yield _shake_hands(server, settings.model_tls_server_name or host, settings)
 
 
-# What OpenSSL says of a certificate (X509_V_ERR_…), what that means here, and the values.
+# OpenSSL's verdict on a certificate (X509_V_ERR_…), its meaning here, and the values.
 _VERIFY = {
     9: ("is not valid yet: a clock is wrong, here or where it was made", ""),
     10: ("has expired", "server.tls.certManager.enabled, or renew the Secret of server.tls.secretName"),
-    18: ("vouches for itself, and is not the one of ca.crt", _TLS_VALUE),
-    19: ("comes from an authority that is not in ca.crt", _TLS_VALUE),
-    20: ("comes from an authority that is not in ca.crt", _TLS_VALUE),
-    21: ("comes from an authority that is not in ca.crt", _TLS_VALUE),
+    18: ("is self-signed, and not the one in ca.crt", _TLS_VALUE),
+    19: ("is signed by a CA that is not in ca.crt", _TLS_VALUE),
+    20: ("is signed by a CA that is not in ca.crt", _TLS_VALUE),
+    21: ("is signed by a CA that is not in ca.crt", _TLS_VALUE),
     62: ("is for other names", "gateway.serverTls.serverName"),
     64: ("is for other names", "gateway.serverTls.serverName"),
 }
@@ -163,11 +163,11 @@ def _shake_hands(server: Server, name: str, settings: Settings) -> Finding:
             certificate = secured.getpeercert() or {}
             goes_on = _goes_on(secured)
     except ssl.SSLCertVerificationError as error:
-        words, change = _VERIFY.get(error.verify_code, (f"is not taken: {error.verify_message}", _TLS_VALUE))
-        return Finding("tls", FAIL, f"{server.name}: the certificate, asked for {name!r}, {words}", change)
+        words, change = _VERIFY.get(error.verify_code, (f"is rejected: {error.verify_message}", _TLS_VALUE))
+        return Finding("tls", FAIL, f"{server.name}: the certificate, verified for {name!r}, {words}", change)
     except ssl.SSLError as error:
         reason = (error.reason or str(error)).lower().replace("_", " ")
-        if "certificate" in reason:  # as a server with TLS 1.2 says it
+        if "certificate" in reason:  # a server with TLS 1.2
             return _refused(server, settings)
         return Finding(
             "tls",
@@ -180,16 +180,16 @@ def _shake_hands(server: Server, name: str, settings: Settings) -> Finding:
     if not goes_on:
         return _refused(server, settings)
     days = (ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()) / 86400
-    text = f"{server.name}: the certificate is for {name!r}, and holds for {days:.0f} more days"
+    text = f"{server.name}: the certificate is for {name!r}, valid for {days:.0f} more days"
     if days < _CERTIFICATE_DAYS:
         return Finding("tls", WARNING, text, "server.tls.certManager.renewBefore, or renew server.tls.secretName")
     return Finding("tls", OK, text)
 
 
 def _goes_on(secured: ssl.SSLSocket) -> bool:
-    """Whether a server says anything after the handshake: with TLS 1.3 it looks at the client's certificate then.
+    """Tell whether a server answers after the handshake: with TLS 1.3 it verifies the client's certificate then.
 
-    HTTP/2 begins with these words and an empty frame of settings; a server answers with its own.
+    HTTP/2 begins with these words and an empty SETTINGS frame; a server answers with its own.
     """
     try:
         secured.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
@@ -199,18 +199,18 @@ def _goes_on(secured: ssl.SSLSocket) -> bool:
 
 
 def _refused(server: Server, settings: Settings) -> Finding:
-    shown = "takes not this one" if settings.model_tls_certificate_file else "is shown none"
+    shown = "rejects this one" if settings.model_tls_certificate_file else "gets none"
     return Finding(
         "tls",
         FAIL,
-        f"{server.name} asks for the gateway's certificate, and {shown}",
-        "gateway.serverTls.mutual, and tls.crt and tls.key in the Secret of gateway.serverTls.secretName, from the "
-        "authority in ca.crt of server.tls.secretName",
+        f"{server.name} requires a client certificate (mTLS), and {shown}",
+        "gateway.serverTls.mutual, and tls.crt and tls.key in the Secret of gateway.serverTls.secretName, from the CA "
+        "in ca.crt of server.tls.secretName",
     )
 
 
 def speaks_tls(server: Server) -> bool:
-    """Whether there is TLS on a port, with whomever."""
+    """Tell whether a port speaks TLS, with any certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""The gateway's own side: settings, keys, its admin port, where photos come from, memory and CPU."""
+"""Checks of the gateway itself: settings, keys, admin port, fetching, memory and CPU."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ PID_1 = Path("/proc/1/cmdline")
 
 _ADMIN_SECONDS = 3.0
 _DNS_SECONDS = 6.0
-# So large a part of the requests is no accident, if it is a part of so many that one alone is not.
+# An error rate that is no accident, given so many requests that one error alone does not make it.
 _MANY_ERRORS, _FEW_REQUESTS = 0.01, 20
-# Of the periods (100 ms) in which the container worked, so many cut short make requests visibly slower.
+# From this share of throttled CPU periods (100 ms) on, requests get visibly slower.
 _MUCH_THROTTLED = 0.1
 # A name that the IANA keeps for examples (RFC 2606), and that resolves wherever the internet's names do.
 _OUTSIDE = "example.com"
@@ -38,7 +38,7 @@ _MOST_NAMES = 5
 # 169.254.169.254 and its IPv6 sister hand out the node's credentials.
 _METADATA = (ip_address("169.254.169.254"), ip_address("fd00:ec2::254"))
 
-# What is behind the errors that are not a client's.
+# The values behind the errors that are not a client's.
 _MEND = {
     "overloaded": "gateway.replicas or gateway.autoscaling, server.replicas or server.autoscaling; gateway.maxInFlight "
     "where the servers are idle",
@@ -69,7 +69,7 @@ def flags_of_the_gateway(cmdline: Path = PID_1) -> list[str]:
 def load_settings(
     environment: Mapping[str, str], flags: Mapping[str, str | None]
 ) -> tuple[Settings | None, list[Finding]]:
-    """The settings, or none where they can't be used."""
+    """Load the settings; None where they are invalid."""
     try:
         settings, sources, warnings = Settings.load(environment, flags)
     except SettingsError as error:
@@ -82,8 +82,8 @@ def load_settings(
             Finding(
                 "settings",
                 WARNING,
-                f"fetching a photo may take {settings.fetch_timeout_seconds:g} s, and a request has "
-                f"{settings.request_timeout_seconds:g} s: that leaves the model none",
+                f"the fetch timeout is {settings.fetch_timeout_seconds:g} s, and the request timeout "
+                f"{settings.request_timeout_seconds:g} s: that leaves the model no time",
                 "gateway.fetch.timeoutSeconds, gateway.requestTimeoutSeconds",
             )
         )
@@ -92,18 +92,18 @@ def load_settings(
             Finding(
                 "settings",
                 WARNING,
-                f"a gateway that ends waits {settings.drain_timeout_seconds:g} s for requests that may take "
+                f"graceful shutdown waits {settings.drain_timeout_seconds:g} s for requests that may take "
                 f"{settings.request_timeout_seconds:g} s",
                 values_for("GATEWAY_DRAIN_TIMEOUT_SECONDS"),
             )
         )
     given = sum(source != "default" for source in sources.values())
-    ok = f"{given} of {len(ROWS)} are given, the others have their defaults; all can be used"
+    ok = f"{given} of {len(ROWS)} set, the others at their defaults; all valid"
     return settings, [Finding("settings", OK, ok), *findings]
 
 
 def keys(settings: Settings) -> Iterator[Finding]:
-    """The file of keys, where there is to be one."""
+    """Check the file of API keys, where one is set."""
     if not settings.keys_file:
         return
     try:
@@ -111,11 +111,11 @@ def keys(settings: Settings) -> Iterator[Finding]:
     except KeysError as error:
         yield Finding("keys", FAIL, str(error), "gateway.keys.secretName: its Secret needs a file `keys`")
     else:
-        yield Finding("keys", OK, f"{settings.keys_file} can be used")
+        yield Finding("keys", OK, f"{settings.keys_file} is valid")
 
 
 def admin_port(address: str, *, in_pod: bool) -> Iterator[Finding]:
-    """What the gateway itself says: that it lives, that it is ready or why not, and what it counted."""
+    """Check readiness and error counts on a gateway's admin port."""
     http = urllib3.PoolManager(timeout=_ADMIN_SECONDS, retries=False)
     try:
         ready = http.request("GET", f"{address}/readyz")
@@ -128,23 +128,23 @@ def admin_port(address: str, *, in_pod: bool) -> Iterator[Finding]:
         yield Finding(
             "gateway",
             FAIL if in_pod else SKIPPED,
-            f"nothing answers at {address}"
+            f"no answer from {address}"
             + (
-                ": the gateway of this pod is starting, ending, or starved of CPU"
+                ": this pod's gateway is starting, shutting down, or starved of CPU"
                 if in_pod
-                else ": kubectl port-forward deployment/… 9697 brings a gateway's admin port here"
+                else ": forward a gateway's admin port with kubectl port-forward deployment/… 9697"
             ),
             "gateway.resources.requests.cpu, gateway.resources.limits.cpu" if in_pod else "",
         )
         return
     except (ValueError, TypeError):
-        yield Finding("gateway", FAIL, f"what answers at {address} is no gateway's admin port", "gateway.extraEnv")
+        yield Finding("gateway", FAIL, f"{address} is not a gateway's admin port", "gateway.extraEnv")
         return
     if ready.status != 200:
         reason = str(status.get("reason"))
-        yield Finding("gateway", FAIL, f"not ready, it says: {reason}", values_for(reason))
+        yield Finding("gateway", FAIL, f"gateway reports not ready: {reason}", values_for(reason))
     else:
-        yield Finding("gateway", OK, "ready, it says")
+        yield Finding("gateway", OK, "gateway reports ready")
     yield _counted(families)
 
 
@@ -162,9 +162,9 @@ def _counted(families: Sequence[Metric]) -> Finding:
             elif sample.name == "gateway_build_info":
                 version = sample.labels["version"]
     listed = ", ".join(f"{code} {count}" for code, count in sorted(errors.items(), key=lambda one: -one[1]))
-    text = f"since its start {requests} requests with photos; errors: {listed or 'none'}"
+    text = f"{requests} photo requests since start; errors: {listed or 'none'}"
     if version != __version__:
-        text += f" (it has the version {version}, and this command {__version__})"
+        text += f" (gateway version {version}, this command {__version__})"
     bad = [code for code in errors if code in _MEND and errors[code] > _MANY_ERRORS * requests]
     if requests >= _FEW_REQUESTS and bad:
         return Finding("metrics", WARNING, text, "; ".join(f"for {code}: {_MEND[code]}" for code in bad))
@@ -172,7 +172,7 @@ def _counted(families: Sequence[Metric]) -> Finding:
 
 
 def photos(settings: Settings, photo: str | None) -> Iterator[Finding]:
-    """Where photos may come from, and whether they do."""
+    """Check where photos may be fetched from, and whether they can be."""
     opened = settings.fetch_allowed_networks
     everything = [str(one) for one in opened if one.prefixlen == 0]
     metadata = [
@@ -184,18 +184,18 @@ def photos(settings: Settings, photo: str | None) -> Iterator[Finding]:
         yield Finding(
             "fetch",
             WARNING,
-            f"photos may come from {', '.join(everything)}: whoever sends a URL reaches every private address",
-            "gateway.fetch.allowedNetworks: name the networks that photos lie in",
+            f"photos may be fetched from {', '.join(everything)}: any client reaches every private address",
+            "gateway.fetch.allowedNetworks: name the networks of the photo servers only",
         )
     elif any(str(one) in (f"{address}/32", f"{address}/128") for one in opened for address in _METADATA):
         yield Finding(
             "fetch",
             WARNING,
-            "photos may come from the cloud's metadata server, which hands out the node's credentials",
+            "photos may be fetched from the cloud's metadata server, which hands out the node's credentials",
             "gateway.fetch.allowedNetworks",
         )
     elif metadata:
-        yield Finding("fetch", OK, f"{', '.join(metadata)} is opened; the cloud's metadata server in it is not")
+        yield Finding("fetch", OK, f"{', '.join(metadata)} is allowed; the cloud's metadata server within it is not")
     if settings.fetch_proxy is not None:
         host, port = settings.fetch_proxy
         try:
@@ -224,12 +224,11 @@ def _found(host: str, *, outside: bool) -> Finding:
             return Finding(
                 "fetch",
                 WARNING,
-                f"names of the internet are not found ({host}: {words}); without them photos are uploads, or come from "
-                "inside",
-                "networkPolicy.dns.to, where networkPolicy.enabled; in an air-gapped cluster nothing",
+                f"internet names don't resolve ({host}: {words}); photos can then be uploaded, or fetched from inside",
+                "networkPolicy.dns.to, where networkPolicy.enabled; nothing in an air-gapped cluster",
             )
         return Finding("fetch", WARNING, f"{host}: {words}", "gateway.fetch.allowedHosts")
-    return Finding("fetch", OK, f"{host} is found" + ("; --photo URL tries a whole fetch" if outside else ""))
+    return Finding("fetch", OK, f"{host} resolves" + ("; --photo URL tries a whole fetch" if outside else ""))
 
 
 def _fetched(settings: Settings, photo: str) -> Finding:
@@ -240,7 +239,7 @@ def _fetched(settings: Settings, photo: str) -> Finding:
         cause = error.cause or error.detail
         change = values_for(cause)
         if not change and error.code == "address-not-allowed":
-            change = "gateway.fetch.allowedNetworks, if it is right that photos come from there"
+            change = "gateway.fetch.allowedNetworks, if photos are meant to be fetched from there"
         elif not change:
             change = "networkPolicy.gateway.egress, where networkPolicy.enabled; gateway.fetch.proxy"
         return Finding("fetch", FAIL, f"{photo}: {error.status} {error.code}: {cause}", change)
@@ -252,9 +251,9 @@ def _fetched(settings: Settings, photo: str) -> Finding:
 
 
 def limits(settings: Settings, *, in_pod: bool, cgroup: Path = CGROUP) -> Iterator[Finding]:
-    """The container's memory and CPU, beside what the settings may take."""
+    """Compare the container's memory and CPU limits with what the settings allow."""
     if not in_pod:
-        yield Finding("memory", SKIPPED, "a pod's limits are to be seen in it: kubectl exec")
+        yield Finding("memory", SKIPPED, "a pod's limits are visible inside it only: kubectl exec")
         return
     limit = memory_limit(cgroup / "memory.max")
     most = -(-memory.most_bytes(settings) // MIB)
@@ -264,17 +263,13 @@ def limits(settings: Settings, *, in_pod: bool, cgroup: Path = CGROUP) -> Iterat
         "GATEWAY_DECODE_MEMORY_BYTES in gateway.extraEnv"
     )
     if killed:
-        yield Finding(
-            "memory", WARNING, f"{killed} processes of this container were killed, as its memory was used up", values
-        )
+        yield Finding("memory", WARNING, f"{killed} OOM kills in this container", values)
     if limit is None:
-        yield Finding("memory", OK, f"no limit is to be seen; requests can make the gateway take {most} MiB")
+        yield Finding("memory", OK, f"no cgroup memory limit; worst-case usage {most} MiB")
     elif (warning := memory.too_small(settings, limit)) is not None:
         yield Finding("memory", WARNING, warning, values)
     else:
-        yield Finding(
-            "memory", OK, f"the limit is {limit // MIB} MiB, and requests can make the gateway take {most} MiB"
-        )
+        yield Finding("memory", OK, f"limit {limit // MIB} MiB, worst-case usage {most} MiB")
     yield _cpu(settings, cgroup)
 
 
@@ -286,21 +281,21 @@ def _cpu(settings: Settings, cgroup: Path) -> Finding:
         return Finding(
             "cpu",
             WARNING,
-            f"for {100 * throttled / periods:.0f} % of the time in which it worked, its limit held the container up",
+            f"throttled by the CPU limit in {100 * throttled / periods:.0f} % of the periods",
             "gateway.resources.limits.cpu: higher, or none; gateway.replicas",
         )
     if settings.decode_slots > cores:
         return Finding(
             "cpu",
             WARNING,
-            f"{settings.decode_slots} photos are decoded at a time, by {cores} cores: they only slow each other",
+            f"{settings.decode_slots} decode slots on {cores} cores: concurrent decodes only slow each other",
             values_for("GATEWAY_DECODE_SLOTS"),
         )
-    return Finding("cpu", OK, f"{cores} cores, and {settings.decode_slots} photos are decoded at a time")
+    return Finding("cpu", OK, f"{cores} cores, {settings.decode_slots} decode slots")
 
 
 def _numbers(file: Path) -> dict[str, int]:
-    """A cgroup's file of names and numbers; empty where there is none."""
+    """Read a cgroup's file of names and numbers; empty where there is none."""
     try:
         return {name: int(number) for name, number in map(str.split, file.read_text(encoding="ascii").splitlines())}
     except (OSError, ValueError):

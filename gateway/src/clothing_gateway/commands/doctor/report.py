@@ -1,4 +1,4 @@
-"""What the doctor found, and how it is said."""
+"""Findings of the doctor, as text and JSON."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ OK, WARNING, FAIL, SKIPPED = "ok", "warning", "fail", "skipped"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     check: str
     state: str
-    text: str  # what is so, and where it is wrong the cause
-    change: str = ""  # which of the chart's values mend it
+    text: str  # the fact, and of a failure the cause
+    change: str = ""  # the chart's values that fix it
 
 
 def healthy(findings: Iterable[Finding]) -> bool:
-    """Whether nothing failed."""
+    """Tell whether nothing failed."""
     return all(finding.state != FAIL for finding in findings)
 
 
 def as_text(finding: Finding) -> str:
-    """A finding for people."""
+    """Format a finding for people."""
     state = "FAIL" if finding.state == FAIL else finding.state
     text = f"{state:<8} {finding.check:<11} {finding.text}"
     return f"{text}\n{'':20} change: {finding.change}" if finding.change else text
 
 
 def summary(findings: list[Finding]) -> str:
-    """The last line for people."""
+    """Format the last line for people."""
     failed = sum(finding.state == FAIL for finding in findings)
     warned = sum(finding.state == WARNING for finding in findings)
     warnings = f"{warned} warning" + ("" if warned == 1 else "s")
@@ -40,7 +40,7 @@ def summary(findings: list[Finding]) -> str:
 
 
 def as_json(findings: list[Finding]) -> str:
-    """All findings for programs."""
+    """Format all findings for programs."""
     checks = [
         {"check": finding.check, "state": finding.state, "text": finding.text, "change": finding.change or None}
         for finding in findings

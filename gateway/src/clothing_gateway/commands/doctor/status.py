@@ -1,4 +1,4 @@
-"""ModelService.GetModelStatus: which versions of a model a server has, and what has become of each.
+"""ModelService.GetModelStatus: a model's versions on a server, and their states.
 
 tensorflow-protobuf has these messages (tensorflow_serving/apis/get_model_status.proto), and lacks a file that they
 import. So they are described here, by the same numbers; enumerations are numbers on the wire.
@@ -22,7 +22,7 @@ _FIELD = descriptor_pb2.FieldDescriptorProto
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
-    """One version of a model."""
+    """State of one version of a model."""
 
     version: int
     state: int
@@ -34,7 +34,7 @@ class VersionStatus:
 
 
 def ask(channel: grpc.Channel, model_name: str, seconds: float) -> list[VersionStatus]:
-    """All versions that the server knows of, or the RpcError that it answers with."""
+    """Get all versions that a server knows of, or raise its RpcError."""
     # The request's one field is the first one of this message, too.
     request = get_model_metadata_pb2.GetModelMetadataRequest()
     request.model_spec.name = model_name
@@ -52,7 +52,7 @@ def ask(channel: grpc.Channel, model_name: str, seconds: float) -> list[VersionS
 
 
 def message_class() -> Any:  # noqa: ANN401 - a class of messages, made here
-    """GetModelStatusResponse, as far as it is read."""
+    """Build GetModelStatusResponse, with the fields that are read."""
     file = descriptor_pb2.FileDescriptorProto(name="model_status.proto", package="doctor", syntax="proto3")
     for message, members in {
         "Status": [("error_message", 2, _FIELD.TYPE_STRING, "")],
