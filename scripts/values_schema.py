@@ -2,7 +2,8 @@
 
     python scripts/values_schema.py      # each chart; `make docs` does
 
-Types, ranges and the like are written in the schema by hand and kept.
+Types, ranges and the like are written in the schema by hand and kept; those of TensorFlow Serving's flags are from the
+chart's table of them, files/server-flags.yaml.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ def generate(chart: Path) -> str:
         keywords = {key: value for key, value in node.items() if key not in {"description", "default"}}
         node.clear()
         node |= {"description": description, **keywords, "default": default}
+    flags = chart / "files" / "server-flags.yaml"
+    if flags.exists():
+        node_at(schema, ("server", "flags"))["properties"] = flag_schemas(yaml.safe_load(flags.read_text()))
     without_unused_definitions(schema)
     return dump(schema) + "\n"
 
@@ -73,6 +77,24 @@ def node_at(schema: Schema, path: KeyPath) -> Schema:
             sys.exit(f"values.schema.json has no {'.'.join(path)}: give it a type there")
         node = node["properties"][key]
     return node
+
+
+def flag_schemas(table: dict[str, Schema]) -> dict[str, Schema]:
+    """Return the schema of each flag that server.flags takes; null, as for any value, is none."""
+    schemas = {}
+    for flag, about in table.items():
+        if "value" in about:
+            continue
+        since = f"; since TensorFlow Serving {about['since']}" if "since" in about else ""
+        since += "; of the portable server only" if "portable" in about else ""
+        schema = {key: value for key, value in about.items() if key not in {"since", "portable"}}
+        schema["description"] += since
+        if "type" in schema:
+            schema["type"] = [schema["type"], "null"]
+        else:
+            schema["enum"] = [*schema["enum"], None]
+        schemas[flag] = {"description": schema.pop("description"), **schema}
+    return schemas
 
 
 def without_unused_definitions(schema: Schema) -> None:

@@ -108,6 +108,14 @@ def test_a_setting_without_a_value_is_reached_by_extra_env(row):
     assert [entry["value"] for entry in container["env"] if entry["name"] == row.variable] == [text]
 
 
+def test_threads_and_alerts_count_the_photos_that_a_gateway_takes_by_default():
+    for file in ("server/_config.tpl", "_alerts.tpl"):
+        counted = re.findall(
+            r"default (\d+) \.Values\.gateway\.maxInFlight", (CLASSIFIER / "templates" / file).read_text()
+        )
+        assert counted == [str(Settings().max_in_flight)]
+
+
 def test_the_doctor_names_values_that_there_are():
     values = flatten(yaml.safe_load((CLASSIFIER / "values.yaml").read_text()))
     top = "|".join({path.partition(".")[0] for path in values})
@@ -120,5 +128,6 @@ def test_the_doctor_names_values_that_there_are():
     ]
     named = {name for text in strings for name in re.findall(rf"(?<![\w/.])((?:{top})\.[a-z]\w*(?:\.\w+)*)", text)}
     assert len(named) > 40
-    named = {name.removesuffix(".limits.cpu") for name in named}  # which is not set by default
+    # What a free map holds is not set by default.
+    named = {re.sub(r"\.limits\.cpu$|(?<=^server\.flags)\.\w+$", "", name) for name in named}
     assert {name for name in named if not any(f"{path}.".startswith(f"{name}.") for path in values)} == set()

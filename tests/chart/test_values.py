@@ -1,5 +1,6 @@
 """Every value is documented, typed, used by a template and set by a test; and what can't be meant is refused."""
 
+import ast
 import json
 import re
 import shutil
@@ -106,7 +107,7 @@ def test_the_schema_has_every_value_and_no_other(chart):
     for parents_own in ("enabled",):  # a parent chart's condition
         known.pop(parents_own)
     values = yaml.safe_load((chart / "values.yaml").read_text())
-    pass_through = ("resources.", "behavior.", "affinity.", "ecurityContext.")
+    pass_through = ("server.flags.", "resources.", "behavior.", "affinity.", "ecurityContext.")
     for path in known:
         node: Any = values
         for key in path.split("."):
@@ -116,12 +117,33 @@ def test_the_schema_has_every_value_and_no_other(chart):
             node = node[key]
 
 
+def test_the_chart_knows_the_flags_of_tensorflow_serving_as_the_portable_server_does():
+    """A flag that one of the two didn't know would be refused here, or end the server there."""
+    table = yaml.safe_load((CLASSIFIER / "files" / "server-flags.yaml").read_text())
+    source = ast.parse((ROOT / "model-image/src/clothing_model/server/flags.py").read_text())
+    flags = next(node for node in source.body if isinstance(node, ast.ClassDef) and node.name == "Flags")
+    known = {ast.unparse(node.target): ast.unparse(node) for node in flags.body if isinstance(node, ast.AnnAssign)}
+    assert len(known) > 40
+    assert set(table) == set(known)
+    own = {flag for flag, text in known.items() if "of this server only" in text}
+    assert {flag for flag, about in table.items() if "portable" in about} == own
+
+
+def test_each_flag_that_follows_from_a_value_names_it():
+    table = yaml.safe_load((CLASSIFIER / "files" / "server-flags.yaml").read_text())
+    values = defaults(CLASSIFIER)
+    named = [about["value"] for about in table.values() if re.fullmatch(r"[a-zA-Z.]+", about.get("value", ""))]
+    assert len(named) == 12
+    assert [name for name in named if not any(f"{key}.".startswith(f"{name}.") for key in values)] == []
+
+
 @by_chart
 def test_the_schema_takes_no_unknown_key_anywhere(chart):
     schema = json.loads((chart / "values.schema.json").read_text())
     assert schema["additionalProperties"] is False
     for path, node in schema_paths(schema, schema):
-        if "properties" in node and path != "global":
+        # A flag that isn't in the schema is refused by validate.yaml, which says why.
+        if "properties" in node and path not in {"global", "server.flags"}:
             assert node["additionalProperties"] is False, path
 
 
@@ -129,11 +151,10 @@ def test_the_schema_takes_no_unknown_key_anywhere(chart):
 def test_every_value_is_used_by_a_template(chart):
     text = "\n".join(file.read_text() for file in (chart / "templates").rglob("*") if file.is_file())
     for key in defaults(chart):
-        # TensorFlow Serving's flags are passed by one loop, and resources, labels and security contexts as they are.
+        # Resources, labels and security contexts are passed as they are.
         used = [
             part
             for part in (
-                "server.flags",
                 "resources",
                 "dashboard.labels",
                 "podSecurityContext",
@@ -215,9 +236,12 @@ REFUSED = [
     ("model: {nam: a}", "at '/model': additional properties 'nam' not allowed"),
     ("replicaCount: 2", "additional properties 'replicaCount' not allowed"),
     (
-        "server: {flags: {max_num_load_retry: 1}}",
-        "at '/server/flags': additional properties 'max_num_load_retry' not allowed",
+        "server: {flags: {num_load_threads: [1]}}",
+        "at '/server/flags/num_load_threads': got array, want null or integer",
     ),
+    ("server: {flags: {grpc_max_threads: 1}}", "at '/server/flags/grpc_max_threads': minimum: got 1, want 2"),
+    ("server: {flags: {rest_api_num_threads: 1}}", "at '/server/flags/rest_api_num_threads': minimum: got 1, want 2"),
+    ("server: {flags: {of_tomorrow: [1]}}", "at '/server/flags/of_tomorrow': got array, want"),
     (
         "server: {flags: {enable_profiler: 'yes'}}",
         "at '/server/flags/enable_profiler': got string, want null or boolean",
@@ -229,7 +253,7 @@ REFUSED = [
     ("server: {gpu: {resourceName: gpu}}", "at '/server/gpu/resourceName': 'gpu' does not match pattern"),
     ("server: {gpu: {memoryFraction: 1.5}}", "at '/server/gpu/memoryFraction': maximum: got 1.5, want 1"),
     ("server: {rollout: {mode: fast}}", "at '/server/rollout/mode': value must be one of"),
-    ("server: {extraArgs: ['model']}", "at '/server/extraArgs/0': 'model' does not match pattern"),
+    ("server: {extraArgs: ['--port=1']}", "at '/server': additional properties 'extraArgs' not allowed"),
     ("server: {replicas: -1}", "at '/server/replicas': minimum: got -1, want 0"),
     ("server: {resources: {limits: {memory: 2 GB}}}", "at '/server/resources/limits/memory'"),
     ("server: {nodeSelector: {gpu: true}}", "at '/server/nodeSelector/gpu': got boolean, want string"),

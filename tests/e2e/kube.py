@@ -145,7 +145,7 @@ def image(cluster: clusters.Cluster, tags: dict[str, str], name: str) -> str:
 
 def as_upstream(cluster: clusters.Cluster) -> tuple[str, ...]:
     """Values with which the servers have no handler for signals, as TensorFlow Serving: the portable one would."""
-    return () if cluster.has_official_server else ("server.extraArgs={--handle_signals=false}",)
+    return () if cluster.has_official_server else ("server.flags.handle_signals=false",)
 
 
 def make_namespace(cluster: clusters.Cluster, name: str) -> None:

@@ -19,7 +19,7 @@ import processes
 HERE = f"{NAMESPACE}-failures"
 # As TensorFlow Serving, which has no handler for SIGTERM; the flag is the portable server's, and TensorFlow Serving
 # passes over what it doesn't know.
-VALUES = ("server.extraArgs={--handle_signals=false}", "server.drainSeconds=2", "gateway.drain.delaySeconds=3")
+VALUES = ("server.flags.handle_signals=false", "server.drainSeconds=2", "gateway.drain.delaySeconds=3")
 # Found by a flag that the chart sets. Its own command line has the flag in other letters.
 SIGNAL = """
 for process in /proc/[0-9]*; do

@@ -10,7 +10,7 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* What selects the pods of a component. It must never change: selectors are immutable.
+{{- /* Selector of a component's pods. It must never change: selectors are immutable.
        Usage: include "clothing-classifier.selectorLabels" (dict "context" . "component" "server") */ -}}
 {{- define "clothing-classifier.selectorLabels" -}}
 app.kubernetes.io/name: {{ default .context.Chart.Name .context.Values.nameOverride | trunc 63 | trimSuffix "-" }}
@@ -53,20 +53,6 @@ app.kubernetes.io/version: {{ .context.Chart.AppVersion | quote }}
 {{- .Values.model.version | toJson | trimAll "\"" -}}
 {{- end -}}
 
-{{- /* Versions to load, as a JSON list: model.versions, or every version that another value names; where there is none, the newest. */ -}}
-{{- define "clothing-classifier.loadedVersions" -}}
-{{- with .Values.model -}}
-{{- $versions := list -}}
-{{- range default (concat (list .version .canary.version) (values .versionLabels) .selectableVersions) .versions -}}
-{{- $version := . | toJson | trimAll "\"" -}}
-{{- if regexMatch "^[0-9]+$" $version -}}
-{{- $versions = append $versions $version -}}
-{{- end -}}
-{{- end -}}
-{{- $versions | uniq | sortAlpha | toJson -}}
-{{- end -}}
-{{- end -}}
-
 {{- define "clothing-classifier.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "clothing-classifier.fullname" .) .Values.serviceAccount.name -}}
@@ -75,24 +61,7 @@ app.kubernetes.io/version: {{ .context.Chart.AppVersion | quote }}
 {{- end -}}
 {{- end -}}
 
-{{- define "clothing-classifier.podSecurityContext" -}}
-{{- include "clothing-classifier.lines" .Values.podSecurityContext -}}
-{{- end -}}
-
-{{- define "clothing-classifier.containerSecurityContext" -}}
-{{- include "clothing-classifier.lines" .Values.containerSecurityContext -}}
-{{- end -}}
-
-{{- /* A map with a line for each key. */ -}}
-{{- define "clothing-classifier.lines" -}}
-{{- $lines := list -}}
-{{- range $key, $value := . -}}
-{{- $lines = append $lines (printf "%s: %s" $key (toJson $value)) -}}
-{{- end -}}
-{{- join "\n" $lines -}}
-{{- end -}}
-
-{{- /* Where and how the pods of a component are scheduled.
+{{- /* Scheduling of a component's pods.
        Usage: include "clothing-classifier.scheduling" (dict "context" . "component" "gateway" "values" .Values.gateway) */ -}}
 {{- define "clothing-classifier.scheduling" -}}
 {{- with .values.priorityClassName }}
@@ -120,9 +89,19 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{- /* Replicas that there are at least, autoscaled or not. */ -}}
+{{- /* Replicas that there are at least and at most, autoscaled or not. */ -}}
 {{- define "clothing-classifier.minReplicas" -}}
-{{- ternary .autoscaling.minReplicas .replicas .autoscaling.enabled -}}
+{{- ternary .autoscaling.minReplicas .replicas .autoscaling.enabled | int64 -}}
+{{- end -}}
+
+{{- define "clothing-classifier.maxReplicas" -}}
+{{- ternary .autoscaling.maxReplicas .replicas .autoscaling.enabled | int64 -}}
+{{- end -}}
+
+{{- /* Selects a component's series by the labels that a PodMonitor gives them, as other scrapers do by habit.
+       Usage: include "clothing-classifier.series" (dict "context" . "component" "gateway") */ -}}
+{{- define "clothing-classifier.series" -}}
+namespace="{{ .context.Release.Namespace }}",pod=~"{{ include "clothing-classifier.fullname" .context }}-{{ .component }}-[a-z0-9]+(-[a-z0-9]+)?"
 {{- end -}}
 
 {{- define "clothing-classifier.hpaMetrics" -}}
@@ -132,7 +111,7 @@ topologySpreadConstraints:
     name: cpu
     target:
       type: Utilization
-      averageUtilization: {{ . }}
+      averageUtilization: {{ int64 . }}
 {{- end }}
 {{- with .targetMemoryUtilizationPercentage }}
 - type: Resource
@@ -140,39 +119,19 @@ topologySpreadConstraints:
     name: memory
     target:
       type: Utilization
-      averageUtilization: {{ . }}
+      averageUtilization: {{ int64 . }}
 {{- end }}
 {{- with .metrics }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
 
-{{- /* How many pods a number or a percentage is, rounded up as Kubernetes does. */ -}}
-{{- define "clothing-classifier.countOf" -}}
-{{- if hasSuffix "%" .value -}}
-{{- ceil (divf (mul (trimSuffix "%" .value | int) .of) 100) -}}
-{{- else -}}
-{{- int .value -}}
-{{- end -}}
-{{- end -}}
-
-{{- /* What a PodDisruptionBudget says. A pod that isn't ready may always go: it serves nobody, and would block the drain. */ -}}
+{{- /* The rule of a PodDisruptionBudget. A pod that isn't ready may always be evicted: it serves nothing, and would block the drain. */ -}}
 {{- define "clothing-classifier.pdbRule" -}}
 {{- if kindIs "invalid" .minAvailable }}
-maxUnavailable: {{ .maxUnavailable }}
+maxUnavailable: {{ toJson .maxUnavailable }}
 {{- else }}
-minAvailable: {{ .minAvailable }}
+minAvailable: {{ toJson .minAvailable }}
 {{- end }}
 unhealthyPodEvictionPolicy: AlwaysAllow
-{{- end -}}
-
-{{- /* Kubernetes has the sleep action since 1.30; before, the image's own sleep does it. */ -}}
-{{- define "clothing-classifier.sleep" -}}
-{{- if semverCompare ">=1.30.0-0" .context.Capabilities.KubeVersion.Version -}}
-sleep:
-  seconds: {{ .seconds }}
-{{- else -}}
-exec:
-  command: [sleep, {{ .seconds | quote }}]
-{{- end -}}
 {{- end -}}

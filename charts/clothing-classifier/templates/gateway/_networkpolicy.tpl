@@ -1,27 +1,5 @@
-{{- /* Where photos come from, as egress rules: the internet less what the gateway refuses as well (clothing_gateway/fetch/policy.py, from which
-       a test compares the lists), and the operator's own networks. Through a proxy it is the proxy alone. */ -}}
-{{- define "clothing-classifier.networkPolicy.photos" -}}
-{{- $fetch := .Values.gateway.fetch -}}
-{{- if $fetch.proxy }}
-{{- $proxy := urlParse $fetch.proxy }}
-{{- if regexMatch "^[0-9.]+:[0-9]+$" $proxy.host }}
-- ports:
-    - port: {{ last (splitList ":" $proxy.host) }}
-  to:
-    - ipBlock:
-        cidr: {{ first (splitList ":" $proxy.host) }}/32
-{{- end }}
-{{- /* A rule without peers would let everything out. */}}
-{{- else if include "clothing-classifier.networkPolicy.photoPeers" . | trim }}
-- ports:
-    {{- range $fetch.allowedPorts }}
-    - port: {{ . }}
-    {{- end }}
-  to:
-    {{- include "clothing-classifier.networkPolicy.photoPeers" . | trim | nindent 4 }}
-{{- end }}
-{{- end -}}
-
+{{- /* Where photos come from: the internet less what the gateway refuses as well (clothing_gateway/fetch/policy.py; a test compares the lists), and
+       the operator's own networks. */ -}}
 {{- define "clothing-classifier.networkPolicy.photoPeers" -}}
 {{- $fetch := .Values.gateway.fetch -}}
 {{- $ipv6 := list -}}

@@ -1,4 +1,4 @@
-{{- /* The files that the server's flags point at. The pod's checksum is of these alone: a chart's version isn't in them. */ -}}
+{{- /* The content of the server's ConfigMap. The pod's checksum is of this alone, which holds no version of the chart. */ -}}
 {{- define "clothing-classifier.server.config" -}}
 {{- with include "clothing-classifier.server.startConfig" . | trim }}
 {{ . }}
@@ -9,38 +9,39 @@ models.config: |
 {{- end }}
 {{- end -}}
 
-{{- /* What is read at the start only. */ -}}
+{{- /* The files that are read at start only. Numbers pass through int64: Go prints 1000000 of a values file as 1e+06, which ends the server. */ -}}
 {{- define "clothing-classifier.server.startConfig" -}}
 {{- if .Values.server.monitoring.enabled }}
 monitoring.config: |
   prometheus_config {
     enable: true
-    path: {{ .Values.server.monitoring.path | toJson }}
+    path: "/monitoring/prometheus/metrics"
   }
 {{- end }}
 {{- with .Values.server.batching }}
-{{- if and .enabled (not .perModel) }}
+{{- if .enabled }}
 batching.config: |
-  max_batch_size { value: {{ .maxBatchSize }} }
-  batch_timeout_micros { value: {{ .timeoutMicros }} }
-  max_enqueued_batches { value: {{ .maxEnqueuedBatches }} }
-  {{- with default (include "clothing-classifier.server.cpus" $) .threads }}
-  num_batch_threads { value: {{ . }} }
-  {{- end }}
+  num_batch_threads { value: {{ include "clothing-classifier.server.batchThreads" $ }} }
+  {{- /* Of this file, a model with parameters of its own takes the threads, which all models share, and nothing else. */}}
+  {{- if not .perModel }}
+  max_batch_size { value: {{ int64 .maxBatchSize }} }
+  batch_timeout_micros { value: {{ int64 .timeoutMicros }} }
+  max_enqueued_batches { value: {{ int64 .maxEnqueuedBatches }} }
   {{- range .allowedBatchSizes }}
-  allowed_batch_sizes: {{ . }}
+  allowed_batch_sizes: {{ int64 . }}
   {{- end }}
   {{- if .padVariableLengthInputs }}
   pad_variable_length_inputs: true
+  {{- end }}
   {{- end }}
 {{- end }}
 {{- end }}
 {{- end -}}
 
-{{- /* Which versions are loaded, and their labels. A server that reloads always has it, so that its flags don't change with it. */ -}}
+{{- /* Which versions are loaded, and their labels. With hotReload it is always there, so that the flags don't change with it. */ -}}
 {{- define "clothing-classifier.server.modelsConfig" -}}
-{{- $versions := include "clothing-classifier.loadedVersions" . | fromJsonArray -}}
-{{- if or $versions (include "clothing-classifier.server.hotReload" .) -}}
+{{- $versions := include "clothing-classifier.server.versions" . | fromJsonArray -}}
+{{- if or $versions (eq .Values.server.rollout.mode "hotReload") -}}
 model_config_list {
   config {
     name: {{ .Values.model.name | toJson }}
@@ -66,84 +67,80 @@ model_config_list {
 {{- end -}}
 {{- end -}}
 
-{{- define "clothing-classifier.server.args" -}}
-- --port=8500
-- --rest_api_port=8501
-{{- if include "clothing-classifier.server.modelsConfig" . }}
-- --model_config_file=/etc/clothing-classifier/models.config
-{{- if or .Values.model.versionLabels (include "clothing-classifier.server.hotReload" .) }}
-- --allow_version_labels_for_unavailable_models=true
-{{- end }}
-{{- else }}
-- --model_name={{ .Values.model.name }}
-- --model_base_path=/models/{{ .Values.model.name }}
-{{- end }}
-{{- if .Values.server.monitoring.enabled }}
-- --monitoring_config_file=/etc/clothing-classifier/monitoring.config
-{{- end }}
-{{- with .Values.server.batching }}
-{{- if .enabled }}
-- --enable_batching=true
-- {{ ternary "--enable_per_model_batching_parameters=true" "--batching_parameters_file=/etc/clothing-classifier/batching.config" .perModel }}
-{{- end }}
-{{- end }}
-{{- if include "clothing-classifier.server.tlsSecretName" . }}
-- --ssl_config_file=/etc/clothing-classifier-tls/ssl.config
-{{- end }}
-{{- if include "clothing-classifier.server.knowsGrpcHealth" . }}
-- --enable_grpc_healthcheck_service=true
-{{- end }}
-{{- /* A gateway asks a silent connection every 5 seconds whether the server lives; without leave for it the server would hang up on it. */}}
-{{- $arguments := list "grpc.http2.min_recv_ping_interval_without_data_ms=4000" }}
-{{- with .Values.server.maxConnectionAgeSeconds }}
-{{- $arguments = concat $arguments (list (printf "grpc.max_connection_age_ms=%d" (mul . 1000)) (printf "grpc.max_connection_age_grace_ms=%d" (mul (ceil $.Values.gateway.requestTimeoutSeconds) 1000))) }}
-{{- end }}
-- --grpc_channel_arguments={{ join "," $arguments }}
-{{- if and .Values.server.gpu.enabled (not (kindIs "invalid" .Values.server.gpu.memoryFraction)) }}
-- --per_process_gpu_memory_fraction={{ .Values.server.gpu.memoryFraction }}
-{{- end }}
-{{- range $flag, $value := include "clothing-classifier.server.flags" . | fromJson }}
-- --{{ $flag }}={{ kindIs "string" $value | ternary $value (toJson $value) }}
-{{- end }}
-{{- with .Values.server.extraArgs }}
-{{ toYaml . }}
-{{- end }}
+{{- /* Versions to load, as a JSON list: model.versions, else each version that another value names; empty loads the newest. */ -}}
+{{- define "clothing-classifier.server.versions" -}}
+{{- $versions := list -}}
+{{- with .Values.model -}}
+{{- range default (concat (list .version .canary.version) (values .versionLabels) .selectableVersions) .versions -}}
+{{- $versions = append $versions (. | toJson | trimAll "\"") -}}
+{{- end -}}
+{{- end -}}
+{{- mustRegexFindAll "\\b[0-9]+\\b" (join " " $versions) -1 | uniq | sortAlpha | toJson -}}
 {{- end -}}
 
-{{- /* The flags that have a value, and those that follow from others: how often to look for changes, and threads by the CPU limit, which
-       TensorFlow Serving doesn't see: it counts the node's CPUs. */ -}}
+{{- /* Defaults of TensorFlow Serving's flags, with server.flags over them; as JSON. */ -}}
 {{- define "clothing-classifier.server.flags" -}}
-{{- $derived := dict "file_system_poll_wait_seconds" 0 -}}
-{{- with include "clothing-classifier.server.cpus" . | int -}}
-{{- $derived = merge $derived (dict "tensorflow_intra_op_parallelism" . "tensorflow_inter_op_parallelism" .
-  "grpc_max_threads" (mul 4 .) "rest_api_num_threads" (mul 4 .)) -}}
-{{- end -}}
-{{- if include "clothing-classifier.server.hotReload" . -}}
-{{- $poll := .Values.server.rollout.pollSeconds -}}
-{{- $derived = merge (dict "file_system_poll_wait_seconds" $poll "model_config_file_poll_wait_seconds" $poll
-  "num_load_threads" 1 "num_unload_threads" 1) $derived -}}
-{{- end -}}
-{{- $flags := dict -}}
+{{- $cpus := include "clothing-classifier.server.cpus" . | int -}}
+{{- $set := dict -}}
 {{- range $flag, $value := .Values.server.flags -}}
 {{- if not (kindIs "invalid" $value) -}}
-{{- $_ := set $flags $flag $value -}}
+{{- $_ := set $set $flag $value -}}
 {{- end -}}
 {{- end -}}
-{{- merge $flags $derived | toJson -}}
+{{- $defaults := dict
+  "enable_profiler" false
+  "file_system_poll_wait_seconds" 0
+  "max_num_load_retries" 0
+  "grpc_channel_arguments" (include "clothing-classifier.server.channelArguments" .)
+  "grpc_max_threads" (include "clothing-classifier.server.grpcThreads" . | int)
+  "rest_api_num_threads" (mul 4 $cpus) -}}
+{{- if not $set.tensorflow_session_parallelism -}}
+{{- $defaults = merge (dict "tensorflow_intra_op_parallelism" $cpus "tensorflow_inter_op_parallelism" $cpus) $defaults -}}
+{{- end -}}
+{{- with .Values.server.rollout -}}
+{{- if eq .mode "hotReload" -}}
+{{- $defaults = merge (dict "file_system_poll_wait_seconds" .pollSeconds "model_config_file_poll_wait_seconds" .pollSeconds
+  "num_load_threads" 1 "num_unload_threads" 1) $defaults -}}
+{{- end -}}
+{{- end -}}
+{{- merge $set $defaults | toJson -}}
 {{- end -}}
 
-{{- /* The CPU limit in whole CPUs, one at least; empty where there is no limit. */ -}}
+{{- /* CPUs that the pod is promised, at least 1: the limit rounded down, else the request rounded up. TensorFlow would count the node's. */ -}}
 {{- define "clothing-classifier.server.cpus" -}}
-{{- with dig "limits" "cpu" "" .Values.server.resources | toString -}}
-{{- $cpus := hasSuffix "m" . | ternary (divf (trimSuffix "m" . | float64) 1000) (float64 .) -}}
-{{- max 1 (floor $cpus) -}}
-{{- end -}}
+{{- $limit := dig "limits" "cpu" "" .Values.server.resources | toString -}}
+{{- $quantity := default (dig "requests" "cpu" "" .Values.server.resources | toString) $limit -}}
+{{- $cpus := ternary (divf (trimSuffix "m" $quantity | float64) 1000) (float64 $quantity) (hasSuffix "m" $quantity) -}}
+{{- max 1 (ternary (ceil $cpus) (floor $cpus) (empty $limit)) -}}
 {{- end -}}
 
-{{- /* Whether new versions and labels come to running servers. */ -}}
-{{- define "clothing-classifier.server.hotReload" -}}
-{{- if eq .Values.server.rollout.mode "hotReload" -}}
-true
+{{- define "clothing-classifier.server.batchThreads" -}}
+{{- default (include "clothing-classifier.server.cpus" .) .Values.server.batching.threads | int64 -}}
+{{- end -}}
+
+{{- /* TensorFlow Serving queues no call: beyond its threads it refuses (measured: 8 threads, 24 clients, 204 of 1,214 answers were 503; with 256
+       threads none). So there are as many as all gateways can send: a call for each photo in flight, from one gateway more while they are
+       replaced, to one server fewer while one is drained, a metadata call of each gateway, and the port's own thread. A batch fills only from
+       calls that wait: twice its size for each batch thread. A thread that waits costs about half a MiB. */ -}}
+{{- define "clothing-classifier.server.grpcThreads" -}}
+{{- $gateways := include "clothing-classifier.maxReplicas" .Values.gateway | int -}}
+{{- $servers := max 1 (sub (include "clothing-classifier.minReplicas" .Values.server | int) 1) -}}
+{{- $photos := mul (add $gateways 1) (default 32 .Values.gateway.maxInFlight | int64) -}}
+{{- $calls := add (div (add $photos $servers -1) $servers) $gateways 2 -}}
+{{- $batched := 0 -}}
+{{- with .Values.server.batching -}}
+{{- if and .enabled (not .perModel) -}}
+{{- $batched = mul 2 (int64 .maxBatchSize) (include "clothing-classifier.server.batchThreads" $ | int64) -}}
+{{- end -}}
+{{- end -}}
+{{- max 64 $calls $batched -}}
+{{- end -}}
+
+{{- /* A gateway pings a silent connection every 5 seconds; without leave the server would close it. A connection's age makes gateways ask DNS. */ -}}
+{{- define "clothing-classifier.server.channelArguments" -}}
+grpc.http2.min_ping_interval_without_data_ms=4000
+{{- with .Values.server.maxConnectionAgeSeconds -}}
+,grpc.max_connection_age_ms={{ mul . 1000 }},grpc.max_connection_age_grace_ms={{ mul (ceil $.Values.gateway.requestTimeoutSeconds) 1000 }}
 {{- end -}}
 {{- end -}}
 
@@ -153,86 +150,36 @@ true
 {{- end -}}
 {{- end -}}
 
-{{- define "clothing-classifier.server.resources" -}}
-{{- $resources := deepCopy .Values.server.resources -}}
-{{- if .Values.server.gpu.enabled -}}
-{{- $gpu := dict .Values.server.gpu.resourceName .Values.server.gpu.count -}}
-{{- $_ := set $resources "limits" (merge $gpu (default dict $resources.limits)) -}}
-{{- end -}}
-{{- toYaml $resources -}}
-{{- end -}}
-
-{{- /* The server's values with what its GPU adds to them. */ -}}
-{{- define "clothing-classifier.server.scheduling" -}}
-{{- $values := .Values.server -}}
-{{- if .Values.server.gpu.enabled -}}
-{{- $values = merge (dict
-  "nodeSelector" (merge (dict) .Values.server.nodeSelector .Values.server.gpu.nodeSelector)
-  "tolerations" (concat .Values.server.tolerations .Values.server.gpu.tolerations)) (omit .Values.server "nodeSelector" "tolerations") -}}
-{{- end -}}
-{{- include "clothing-classifier.scheduling" (dict "context" . "component" "server" "values" $values) -}}
-{{- end -}}
-
-{{- /* How pods are replaced. A server that reloads is replaced, too, when its image or flags change. */ -}}
+{{- /* How pods are replaced. With hotReload too, when their image or flags change. */ -}}
 {{- define "clothing-classifier.server.rolloutMode" -}}
-{{- $replicas := include "clothing-classifier.minReplicas" .Values.server | int -}}
 {{- $mode := .Values.server.rollout.mode -}}
 {{- if not (has $mode (list "auto" "hotReload")) -}}
 {{- $mode -}}
 {{- else if and (or (not .Values.server.gpu.enabled) .Values.server.gpu.spare) (not (include "clothing-classifier.model.oneNode" .)) -}}
 surge
-{{- else if gt $replicas 1 -}}
+{{- else if gt (include "clothing-classifier.minReplicas" .Values.server | int) 1 -}}
 inPlace
 {{- else -}}
 recreate
 {{- end -}}
 {{- end -}}
 
-{{- /* A gateway that finds no model leaves its Service, as another may find one. Where an upgrade takes all servers away, none does: the
-       gateways stay for as long as the model may load, and answer 503 with Retry-After, where clients would find a closed port. */ -}}
-{{- define "clothing-classifier.gateway.readinessFailures" -}}
-{{- $mode := include "clothing-classifier.server.rolloutMode" . -}}
-{{- if or (eq $mode "recreate") (and (eq $mode "inPlace") (eq (include "clothing-classifier.minReplicas" .Values.server | int) 1)) -}}
-{{- max 2 (div (add .Values.server.startup.maxSeconds 2) 3) -}}
-{{- else -}}
-2
-{{- end -}}
+{{- /* In a surge the old server stops when the gateways have had time to find the new one: they ask DNS again when a connection reaches its
+       age, and cluster DNS may be some seconds behind. */ -}}
+{{- define "clothing-classifier.server.minReadySeconds" -}}
+{{- ternary (add .Values.server.maxConnectionAgeSeconds 5) 0 (eq (include "clothing-classifier.server.rolloutMode" .) "surge") -}}
 {{- end -}}
 
-{{- /* Starting may take server.startup.maxSeconds, pulling the image five minutes more. */ -}}
+{{- /* Starting may take server.startup.maxSeconds, pulling the image five minutes more; a gateway is ready when a server is. */ -}}
 {{- define "clothing-classifier.server.progressDeadlineSeconds" -}}
 {{- add .Values.server.startup.maxSeconds (include "clothing-classifier.server.minReadySeconds" .) 300 -}}
 {{- end -}}
 
-{{- /* In a surge, the old server goes only when the gateways had time to find the new one: they look when a connection has reached its age,
-       and cluster DNS may be some seconds behind. */ -}}
-{{- define "clothing-classifier.server.minReadySeconds" -}}
-{{- if eq (include "clothing-classifier.server.rolloutMode" .) "surge" -}}
-{{- add .Values.server.maxConnectionAgeSeconds 5 -}}
-{{- else -}}
-0
-{{- end -}}
-{{- end -}}
-
-{{- /* The kubelet's gRPC probes know no TLS. */ -}}
+{{- /* What startup and liveness probes ask: gRPC health, or the port where the server has none, or speaks TLS, which the kubelet's gRPC probes don't. */ -}}
 {{- define "clothing-classifier.server.alive" -}}
 {{- if and (include "clothing-classifier.server.knowsGrpcHealth" .) (not (include "clothing-classifier.server.tlsSecretName" .)) -}}
 grpc: {port: 8500}
 {{- else -}}
 tcpSocket: {port: grpc}
 {{- end -}}
-{{- end -}}
-
-{{- /* The model's status is 200 whatever its state; its metadata is 404 unless the version can be called. A server that reloads is asked by
-       label, or for any version, so that its pod doesn't change with the version. */ -}}
-{{- define "clothing-classifier.server.metadataPath" -}}
-/v1/models/{{ .Values.model.name }}
-{{- if .Values.model.versionLabel -}}
-/labels/{{ .Values.model.versionLabel }}
-{{- else if not (include "clothing-classifier.server.hotReload" .) -}}
-{{- with include "clothing-classifier.modelVersion" . -}}
-/versions/{{ . }}
-{{- end -}}
-{{- end -}}
-/metadata
 {{- end -}}
