@@ -127,13 +127,13 @@ def unknown(command: Command) -> list[str]:
     return [f"{command}: {flag}" for flag in command.flags if flag not in allowed]
 
 
-def test_nothing_is_asked_of_other_programs_that_they_do_not_know():
+def test_subcommands_and_flags_of_other_programs_exist():
     found = given(*KNOWN)
     assert len(found) > 60
     assert [complaint for command in found for complaint in unknown(command)] == []
 
 
-def test_every_program_of_a_shells_block_is_known():
+def test_every_program_of_a_shell_block_is_known():
     ours = {"make", "helm", "clothing-gateway", "clothing-model"}
     scripts = {command.program for command in COMMANDS if command.strict}
     strange = scripts - ours - set(KNOWN) - OTHERS
@@ -143,7 +143,7 @@ def test_every_program_of_a_shells_block_is_known():
 # ---- make ----
 
 
-def test_every_target_of_make_is_there():
+def test_every_make_target_exists():
     wrong = []
     for command in given("make"):
         for word in command.words[1:]:
@@ -157,7 +157,7 @@ def test_every_target_of_make_is_there():
     assert wrong == []
 
 
-def test_every_target_that_make_lists_is_documented():
+def test_every_make_target_is_documented():
     documented = {word for command in given("make") for word in command.words[1:]}
     assert {target for target, about in TARGETS.items() if about} - documented - {"help"} == set()
 
@@ -173,7 +173,7 @@ def parses(parser: argparse.ArgumentParser, command: Command) -> bool:
     return True
 
 
-def test_every_command_of_clothing_gateway_can_be_given(capsys):
+def test_every_clothing_gateway_command_parses(capsys):
     found = given("clothing-gateway")
     assert len(found) > 8
     parser = cli._parser()
@@ -191,7 +191,7 @@ def test_every_command_of_clothing_gateway_can_be_given(capsys):
             assert parses(parser, command), f"{command}: {capsys.readouterr().err}"
 
 
-def test_every_command_of_clothing_gateway_is_documented():
+def test_every_clothing_gateway_command_is_documented():
     commands = next(action for action in cli._parser()._actions if action.dest == "command").choices
     assert set(commands) - {command.words[1] for command in given("clothing-gateway")} == set()
 
@@ -202,7 +202,7 @@ def helps(program: str | Path, *words: str) -> str:
     return done.stdout
 
 
-def test_every_command_of_clothing_model_can_be_given_and_is_documented():
+def test_every_clothing_model_command_exists_and_is_documented():
     commands = set(re.findall(r"^    ([a-z]+) ", helps(MODEL), re.MULTILINE))
     assert {"convert", "serve"} <= commands
     flags = defaultdict(set)
@@ -221,7 +221,7 @@ def test_every_command_of_clothing_model_can_be_given_and_is_documented():
 # ---- helm ----
 
 
-def test_every_flag_of_helm_is_there():
+def test_every_helm_flag_exists():
     found = [command for command in given("helm") if command.words[1] != "diff"]  # a plugin
     assert len(found) > 25
     texts = {name: helps(tool("helm"), name) for name in {command.words[1] for command in found} - {"get"}}
@@ -242,7 +242,7 @@ INSTALLS = [
 
 
 @pytest.mark.parametrize("command", INSTALLS, ids=str)
-def test_what_is_installed_can_be_rendered(command, tmp_path):
+def test_every_documented_install_renders(command, tmp_path):
     options: list[str] = []
     words = list(command.words)[2:]
     while words:
@@ -272,7 +272,7 @@ def test_what_is_installed_can_be_rendered(command, tmp_path):
 # ---- curl ----
 
 
-def test_every_route_that_curl_asks_is_there():
+def test_every_curl_route_exists():
     routes = set(yaml.safe_load((ROOT / "gateway/src/clothing_gateway/web/openapi.yaml").read_text())["paths"])
     routes |= {"/healthz", "/readyz", "/metrics", "/v1/models/clothing-model", ""}
     address = re.compile(r"(?:https?://)?(?:localhost|127\.0\.0\.1|\$\w+)(?::\d+)?(/[^?]*)?(\?.*)?")
@@ -294,7 +294,7 @@ READERS = re.compile(r"model-image/models/|\.venv/|NAME|FILE|VERSION|\.cache/")
 
 
 @by_document
-def test_every_file_that_is_named_is_there(document):
+def test_every_named_file_exists(document):
     named = {
         word.rstrip(".,;:/")
         for text in [*spans(document.read_text()), *(" ".join(command.words) for command in commands_of(document))]
@@ -307,7 +307,7 @@ def test_every_file_that_is_named_is_there(document):
 
 
 @by_document
-def test_every_link_leads_somewhere(document):
+def test_every_link_resolves(document):
     wrong = []
     for link in links(document):
         path, _, anchor = link.partition("#")
@@ -357,11 +357,11 @@ ERROR_CODE = re.compile(
 
 
 @by_document
-def test_every_name_is_one_that_there_is(document):
+def test_every_value_setting_metric_alert_and_error_code_exists(document):
     assert strange_names(document.read_text()) == set()
 
 
-def test_every_error_code_can_be_told():
+def test_every_error_code_matches_the_pattern():
     assert [error.code for error in all_errors() if not ERROR_CODE.fullmatch(error.code)] == []
 
 
@@ -372,14 +372,14 @@ def test_every_error_code_can_be_told():
         "broken-photo", "no-picture",
     ],
 )  # fmt: skip
-def test_a_name_that_there_is_not_is_noticed(name):
+def test_unknown_name_is_detected(name):
     assert strange_names(f"Look at `{name}`, at `gateway.page`, `out-of-time` and `gateway_ready`.") == {name}
 
 
 # ---- the tools of these tests ----
 
 
-def test_commands_are_found_in_the_shells_own_words(tmp_path):
+def test_parser_finds_commands(tmp_path):
     document = tmp_path / "a.md"
     document.write_text(
         "Say `make demo` or:\n\n    A=1 b c | d --e > f   # g\n    i $(j k) && l\n\n"
@@ -400,7 +400,7 @@ def test_commands_are_found_in_the_shells_own_words(tmp_path):
     assert list(simple_commands("for x in a b; do exec y $x; done")) == [("y", "$x")]
 
 
-def test_what_is_not_there_is_noticed():
+def test_unknown_flag_or_subcommand_is_detected():
     document = ROOT / "a.md"
     flag = Command(document, ("kubectl", "get", "pods", "--frobnicate"), strict=True)
     assert unknown(flag) == ["a.md: kubectl get pods --frobnicate: --frobnicate"]
@@ -408,7 +408,7 @@ def test_what_is_not_there_is_noticed():
     assert unknown(Command(document, ("kubectl", "get", "pods", "-l", "a=b"), strict=True)) == []
 
 
-def test_links_and_anchors_are_githubs(tmp_path):
+def test_links_and_anchors_follow_github(tmp_path):
     document = tmp_path / "a.md"
     document.write_text("# A `b` c: d\n\n[x](#a-b-c-d) [y](no.md) `[z](w)`\n\n```\n# no heading\n[v](u)\n```\n")
     assert anchors(document) == {"a-b-c-d"}

@@ -20,7 +20,7 @@ OFFICIAL, PORTABLE = (), ("--profile=portable",)
 both = pytest.mark.parametrize("options", [OFFICIAL, PORTABLE], ids=["official", "portable"])
 
 
-def test_the_official_server_unless_the_portable_one_is_asked_for():
+def test_compose_runs_the_official_server_by_default():
     assert {name: service["build"]["dockerfile"] for name, service in config(*OFFICIAL)["services"].items()} == {
         "gateway": "Dockerfile",
         "model": "Dockerfile",
@@ -32,7 +32,7 @@ def test_the_official_server_unless_the_portable_one_is_asked_for():
 
 
 @both
-def test_the_gateway_finds_its_model_server(options):
+def test_compose_gateway_finds_its_model_server(options):
     services = config(*options)["services"]
     host, port = services.pop("gateway")["environment"]["TF_SERVING_HOST"].split(":")
     [(name, server)] = services.items()
@@ -42,7 +42,7 @@ def test_the_gateway_finds_its_model_server(options):
 
 
 @both
-def test_what_runs_is_hardened_built_here_and_of_this_version(options):
+def test_compose_services_are_hardened_and_built_at_this_version(options):
     for name, service in config(*options)["services"].items():
         assert service["read_only"], name
         assert service["tmpfs"] == ["/tmp"], name
@@ -54,7 +54,7 @@ def test_what_runs_is_hardened_built_here_and_of_this_version(options):
 
 
 @both
-def test_nobody_on_the_network_reaches_it(options):
+def test_compose_publishes_loopback_only(options):
     published = [port for service in config(*options)["services"].values() for port in service.get("ports", [])]
     assert {port["target"] for port in published} == {9696, 9697}
     assert {port["host_ip"] for port in published} == {"127.0.0.1"}

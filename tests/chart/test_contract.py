@@ -39,7 +39,7 @@ def lines_of(rendered: str) -> list[str]:
 
 
 @by_values
-def test_two_renders_are_identical(chart_and_file):
+def test_rendering_is_deterministic(chart_and_file):
     chart, file = chart_and_file
     assert render_anew(chart, "--values", file) == render(chart, "--values", file)
 
@@ -51,13 +51,13 @@ def test_helm_3_and_helm_4_render_the_same(chart_and_file):
 
 
 @by_chart
-def test_helm_4_lints_with_nothing_to_say(chart):
+def test_helm_4_lint_has_no_message(chart):
     for file in sorted((chart / "ci").glob("*-values.yaml")):
         result = run(tool("helm4"), "lint", "--strict", "--quiet", chart, "--values", file)
         assert (result.returncode, result.stdout.strip()) == (0, ""), result.stdout + result.stderr
 
 
-def test_the_golden_renders_are_what_the_examples_give():
+def test_golden_renders_match_the_examples():
     kept = {file.name: file.read_text() for file in GOLDEN.glob("*.yaml")}
     renders = golden_renders()
     assert set(kept) == set(renders) == {file.name for file in EXAMPLES}
@@ -65,12 +65,12 @@ def test_the_golden_renders_are_what_the_examples_give():
         assert text == kept[example], f"{example} renders to something else: look at it with `make docs` and git diff"
 
 
-def test_a_golden_render_leaves_long_lines_out():
+def test_golden_render_omits_long_lines():
     assert readable(f"a: 1\n  b: {'x' * 500}\nc: {'y' * 300}\n") == f"a: 1\n  # a long line\nc: {'y' * 300}\n"
 
 
 @by_values
-def test_a_new_chart_version_restarts_no_pod(chart_and_file):
+def test_new_chart_version_restarts_no_pod(chart_and_file):
     chart, file = chart_and_file
     with of_version(chart, "99.0.0") as newer:
         before, after = manifests(chart, "--values", file), manifests(newer, "--values", file)
@@ -86,14 +86,14 @@ def test_a_new_chart_version_restarts_no_pod(chart_and_file):
         assert old == new, "a new version of the chart changes more than the label that names it"
 
 
-def test_a_new_configuration_restarts_the_server_and_nothing_else():
+def test_new_configuration_restarts_only_the_server():
     before = pods(manifests(CLASSIFIER))
     after = pods(manifests(CLASSIFIER, "--set=server.monitoring.enabled=false"))
     assert [what for what in before if before[what] != after[what]] == ["Deployment demo-clothing-classifier-server"]
 
 
 @pytest.mark.parametrize(("chart", "file"), TEMPLATES, ids=[f"{c.name}/{f.relative_to(c)}" for c, f in TEMPLATES])
-def test_nothing_rendered_depends_on_chance_the_clock_or_the_cluster(chart, file):
+def test_templates_use_no_random_clock_or_lookup(chart, file):
     code = re.sub(r"/\*.*?\*/", "", file.read_text(), flags=re.DOTALL)
     calls = re.findall(
         r"\b(rand\w+|uuidv4|now|date\w*|htmlDate\w*|ago|lookup|gen(?:CA|SelfSigned|Signed|Private)\w*|htpasswd|bcrypt)\b",
@@ -106,7 +106,7 @@ IDENTITY = {"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kuberne
 
 
 @by_values
-def test_selectors_hold_what_never_changes(chart_and_file):
+def test_selectors_are_immutable_labels(chart_and_file):
     chart, file = chart_and_file
     for manifest in manifests(chart, "--values", file):
         if manifest["kind"] == "Deployment":
@@ -117,7 +117,7 @@ def test_selectors_hold_what_never_changes(chart_and_file):
             )
 
 
-def test_labels_of_pods_cannot_change_the_selectors():
+def test_pod_labels_cannot_change_the_selectors():
     plain = manifests(CLASSIFIER)
     tampering = [
         f"--set-string={part}.podLabels.app\\.kubernetes\\.io/{key}=other"
@@ -129,7 +129,7 @@ def test_labels_of_pods_cannot_change_the_selectors():
         assert before == after
 
 
-def test_the_defaults_are_short_enough_to_read():
+def test_default_render_is_short():
     lines = render(CLASSIFIER).splitlines()
     assert len(lines) < 400, f"helm template of the defaults has {len(lines)} lines: nobody reads that"
 
@@ -142,7 +142,7 @@ GLOBAL = ("--set=global.imageRegistry=registry.example.com/team", "--set=global.
 
 
 @pytest.mark.parametrize("file", [file for chart, file in values_files() if chart == CLASSIFIER], ids=lambda f: f.stem)
-def test_one_registry_and_its_secret_reach_every_container(file):
+def test_global_registry_and_pull_secret_reach_every_container(file):
     for what, pod in pods(manifests(CLASSIFIER, "--values", file, *GLOBAL)).items():
         assert pod["spec"].get("imagePullSecrets") == [{"name": "registry"}], what
         for container in containers(pod):
@@ -199,7 +199,7 @@ def description(chart: Path) -> Manifest:
     return found
 
 
-def test_artifact_hub_is_told_of_the_images_that_the_defaults_run():
+def test_artifact_hub_annotation_lists_the_default_images():
     app_version, annotations = description(CLASSIFIER)["appVersion"], description(CLASSIFIER)["annotations"]
     told = {image["name"]: image["image"] for image in yaml.safe_load(annotations["artifacthub.io/images"])}
     used = {c["image"] for pod in pods(manifests(CLASSIFIER)).values() for c in containers(pod)}
@@ -211,7 +211,7 @@ def test_artifact_hub_is_told_of_the_images_that_the_defaults_run():
         assert link["url"].startswith("https://")
 
 
-def test_artifact_hub_is_told_what_the_changelog_says(tmp_path):
+def test_artifact_hub_annotation_has_the_changelog(tmp_path):
     package(tmp_path, ROOT)
     version = description(CLASSIFIER)["version"]
     with tarfile.open(tmp_path / f"{CLASSIFIER.name}-{version}.tgz") as archive:
@@ -225,7 +225,7 @@ def test_artifact_hub_is_told_what_the_changelog_says(tmp_path):
     assert len(changes) == len(re.findall("(?<= )- ", section)) > 0
 
 
-def test_a_version_without_a_section_in_the_changelog_is_not_packaged(tmp_path):
+def test_packaging_needs_a_changelog_section(tmp_path):
     shutil.copytree(ROOT / "charts", tmp_path / "charts")
     (tmp_path / "scripts").mkdir()
     program = Path(shutil.copy(ROOT / "scripts" / "package-charts", tmp_path / "scripts"))
@@ -249,7 +249,7 @@ def package(folder: Path, sources: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.glob("*.tgz"))}
 
 
-def test_a_package_of_the_same_sources_has_the_same_bytes(tmp_path):
+def test_packages_are_reproducible(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(ROOT / "charts", elsewhere / "charts", copy_function=shutil.copy)  # copied now: other dates
     shutil.copy(ROOT / "CHANGELOG.md", elsewhere)
@@ -262,7 +262,7 @@ def test_a_package_of_the_same_sources_has_the_same_bytes(tmp_path):
     assert one == two
 
 
-def test_a_package_takes_the_options_of_helm_and_asks_for_a_folder(tmp_path):
+def test_package_charts_passes_options_to_helm(tmp_path):
     program = ROOT / "scripts" / "package-charts"
     assert "usage: scripts/package-charts FOLDER" in run(program).stderr
     assert run(program, tmp_path, "--version", "7.0.0").returncode == 0

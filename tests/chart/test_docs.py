@@ -33,7 +33,7 @@ def table(name: str, header: str) -> list[list[str]]:
     return rows
 
 
-def test_every_mark_for_this_chart_names_tests_that_there_are():
+def test_chart_comparison_names_existing_tests():
     assert ROWS[0][-2:] == ["this chart", "proved by"]
     assert len(ROWS) > 40
     missing = []
@@ -48,8 +48,8 @@ def test_every_mark_for_this_chart_names_tests_that_there_are():
     assert missing == []
 
 
-def test_a_test_that_there_is_not_is_noticed():
-    assert there_is("test_docs.py::test_a_test_that_there_is_not_is_noticed")
+def test_missing_test_is_detected():
+    assert there_is("test_docs.py::test_missing_test_is_detected")
     assert there_is("e2e/test_release.py::test_helm_test")
     assert not there_is("test_docs.py::test_no")
     assert not there_is("no.py::test_no")
@@ -57,7 +57,7 @@ def test_a_test_that_there_is_not_is_noticed():
     assert not there_is("validate_test.yaml: refuses everything")
 
 
-def test_every_object_of_the_defaults_is_explained():
+def test_every_default_object_is_documented():
     text = (ROOT / "docs" / "chart-objects.md").read_text()
     explained = set(re.findall(r"^\| ([A-Z]\w+) `([\w-]+)` \|", text, re.MULTILINE))
     assert explained == {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests(CLASSIFIER)}
@@ -73,13 +73,13 @@ def test_every_object_of_the_defaults_is_explained():
     }
 
 
-def test_every_example_has_its_line():
+def test_every_example_is_listed():
     text = (ROOT / "Chart-values-examples" / "README.md").read_text()
     assert re.findall(r"^\| \[([\w.-]+)\]\(\1\) \| .+ \|$", text, re.MULTILINE)
     assert set(re.findall(r"^\| \[([\w.-]+)\]", text, re.MULTILINE)) == {file.name for file in EXAMPLES}
 
 
-def test_every_threat_that_is_stopped_names_tests_that_there_are():
+def test_every_threat_names_existing_tests():
     rows = table("docs/security.md", "threat")
     assert len(rows) > 20
     missing = []
@@ -91,7 +91,7 @@ def test_every_threat_that_is_stopped_names_tests_that_there_are():
     assert missing == []
 
 
-def test_the_comparison_has_a_mark_for_everyone():
+def test_comparison_has_every_mark():
     [header, *rows] = [
         line.strip("|").split("|")
         for line in (ROOT / "docs/comparison.md").read_text().splitlines()
@@ -113,7 +113,7 @@ def test_the_comparison_has_a_mark_for_everyone():
         ("12 megapixels", ["large-url", "large-upload"]),
     ],
 )
-def test_the_capacity_formula_goes_by_what_was_measured(photo, workloads):
+def test_capacity_figures_match_the_benchmark(photo, workloads):
     """A benchmark that is run again moves the figures a little; a document that is far off is wrong."""
     cells = json.loads((ROOT / "docs/benchmarks/gateway.json").read_text())["cells"]
     [said] = [float(row[1].removesuffix(" ms")) for row in table("docs/operations.md", "a photo") if photo in row[0]]
@@ -122,7 +122,7 @@ def test_the_capacity_formula_goes_by_what_was_measured(photo, workloads):
         assert 2 / 3 < measured / said < 3 / 2, f"{workload}: {measured} ms"
 
 
-def test_the_readme_has_the_table_of_the_last_full_run():
+def test_readme_table_matches_the_last_full_run():
     run = json.loads((ROOT / "docs/benchmarks/cluster.json").read_text())
     measured = [
         [
@@ -139,7 +139,7 @@ def test_the_readme_has_the_table_of_the_last_full_run():
     assert run["date"] in said
 
 
-def test_the_cluster_of_the_tutorial_has_the_nodes_that_its_values_ask_for():
+def test_tutorial_cluster_has_the_nodes_of_its_values():
     cluster = yaml.safe_load((ROOT / "scripts/eks.yaml").read_text())
     groups = {group["name"]: group for group in cluster["managedNodeGroups"]}
     [server] = [
@@ -159,13 +159,13 @@ def test_the_cluster_of_the_tutorial_has_the_nodes_that_its_values_ask_for():
     assert f"serviceAccount.name={role['serviceAccountName']}" in tutorial
 
 
-def test_the_index_leads_to_every_document():
+def test_index_links_every_document():
     text = (ROOT / "docs/README.md").read_text()
     documents = {file.relative_to(ROOT / "docs").as_posix() for file in (ROOT / "docs").rglob("*.md")} - {"README.md"}
     assert {document for document in documents if f"]({document})" not in text} == set()
 
 
-def test_tensorflow_serving_has_one_version_everywhere():
+def test_tensorflow_serving_version_is_the_same_everywhere():
     """A new one comes to the Dockerfile by itself, and to what people copy by nobody."""
     version = re.search(
         r"^ARG TF_SERVING_IMAGE=\S+:(\S+)$", (ROOT / "model-image/Dockerfile").read_text(), re.MULTILINE
@@ -180,7 +180,7 @@ def test_tensorflow_serving_has_one_version_everywhere():
     assert {tag for _, tag in named} == {version}
 
 
-def test_every_picture_is_shown_and_small():
+def test_every_picture_is_used_and_small():
     pictures = {file.name for kind in ("*.png", "*.svg") for file in (ROOT / "docs").rglob(kind)}
     shown = "".join(file.read_text() for file in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"])
     assert {"page.png", "page-phone.png", "architecture.svg"} <= pictures

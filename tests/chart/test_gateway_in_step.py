@@ -25,14 +25,14 @@ def blocks(*options: str) -> dict[str, set[str]]:
     return {block["cidr"]: set(block.get("except", [])) for block in peers}
 
 
-def test_the_network_policy_leaves_out_what_the_gateway_refuses():
+def test_network_policy_excludes_networks_that_the_gateway_refuses():
     internet = IPv6Network("2000::/3")
     ipv6 = {network for network, _, _ in FORBIDDEN_IPV6 if IPv6Network(network).subnet_of(internet)}
     ipv4 = {network for network, _, _ in FORBIDDEN_IPV4}
     assert blocks("--set", "networkPolicy.ipFamilies={IPv4,IPv6}") == {"0.0.0.0/0": ipv4, str(internet): ipv6}
 
 
-def test_the_network_policy_opens_what_the_gateway_opens():
+def test_network_policy_allows_networks_that_the_gateway_allows():
     opened = blocks("--set", "gateway.fetch.allowedNetworks={10.1.0.0/16,192.168.7.9/32}")
     assert set(opened) == {"0.0.0.0/0", "10.1.0.0/16", "192.168.7.9/32"}
 
@@ -50,7 +50,7 @@ def test_the_network_policy_closes_what_the_gateway_denies():
     assert blocks("--set", everything) == {}
 
 
-def test_an_ingress_takes_as_much_as_the_gateway_does():
+def test_ingress_limits_match_the_gateway():
     found = manifests(CLASSIFIER, "--set", "gateway.ingress.enabled=true,gateway.ingress.controller=nginx")
     ingress = next(m for m in found if m["kind"] == "Ingress")
     size = ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"]

@@ -82,7 +82,7 @@ def conform(version, tmp_path):
     return conform
 
 
-def test_a_cluster_would_take_every_render(version, conform):
+def test_every_render_is_valid_kubernetes(version, conform):
     texts = {
         name((chart, file)): render(chart, "--values", file, "--kube-version", version)
         for chart, file in values_files()
@@ -92,7 +92,7 @@ def test_a_cluster_would_take_every_render(version, conform):
 
 
 @pytest.mark.parametrize("version", [KUBERNETES[-1]])
-def test_a_cluster_would_take_all_that_is_off_by_default(conform, tmp_path):
+def test_optional_objects_are_valid_kubernetes(conform, tmp_path):
     values = tmp_path / "values.yaml"
     values.write_text(EVERYTHING)
     rendered = render(CLASSIFIER, "--values", values)
@@ -103,7 +103,7 @@ def test_a_cluster_would_take_all_that_is_off_by_default(conform, tmp_path):
 
 
 @pytest.mark.parametrize("version", [KUBERNETES[-1]])
-def test_a_cluster_would_take_each_source_of_the_model(version, conform):
+def test_every_model_source_is_valid_kubernetes(version, conform):
     """Those that no example has: an image volume, and a claim that the chart makes."""
     image = "image.repository=models,model.source.imageVolume.image.tag=v1,model.source.imageVolume.subPath=models"
     texts = {
@@ -146,14 +146,14 @@ def test_a_mistake_is_noticed(before, after, conform):
         (CERTIFICATE, "dnsNames: [photos]", "dnsNames: photos"),
     ],
 )
-def test_a_mistake_in_a_custom_resource_is_noticed(manifest, before, after, conform):
+def test_invalid_custom_resource_is_detected(manifest, before, after, conform):
     assert conform({"right": manifest}) == ([], 1)
     assert before in manifest
     problems, _ = conform({"wrong": manifest.replace(before, after)})
     assert [problem["filename"].rsplit("/", 1)[1] for problem in problems] == ["wrong.yaml"]
 
 
-def test_what_a_definition_leaves_open_stays_open():
+def test_open_schema_fields_stay_open():
     node: dict[str, Any] = {
         "type": "object",
         "properties": {
@@ -174,7 +174,7 @@ def test_what_a_definition_leaves_open_stays_open():
     assert properties["maybe"]["type"] == ["string", "null"]
 
 
-def test_the_custom_resources_are_those_that_the_chart_can_make():
+def test_custom_resource_definitions_match_the_chart():
     groups = {group for group, *_ in custom_kinds()}
     templates = "\n".join(file.read_text() for file in (CLASSIFIER / "templates").rglob("*.yaml"))
     assert {"gateway.networking.k8s.io", "keda.sh", "monitoring.coreos.com", "cert-manager.io"} == groups

@@ -58,14 +58,14 @@ def test_the_alerts_fire_and_clear(rules, tmp_path):
     assert code == 0, text
 
 
-def test_an_alert_that_does_not_fire_is_noticed(rules, tmp_path):
+def test_silent_alert_is_detected(rules, tmp_path):
     wrong = yaml.safe_dump(rules).replace("gateway_in_flight_photos", "gateway_photos")
     code, text = promtool(with_the_tests(wrong, tmp_path), "test", "rules", "--run=photos pile up", ALERTS.name)
     assert code == 1
     assert "ClassifierPhotosPileUp" in text
 
 
-def test_every_alert_is_tried(rules):
+def test_every_alert_is_tested(rules):
     """To fire, and to be quiet later."""
     tried = set()
     for test in yaml.safe_load(ALERTS.read_text())["tests"]:
@@ -107,7 +107,7 @@ def test_rules_and_dashboard_name_metrics_that_exist(rules, dashboard):
     assert found <= exported() | recorded | FOREIGN
 
 
-def test_the_dashboards_queries_can_be_parsed(dashboard, tmp_path):
+def test_dashboard_queries_parse(dashboard, tmp_path):
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     plain = [re.sub(r"\$__rate_interval", "5m", query) for query in queries]
     group = {"name": "dashboard", "rules": [{"record": f"panel:{n}", "expr": query} for n, query in enumerate(plain)]}
@@ -118,18 +118,18 @@ def test_the_dashboards_queries_can_be_parsed(dashboard, tmp_path):
     assert promtool(tmp_path, "check", "rules", file.name)[0] == 1
 
 
-def test_the_dashboard_has_no_id_of_one_grafana_and_no_two_panels_in_one_place(dashboard):
+def test_dashboard_is_portable_and_panels_do_not_overlap(dashboard):
     assert "id" not in dashboard
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
     assert len(set(places)) == len(places)
     assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {"$datasource"}
 
 
-def test_the_alert_on_full_gateways_goes_by_the_gateways_own_limit(rules):
+def test_pile_up_alert_uses_the_in_flight_limit(rules):
     assert f"> {0.8 * Settings().max_in_flight}" in alerts(rules)["ClassifierPhotosPileUp"]["expr"]
 
 
-def test_a_monitor_drops_the_probes(objects):
+def test_pod_monitor_drops_probe_metrics(objects):
     monitors = {
         m["metadata"]["name"]: m["spec"]["podMetricsEndpoints"][0] for m in objects if m["kind"] == "PodMonitor"
     }
@@ -149,13 +149,13 @@ def test_a_monitor_drops_the_probes(objects):
     assert not kept(server, {"__name__": latency, "API": "", "entrypoint": "REST"})
 
 
-def test_the_runbooks_links_lead_somewhere():
+def test_runbook_links_resolve():
     text = Path(RUNBOOKS).read_text()
     anchors = {heading.lower() for heading in re.findall(r"^## (\w+)$", text, re.MULTILINE)}
     assert set(re.findall(r"\]\(#(\w+)\)", text)) <= anchors
 
 
-def test_the_runbooks_name_values_that_there_are():
+def test_runbooks_name_existing_values():
     values = flatten(yaml.safe_load((CLASSIFIER / "values.yaml").read_text()))
     top = "|".join({path.partition(".")[0] for path in values})
     named_values = set(re.findall(rf"`((?:{top})\.[\w.]+)`", RUNBOOKS.read_text()))

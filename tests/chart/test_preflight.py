@@ -29,15 +29,15 @@ def model(tmp_path) -> Path:
     return folder
 
 
-def test_there_is_a_shell():
+def test_preflight_image_has_a_shell():
     assert SHELLS
 
 
-def test_the_model_that_the_server_would_take_is_taken(preflight, model):
+def test_preflight_accepts_a_valid_model(preflight, model):
     assert preflight("photos") == (0, f"{model}/1 is there\n", "")
 
 
-def test_the_newest_version_counts_and_other_folders_do_not(preflight, model):
+def test_preflight_checks_the_newest_version_only(preflight, model):
     shutil.copytree(model / "1", model / "20261122")
     shutil.copytree(model / "1", model / "9")
     (model / "notes").mkdir()
@@ -45,12 +45,12 @@ def test_the_newest_version_counts_and_other_folders_do_not(preflight, model):
     assert preflight("photos")[:2] == (0, f"{model}/20261122 is there\n")
 
 
-def test_every_version_asked_for_counts(preflight, model):
+def test_preflight_checks_every_named_version(preflight, model):
     shutil.copytree(model / "1", model / "2")
     assert preflight("photos", "1", "2")[:2] == (0, f"{model}/1 is there\n{model}/2 is there\n")
 
 
-def test_a_graph_without_variables_is_a_model(preflight, model):
+def test_preflight_accepts_a_model_without_variables(preflight, model):
     shutil.rmtree(model / "1" / "variables")
     assert preflight("photos")[0] == 0
 
@@ -132,7 +132,7 @@ def cut_short(model: Path) -> None:
         (cut_short, "/models/photos/1/saved_model.pb is empty: the copy was cut short, make it again"),
     ],
 )
-def test_it_says_what_is_wrong(preflight, model, breaks, message):
+def test_preflight_states_the_cause(preflight, model, breaks, message):
     breaks(model)
     status, output, error = preflight("photos")
     assert (status, output) == (1, "")
@@ -141,14 +141,14 @@ def test_it_says_what_is_wrong(preflight, model, breaks, message):
     assert error.count("\n") == 1
 
 
-def test_a_version_that_is_not_there_is_named(preflight, model):
+def test_preflight_names_a_missing_version(preflight, model):
     status, _, error = preflight("photos", "1", "7")
     assert status == 1
     assert "there is no /models/photos/7/saved_model.pb; /models/photos has: 1" in error
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_files_of_another_user_are_named(shell):
+def test_preflight_names_unreadable_files(shell):
     # As root, who can read everything, the script runs as the chart's user; for that the folder must be anybody's.
     who = {"user": 65532, "group": 65532, "extra_groups": []} if os.getuid() == 0 else {}
     with TemporaryDirectory() as folder:

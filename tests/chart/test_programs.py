@@ -66,7 +66,7 @@ def predict(status=200, answer=SCORES, versions=("1", "1"), url="", **wanted):
     return result, seen
 
 
-def test_the_test_sends_the_photo_as_a_form_and_as_a_body():
+def test_helm_test_uploads_as_form_and_as_body():
     result, seen = predict()
     assert result.returncode == 0, result.stderr
     assert "PASSED" in result.stdout
@@ -80,26 +80,26 @@ def test_the_test_sends_the_photo_as_a_form_and_as_a_body():
 
 
 @pytest.mark.parametrize(("key", "sent"), [(None, None), ("secret\n", "Bearer secret")])
-def test_the_test_sends_the_key_where_there_is_one(monkeypatch, key, sent):
+def test_helm_test_sends_the_api_key(monkeypatch, key, sent):
     if key:
         monkeypatch.setenv("GATEWAY_KEY", key)
     assert [headers["Authorization"] for _, headers, _ in predict()[1]] == [sent, sent]
 
 
-def test_the_test_sends_an_address_too_and_wants_its_class():
+def test_helm_test_checks_the_class_of_a_url():
     result, seen = predict(label="a", photoUrl="https://example.com/a.jpg")
     assert result.returncode == 0, result.stderr
     assert json.loads(seen[2][2]) == {"url": "https://example.com/a.jpg"}
 
 
-def test_the_test_asks_both_versions():
+def test_helm_test_requests_stable_and_canary():
     canary = {"percent": 50, "version": "2", "stable": "1"}
     result, seen = predict(versions=("2", "1"), canary=canary)
     assert result.returncode == 0, result.stderr
     assert [is_chosen(headers["X-Request-Id"], 50) for _, headers, _ in seen[2:]] == [True, False]
 
 
-def test_the_test_waits_for_a_service_that_comes_late():
+def test_helm_test_waits_for_a_late_service():
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
@@ -143,14 +143,14 @@ def test_the_test_waits_for_a_service_that_comes_late():
         ),
     ],
 )
-def test_the_test_fails_and_says_why(given, message):
+def test_helm_test_fails_with_the_reason(given, message):
     result, _ = predict(**given)
     assert result.returncode == 1
     assert "FAILED" in result.stderr
     assert message in result.stderr
 
 
-def test_the_photo_is_the_one_that_is_drawn_and_small(tmp_path):
+def test_sample_photo_is_generated_and_small(tmp_path):
     drawn = tmp_path / "photo.png"
     assert run(sys.executable, ROOT / "scripts" / "draw-sample-photo.py", drawn).returncode == 0
     with Image.open(PHOTO) as kept, Image.open(drawn) as fresh:
@@ -179,7 +179,7 @@ def write_ssl_config(folder, mutual="false"):
 
 
 @pytest.mark.parametrize("mutual", [False, True])
-def test_the_certificates_become_a_configuration_of_tensorflow_serving(mutual, tmp_path):
+def test_certificates_become_an_ssl_config(mutual, tmp_path):
     for name in ("tls.crt", "tls.key", "ca.crt"):
         (tmp_path / name).write_text(f"-----BEGIN {name}-----\n")
     result, config = write_ssl_config(tmp_path, "true" if mutual else "false")
@@ -189,13 +189,13 @@ def test_the_certificates_become_a_configuration_of_tensorflow_serving(mutual, t
     assert config == expected
 
 
-def test_a_ready_configuration_is_taken_as_it_is(tmp_path):
+def test_existing_ssl_config_is_used_unchanged(tmp_path):
     (tmp_path / "ssl.config").write_text('server_key: "k"')
     assert write_ssl_config(tmp_path)[1] == 'server_key: "k"'
 
 
 @pytest.mark.parametrize(("there", "missing"), [(["tls.crt"], "tls.key"), (["tls.crt", "tls.key"], "ca.crt")])
-def test_a_secret_that_lacks_a_part_is_told(there, missing, tmp_path):
+def test_incomplete_tls_secret_is_an_error(there, missing, tmp_path):
     for name in there:
         (tmp_path / name).write_text("pem")
     result, config = write_ssl_config(tmp_path, "true")

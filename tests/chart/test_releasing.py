@@ -56,7 +56,7 @@ def test_a_new_version_is_written_everywhere(tree):
     assert run(tree / "scripts/version").stdout == "9.8.7-rc.1\n"
 
 
-def test_a_place_that_says_another_version_is_named(tree):
+def test_version_mismatch_is_named(tree):
     compose, image = tree / "compose.yaml", "image: clothing-gateway"
     compose.write_text(compose.read_text().replace(f"{image}:{VERSION}", f"{image}:0.0.9"))
     (tree / "gateway/src/clothing_gateway/__init__.py").write_text("")
@@ -66,7 +66,7 @@ def test_a_place_that_says_another_version_is_named(tree):
     assert "gateway/src/clothing_gateway/__init__.py: declares no version" in told.stderr
 
 
-def test_what_is_no_version_is_refused():
+def test_invalid_version_is_refused():
     told = run(ROOT / "scripts/version", "one")
     assert told.returncode == 1
     assert "usage" in told.stderr
@@ -78,7 +78,7 @@ def test_a_tag_must_be_the_version(tmp_path):
     assert f"the version is {VERSION}, and the tag is v99.0.0" in told.stderr
 
 
-def test_a_release_has_a_date(tree):
+def test_release_needs_a_date(tree):
     (tree / "CHANGELOG.md").write_text(f"## {VERSION}, unreleased\n\n### Added\n- All.\n")
     told = run(tree / "scripts/release", tree / "dist", "--tag", f"v{VERSION}")
     assert told.returncode == 1
@@ -115,7 +115,7 @@ def dist(signing, tmp_path_factory):
 
 
 @pytest.mark.timeout(300)  # for a busy machine
-def test_the_dry_run_makes_what_a_release_holds(dist):
+def test_dry_run_makes_every_artifact(dist):
     names = {file.relative_to(dist).as_posix() for file in dist.rglob("*") if file.is_file()}
     assert names - {"said"} - {name for name in names if name.endswith(".prov")} == {
         f"clothing-classifier-{VERSION}.tgz", f"ping-{VERSION}.tgz",
@@ -128,13 +128,13 @@ def test_the_dry_run_makes_what_a_release_holds(dist):
     assert "left for the workflow" in (dist / "said").read_text()
 
 
-def test_the_checksums_are_those_of_the_files(dist):
+def test_checksums_match_the_files(dist):
     sums = dict(line.split("  ")[::-1] for line in (dist / "SHA256SUMS").read_text().splitlines())
     assert len(sums) >= 11
     assert {name: hashlib.sha256((dist / name).read_bytes()).hexdigest() for name in sums} == sums
 
 
-def test_the_charts_are_signed_where_there_is_a_key(dist, signing):
+def test_charts_are_signed_with_a_key(dist, signing):
     if not signing:
         pytest.skip("no gpg on the PATH, with which the key is made")
     signed = {file.name for file in dist.glob("*.prov")}
@@ -142,7 +142,7 @@ def test_the_charts_are_signed_where_there_is_a_key(dist, signing):
     assert signed <= {line.split("  ")[1] for line in (dist / "SHA256SUMS").read_text().splitlines()}
 
 
-def test_charts_of_other_sources_are_not_signed(dist, signing, tmp_path):
+def test_charts_of_changed_sources_are_not_signed(dist, signing, tmp_path):
     if not signing:
         pytest.skip("no gpg on the PATH, with which the key is made")
     shutil.copy(dist / f"clothing-classifier-{VERSION}.tgz", tmp_path)
@@ -153,14 +153,14 @@ def test_charts_of_other_sources_are_not_signed(dist, signing, tmp_path):
     assert list(tmp_path.glob("*.prov")) == []
 
 
-def test_the_job_with_the_key_runs_no_package_of_development():
+def test_signing_job_runs_no_development_package():
     with_key = [name for name, job in JOBS.items() if "HELM_SIGNING_KEY" in str(job)]
     assert with_key == ["release/sign"]
     scripts = [step["run"] for step in JOBS["release/sign"]["steps"] if "run" in step]
     assert not re.search(r"make |pip |\.venv", "\n".join(scripts))
 
 
-def test_the_python_packages_hold_what_they_should(dist):
+def test_python_packages_have_the_expected_files(dist):
     wheel = zipfile.ZipFile(dist / f"packages/clothing_gateway-{VERSION}-py3-none-any.whl").namelist()
     assert {
         "clothing_gateway/commands/cli.py",
@@ -175,20 +175,20 @@ def test_the_python_packages_hold_what_they_should(dist):
     ("name", "lock"),
     [("clothing-gateway", "gateway/requirements.lock"), ("clothing-model-portable", "model-image/requirements.lock")],
 )
-def test_an_sbom_names_each_package_of_the_lock(name, lock, dist):
+def test_sbom_lists_every_locked_package(name, lock, dist):
     bom = json.loads((dist / f"{name}-{VERSION}.cdx.json").read_text())
     locked = set(re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / lock).read_text(), re.MULTILINE))
     assert {(component["name"], component["version"]) for component in bom["components"]} == locked
     assert bom["bomFormat"] == "CycloneDX"
 
 
-def test_the_notes_are_the_changelogs(dist):
+def test_release_notes_are_the_changelog_section(dist):
     notes = (dist / "release-notes.md").read_text()
     assert notes.splitlines()[0].startswith("### ")
     assert "\n## " not in notes
 
 
-def test_the_images_are_those_that_there_are_dockerfiles_for(dist):
+def test_every_dockerfile_has_an_image(dist):
     dockerfiles = {str(file.relative_to(ROOT)) for file in ROOT.glob("*/Dockerfile*")} | {"images/ping/Dockerfile"}
     assert {image["file"] for image in IMAGES} == dockerfiles
     assert len((dist / "images.txt").read_text().splitlines()) == len(IMAGES)
@@ -201,7 +201,7 @@ def test_the_images_are_those_that_there_are_dockerfiles_for(dist):
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_job_has_its_own_rights_and_an_end(job):
+def test_every_job_has_permissions_and_a_timeout(job):
     assert WORKFLOWS[job.partition("/")[0]]["permissions"] == {}
     assert WORKFLOWS[job.partition("/")[0]]["concurrency"]
     assert "write-all" not in str(JOBS[job]["permissions"])
@@ -209,7 +209,7 @@ def test_a_job_has_its_own_rights_and_an_end(job):
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS)
-def test_actions_are_pinned_by_commit_with_the_version_beside_it(workflow):
+def test_actions_are_pinned_by_commit_with_version(workflow):
     text = (ROOT / ".github/workflows" / f"{workflow}.yaml").read_text()
     used = re.findall(r"uses: (.+)$", text, re.MULTILINE)
     assert used
@@ -219,14 +219,14 @@ def test_actions_are_pinned_by_commit_with_the_version_beside_it(workflow):
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_step_is_a_script_that_bash_reads(job):
+def test_workflow_steps_are_valid_bash(job):
     for step in JOBS[job]["steps"]:
         if "run" in step:
             read = subprocess.run(["bash", "-n"], input=step["run"], capture_output=True, text=True, check=False)
             assert read.stderr == "", step
 
 
-def test_renovate_looks_after_every_lock_and_dockerfile():
+def test_renovate_covers_every_lock_and_dockerfile():
     config = json.loads((ROOT / "renovate.json").read_text())
     assert {"docker:pinDigests", "helpers:pinGitHubActionDigestsToSemver"} <= set(config["extends"])
     (pattern,) = config["pip_requirements"]["managerFilePatterns"]

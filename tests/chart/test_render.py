@@ -57,14 +57,14 @@ def misses_of_restricted(pod: Manifest) -> list[str]:
 
 
 @pytest.mark.parametrize("chart_and_file", values_files(), ids=name)
-def test_every_pod_is_what_pod_security_restricted_asks_for(chart_and_file):
+def test_every_pod_meets_pod_security_restricted(chart_and_file):
     chart, file = chart_and_file
     found = pods(manifests(chart, "--values", file))
     assert {what: misses_of_restricted(pod) for what, pod in found.items()} == {what: [] for what in found}
     assert any(what.startswith("Pod ") for what in found), "helm test has no pod"
 
 
-def test_a_pod_that_is_not_restricted_is_noticed():
+def test_unrestricted_pod_is_detected():
     pod: Manifest = {
         "spec": {"hostPID": True, "volumes": [{"name": "v", "hostPath": {}}], "containers": [{"name": "c"}]}
     }
@@ -72,7 +72,7 @@ def test_a_pod_that_is_not_restricted_is_noticed():
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.name)
-def test_two_releases_share_no_object_and_no_pod(chart):
+def test_two_releases_share_nothing(chart):
     def names(release: str) -> set[str]:
         return {f"{m['kind']} {m['metadata']['name']}" for m in manifests(chart, release=release)}
 
@@ -91,7 +91,7 @@ def test_services_select_the_pods_of_their_component_only():
         assert selected == [f"Deployment {service['metadata']['name'].removesuffix('-headless')}"]
 
 
-def test_every_port_a_service_names_is_there():
+def test_every_service_port_exists():
     for chart in CHARTS:
         objects = manifests(chart)
         for service in (m for m in objects if m["kind"] == "Service"):
@@ -101,26 +101,26 @@ def test_every_port_a_service_names_is_there():
             assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
 
 
-def test_no_blank_line_is_left_by_a_template():
+def test_templates_leave_no_blank_line():
     for chart, file in values_files():
         lines = render(chart, "--values", file).splitlines()
         assert not [number for number, line in enumerate(lines, 1) if not line.strip()], file
 
 
-def test_the_defaults_render_to_few_lines_and_no_comments_of_their_own():
+def test_default_render_has_few_lines_and_no_comments():
     lines = render(CLASSIFIER).splitlines()
     assert len(lines) < 400
     assert not [line for line in lines if line.lstrip().startswith("#") and not line.startswith("# Source:")]
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
-def test_the_drain_is_what_the_cluster_knows(version):
+def test_pre_stop_uses_sleep_where_kubernetes_has_it(version):
     server = pods(manifests(CLASSIFIER, "--kube-version", version))["Deployment demo-clothing-classifier-server"]
     action = server["spec"]["containers"][0]["lifecycle"]["preStop"]
     assert list(action) == (["exec"] if version == "1.29.0" else ["sleep"])
 
 
-def test_a_chart_package_holds_no_tests_and_all_templates(tmp_path: Path):
+def test_chart_package_has_all_templates_and_no_tests(tmp_path: Path):
     for chart in CHARTS:
         assert run(tool("helm"), "package", chart, "--destination", tmp_path).returncode == 0
         with tarfile.open(next(tmp_path.glob(f"{chart.name}-*.tgz"))) as package:

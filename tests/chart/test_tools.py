@@ -58,7 +58,7 @@ def install(tmp_path):
     return install
 
 
-def test_only_what_is_named_is_built_and_once(install):
+def test_tools_builds_only_the_named_tools_once(install):
     built, done = install("helm", "promtool")
     assert (built, done.returncode) == (["helm", "promtool"], 0), done.stderr
     assert re.findall(r"^ci/tools: (\d/\d) building (\S+)", done.stdout, re.MULTILINE) == [
@@ -69,7 +69,7 @@ def test_only_what_is_named_is_built_and_once(install):
     assert install("promtool", "helm", "compose")[0] == ["compose"]
 
 
-def test_a_new_pin_is_built_and_the_others_stay(install, tmp_path):
+def test_tools_rebuilds_only_a_changed_pin(install, tmp_path):
     assert install("helm", "promtool")[0] == ["helm", "promtool"]
     with (tmp_path / "ci/tools/prometheus/go.mod").open("a") as pins:
         pins.write("// newer\n")
@@ -78,13 +78,13 @@ def test_a_new_pin_is_built_and_the_others_stay(install, tmp_path):
     assert install("helm", "promtool")[0] == ["helm"]
 
 
-def test_a_tool_that_is_not_known_is_named(install):
+def test_unknown_tool_is_an_error(install):
     built, done = install("helm", "kubectl")
     assert (built, done.returncode) == ([], 1)
     assert "kubectl is none of helm" in done.stderr
 
 
-def test_a_build_that_fails_is_tried_again(install, tmp_path):
+def test_failed_build_is_retried(install, tmp_path):
     assert install("ct")[0] == ["ct"]
     (tmp_path / ".tools/bin/ct").unlink()
     (tmp_path / "programs/go").write_text(GO.replace("build)", "build) exit 1;"))
@@ -95,7 +95,7 @@ def test_a_build_that_fails_is_tried_again(install, tmp_path):
     assert install("ct")[0] == ["ct"]
 
 
-def test_each_target_names_tools_that_there_are(install):
+def test_make_targets_name_existing_tools(install):
     known = re.search(r"known=\((.*)\)", (ROOT / "ci/tools/install").read_text())[1].split()
     named = re.findall(r"ci/tools/install ([a-z].*)", (ROOT / "Makefile").read_text())
     assert named
@@ -103,7 +103,7 @@ def test_each_target_names_tools_that_there_are(install):
         assert set(names.split()) <= set(known)
 
 
-def test_the_locked_go_is_as_new_as_each_module_asks():
+def test_locked_go_meets_every_modules_minimum():
     """ci/find-go installs it where there is no other."""
 
     def number(text):

@@ -51,7 +51,7 @@ def schema_paths(
 
 
 @by_chart
-def test_the_readme_is_made_from_the_values(chart, tmp_path):
+def test_chart_readme_is_generated_from_the_values(chart, tmp_path):
     copy = tmp_path / chart.name
     shutil.copytree(chart, copy)
     (copy / "README.md").unlink()
@@ -72,7 +72,7 @@ def test_the_schema_has_the_descriptions_and_defaults_of_the_values(chart):
     )
 
 
-def test_a_stale_schema_is_noticed(tmp_path):
+def test_stale_schema_is_detected(tmp_path):
     chart = tmp_path / "chart"
     shutil.copytree(PING, chart)
     text = (chart / "values.yaml").read_text()
@@ -96,7 +96,7 @@ def test_every_value_is_documented(chart):
 
 
 @by_chart
-def test_the_schema_has_every_value_and_no_other(chart):
+def test_schema_has_exactly_the_values(chart):
     schema = json.loads((chart / "values.schema.json").read_text())
     known = dict(schema_paths(schema, schema))
     # A map that is the operator's own is typed as a whole.
@@ -138,7 +138,7 @@ def test_each_flag_that_follows_from_a_value_names_it():
 
 
 @by_chart
-def test_the_schema_takes_no_unknown_key_anywhere(chart):
+def test_schema_refuses_unknown_keys(chart):
     schema = json.loads((chart / "values.schema.json").read_text())
     assert schema["additionalProperties"] is False
     for path, node in schema_paths(schema, schema):
@@ -280,7 +280,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("values", "message"), REFUSED, ids=[values for values, _ in REFUSED])
-def test_what_cannot_be_meant_is_refused(values, message, tmp_path):
+def test_invalid_values_are_refused(values, message, tmp_path):
     assert message in refusal(CLASSIFIER, values, tmp_path)
 
 
@@ -292,18 +292,18 @@ def test_what_cannot_be_meant_is_refused(values, message, tmp_path):
         ("image: {name: ping}", "at '/image': additional properties 'name' not allowed"),
     ],
 )
-def test_ping_refuses_what_cannot_be_meant(values, message, tmp_path):
+def test_ping_refuses_invalid_values(values, message, tmp_path):
     assert message in refusal(PING, values, tmp_path)
 
 
 @by_chart
-def test_a_parent_chart_may_have_global_values_and_a_condition(chart, tmp_path):
+def test_parent_chart_may_set_global_values_and_a_condition(chart, tmp_path):
     file = tmp_path / "values.yaml"
     file.write_text("global: {domain: example.com}\nenabled: true\n")
     assert helm_template(chart, "--values", file).returncode == 0
 
 
-def test_the_chart_works_within_another(tmp_path):
+def test_chart_works_as_a_subchart(tmp_path):
     parent = tmp_path / "parent"
     shutil.copytree(CLASSIFIER, parent / "charts" / CLASSIFIER.name)
     dependency = {"name": CLASSIFIER.name, "version": "*", "condition": f"{CLASSIFIER.name}.enabled"}

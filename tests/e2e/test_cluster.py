@@ -204,7 +204,7 @@ def test_a_drain_moves_pods_and_a_budget_holds_it_back(space: Space) -> None:
     assert worker in space.where("app=moved")
 
 
-def test_a_daemon_that_dies_is_named_and_started_again(space: Space) -> None:
+def test_dead_daemon_is_named_and_restarted(space: Space) -> None:
     command = space.cluster.command
 
     def stopped() -> list[str]:
@@ -232,7 +232,7 @@ def test_a_daemon_that_dies_is_named_and_started_again(space: Space) -> None:
         (["restart"], "there is no command restart"),
     ],
 )
-def test_errors_name_the_way_out(space: Space, arguments: list[str], said: str) -> None:
+def test_errors_state_the_fix(space: Space, arguments: list[str], said: str) -> None:
     done = subprocess.run([space.cluster.command, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert said in done.stderr

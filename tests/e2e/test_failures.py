@@ -78,7 +78,7 @@ def is_ready(release: Steady, pod: str) -> bool:
     return state(release, pod, 'conditions[?(@.type=="Ready")].status') == "True"
 
 
-def test_a_server_is_killed(release: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
+def test_killed_server_costs_no_request(release: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
     """SIGKILL to a process that is at work: its calls are made again on the other server."""
     killed, *_ = names(release, "server")
     with Load(base, photo_host) as load:
@@ -91,7 +91,7 @@ def test_a_server_is_killed(release: Steady, base: str, photo_host: PhotoHost, t
     assert load.outcome.failed == 0, load.outcome.causes
 
 
-def test_a_server_hangs(release: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
+def test_hung_server_costs_no_request(release: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
     """SIGSTOP: the connection stays, and nothing comes. A ping finds it out, and the calls are made again elsewhere."""
     hung, *_ = names(release, "server")
     with Load(base, photo_host) as load:
@@ -152,7 +152,7 @@ def delete(release: Steady, pod: str) -> End:
 
 
 @pytest.mark.parametrize(("component", "served"), [("server", 2), ("gateway", 3)])
-def test_a_pod_that_is_deleted_is_soon_gone(
+def test_deleted_pod_ends_after_its_drain(
     release: Steady, base: str, photo_host: PhotoHost, table: Table, component: str, served: int
 ) -> None:
     """A pod holds its place, and perhaps a GPU, no longer than its last request: at most three seconds."""
@@ -169,7 +169,9 @@ def test_a_pod_that_is_deleted_is_soon_gone(
     assert end.pod - served < (3 if FULL else 5)
 
 
-def test_a_server_is_full(release: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
+def test_overloaded_server_keeps_its_throughput(
+    release: Steady, base: str, photo_host: PhotoHost, table: Table
+) -> None:
     """Three times what a server can do: what it can it does, as fast as ever, and the rest is told to come again."""
     # A fifth of a core, so that neither the gateway nor the load generator is what is full.
     release.reach(photo_host, *VALUES, "gateway.replicas=1,server.replicas=1,server.resources.limits.cpu=200m")

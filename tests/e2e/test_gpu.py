@@ -57,7 +57,7 @@ def release(cluster: clusters.Cluster, tags: dict[str, str], volume: ModelVolume
     return OnGpu("steady", cluster, tags, HERE)
 
 
-def test_a_server_without_a_gpu_waits_and_the_notes_say_why(
+def test_pending_gpu_server_is_explained_by_the_notes(
     release: OnGpu, photo_host: PhotoHost, advertise: Callable[[int], None]
 ) -> None:
     """What the notes say to look at has the scheduler's own word; with the GPU, the server starts by itself."""
@@ -89,9 +89,7 @@ def test_surge_is_refused_with_advice(release: OnGpu, photo_host: PhotoHost, cap
 
 
 @pytest.mark.parametrize("mode", ["recreate", "inPlace"])
-def test_the_only_gpu_goes_from_server_to_server(
-    release: OnGpu, photo_host: PhotoHost, table: Table, mode: str
-) -> None:
+def test_single_gpu_moves_to_the_new_server(release: OnGpu, photo_host: PhotoHost, table: Table, mode: str) -> None:
     """The old server has to go first. While there is none, every client is told to come again, and none meets more."""
     base = load_balancer(release.cluster, HERE, release.gateway)
     release.wait_for_the_model()

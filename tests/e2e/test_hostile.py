@@ -66,7 +66,7 @@ def release(cluster: clusters.Cluster, tags: dict[str, str], photo_host: PhotoHo
         yield release
 
 
-def test_hostile_clients_take_nothing_from_honest_ones(
+def test_hostile_clients_do_not_affect_honest_ones(
     release: Steady, photo_host: PhotoHost, table: Table, tmp_path: Path
 ) -> None:
     target = f"{load_balancer(release.cluster, HERE, release.gateway)}/predict"

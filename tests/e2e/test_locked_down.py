@@ -133,20 +133,22 @@ def metadata(cluster: clusters.Cluster, tmp_path: Path) -> Iterator[bool]:
         yield isinstance(cluster, clusters.Own)
 
 
-def test_a_stranger_reaches_the_gateway_and_neither_server_nor_admin_port(walled: Walled) -> None:
+def test_network_policy_allows_strangers_the_gateway_only(walled: Walled) -> None:
     assert walled.connect("photos", walled.release.gateway, 80) == "open"
     for component, port in (("server", 8500), ("server", 8501), ("gateway", 9697)):
         assert walled.connect("photos", walled.address(component), port).startswith("closed"), (component, port)
 
 
-def test_without_policies_a_stranger_reaches_them(walled: Walled, release: Release) -> None:
+def test_without_network_policy_strangers_reach_server_and_admin_port(walled: Walled, release: Release) -> None:
     """What the test before would find if the policies did nothing."""
     for component, port in (("server", 8500), ("gateway", 9697)):
         found = release.pods(component)[0]["status"]["podIP"]
         assert walled.connect("photos", found, port) == "open", (component, port)
 
 
-def test_the_gateway_reaches_dns_and_its_server_alone(walled: Walled, release: Release, metadata: bool) -> None:
+def test_network_policy_allows_the_gateway_dns_and_server_only(
+    walled: Walled, release: Release, metadata: bool
+) -> None:
     gateway, server = walled.release.gateway, f"{walled.release.server}-headless"
     # By its name, so DNS answers; that of one node may say for some seconds that a name isn't there yet.
     processes.wait_for(server, lambda: walled.connect(gateway, server, 8500) == "open", 20)
@@ -159,7 +161,7 @@ def test_the_gateway_reaches_dns_and_its_server_alone(walled: Walled, release: R
     assert walled.connect(gateway, METADATA, 80).startswith("closed")
 
 
-def test_the_model_server_takes_the_gateways_certificate_and_nothing_else(walled: Walled) -> None:
+def test_mtls_accepts_only_the_gateways_certificate(walled: Walled) -> None:
     server = f"{walled.release.server}-headless:8500"
     answer = walled.release.kubectl(
         "exec", f"deploy/{walled.release.gateway}", "--", "python3", "-c", HANDSHAKES, server
@@ -167,7 +169,7 @@ def test_the_model_server_takes_the_gateways_certificate_and_nothing_else(walled
     assert answer.split() == ["refused", "refused", "ready"]
 
 
-def test_photos_by_address_and_upload_with_a_key(
+def test_url_and_upload_with_an_api_key(
     cluster: clusters.Cluster, walled: Walled, http: urllib3.PoolManager, gateway: str
 ) -> None:
     photos = walled.release.kubectl(
@@ -186,5 +188,5 @@ def test_photos_by_address_and_upload_with_a_key(
         assert api.status == 400
 
 
-def test_helm_test_passes_the_walls(walled: Walled) -> None:
+def test_helm_test_passes_the_network_policies(walled: Walled) -> None:
     assert "Phase:          Succeeded" in walled.release.helm("test", timeout="3m")

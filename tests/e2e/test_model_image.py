@@ -22,12 +22,12 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 def builder() -> list[str]:
     """The command that `make model-image` takes here."""
-    code = "import json, sys; sys.path.insert(0, 'scripts'); import model_image; print(json.dumps(model_image.builder('')))"
+    code = "import json, sys; sys.path.insert(0, 'scripts'); import model_image as m; print(json.dumps(m.builder('')))"
     found = subprocess.run([MODEL_BIN / "python", "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     return list(json.loads(found.stdout.splitlines()[-1]))
 
 
-def test_built_and_labelled() -> None:
+def test_model_image_is_built_and_labelled() -> None:
     tool = "docker" if builder()[0] == "docker" else "buildah"
     version = str(int(time.time()))  # one that no earlier build has cached
     try:
@@ -43,7 +43,7 @@ def test_built_and_labelled() -> None:
         run(tool, "rmi", TAG)
 
 
-def test_a_broken_model_ends_the_build(tmp_path: Path) -> None:
+def test_broken_model_fails_the_build(tmp_path: Path) -> None:
     """The Dockerfile itself refuses it, whoever calls it, with the sentence of `verify`."""
     for part in ("src", "pyproject.toml", "README.md", "requirements.lock"):
         source = ROOT / "model-image" / part

@@ -103,7 +103,7 @@ def complaint(release: Release) -> str:
     return ""
 
 
-def test_versions_come_to_running_servers(
+def test_canary_by_hot_reload_promotion_and_rollback(
     models: clusters.Cluster, volume: ModelVolume, tags: dict[str, str], photo_host: PhotoHost, table: Table
 ) -> None:
     """docs/canary.md by hot reload: a second version, a share for it, promotion, rollback. No server restarts, and no
@@ -198,7 +198,7 @@ def is_at(cluster: clusters.Cluster, server: str, versions: set[str], label: str
     return loaded == versions and set(status(cluster, server, label)) == {version}
 
 
-def test_a_model_is_downloaded_and_another_archive_is_not_taken(models: clusters.Cluster, tags: dict[str, str]) -> None:
+def test_download_accepts_only_the_pinned_archive(models: clusters.Cluster, tags: dict[str, str]) -> None:
     release = Release("fetched", models, tags, HERE)
     sha256 = release.kubectl("exec", "deployment/store", "--", "sha256sum", "/tmp/model.tar").split()[0]
     archive = "model.source.download.archives[0]"
@@ -215,7 +215,7 @@ def test_a_model_is_downloaded_and_another_archive_is_not_taken(models: clusters
     release.helm("uninstall")
 
 
-def test_a_model_that_is_not_in_the_image_is_named(models: clusters.Cluster, tags: dict[str, str]) -> None:
+def test_missing_model_is_named(models: clusters.Cluster, tags: dict[str, str]) -> None:
     release = Release("misnamed", models, tags, HERE)
     with pytest.raises(clusters.ClusterError):
         install(release, "model.name=flowers", timeout="10s")

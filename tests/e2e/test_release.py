@@ -49,7 +49,7 @@ def test_cluster_addresses_are_not_fetched(cluster: clusters.Cluster, gateway: s
         assert api not in answer.data.decode()
 
 
-def test_load_balancer_scores_equal_tensorflows(gateway: str, http: Http) -> None:
+def test_scores_through_the_load_balancer_equal_tensorflow(gateway: str, http: Http) -> None:
     photos = processes.dataset_photos(120)
     if not photos:
         pytest.skip(f"no photos at {processes.DATASET}; set CLOTHING_DATASET")
@@ -65,9 +65,7 @@ def test_load_balancer_scores_equal_tensorflows(gateway: str, http: Http) -> Non
     assert right / len(photos) > 0.8
 
 
-def test_the_curl_of_the_notes_works_as_it_is_printed(
-    release: Release, gateway: str, http: Http, tmp_path: Path
-) -> None:
+def test_curl_of_the_notes_works(release: Release, gateway: str, http: Http, tmp_path: Path) -> None:
     notes = release.cluster.helm("get", "notes", release.name, "--namespace", release.namespace)
     wanted = ("  export GATEWAY=", "  curl --form image=@photo.jpg")
     script = "\n".join(line for line in notes.splitlines() if line.startswith(wanted))
@@ -82,7 +80,7 @@ def test_the_curl_of_the_notes_works_as_it_is_printed(
     assert json.loads(printed.stdout) == upload(http, gateway, SAMPLE)
 
 
-def test_the_doctor_of_the_notes_looks_from_inside_the_pod(release: Release) -> None:
+def test_doctor_of_the_notes_runs_in_the_pod(release: Release) -> None:
     """In the container as it is: no root, nothing that can be written, the pod's own environment and limits."""
     notes = release.cluster.helm("get", "notes", release.name, "--namespace", release.namespace)
     (command,) = [line for line in notes.splitlines() if "clothing-gateway doctor" in line]
@@ -110,7 +108,7 @@ def test_helm_test(release: Release) -> None:
     assert "Phase:          Succeeded" in release.helm("test", timeout="3m")
 
 
-def test_labels_that_do_not_fit_stop_an_upgrade_and_say_why(release: Release, gateway: str, http: Http) -> None:
+def test_wrong_labels_stop_an_upgrade_with_the_reason(release: Release, gateway: str, http: Http) -> None:
     """The rollout halts at a gateway that is not ready, the old ones go on answering, and a rollback mends it."""
     with pytest.raises(clusters.ClusterError):
         release.apply("model.labels={cat,dog}", timeout="30s")
@@ -138,7 +136,7 @@ def test_ping_chart(cluster: clusters.Cluster, tags: dict[str, str], http: Http)
         cluster.kubectl("delete", "namespace", "ping-e2e", "--wait=false")
 
 
-def test_second_release_that_scales_itself_and_uninstalls_that_leave_nothing(
+def test_second_release_autoscales_and_uninstall_leaves_nothing(
     cluster: clusters.Cluster, tags: dict[str, str], namespace: str, release: Release, gateway: str, http: Http
 ) -> None:
     second = Release("second", cluster, tags)

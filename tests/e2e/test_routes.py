@@ -45,7 +45,7 @@ def routed(release: Release, proxy: str, photo_host: PhotoHost) -> Iterator[str]
 
 
 @ROUTES
-def test_photos_come_through(routed: str, gateway: str, http: urllib3.PoolManager, host: str, path: str) -> None:
+def test_photos_pass_the_route(routed: str, gateway: str, http: urllib3.PoolManager, host: str, path: str) -> None:
     def through(body: bytes) -> urllib3.BaseHTTPResponse:
         return http.request("POST", f"{routed}{path}/predict", body=body, headers=PNG | {"Host": host})
 
@@ -70,7 +70,7 @@ def test_large_photos_under_load(
     assert load.outcome.failed == 0, load.outcome.causes
 
 
-def test_the_gateway_has_taken_the_route(routed: str, release: Release) -> None:
+def test_route_is_accepted(routed: str, release: Release) -> None:
     route = json.loads(release.kubectl("get", "httproute", release.gateway, "--output=json"))
     conditions = {one["type"]: one["status"] for one in route["status"]["parents"][0]["conditions"]}
     assert conditions == {"Accepted": "True", "ResolvedRefs": "True"}

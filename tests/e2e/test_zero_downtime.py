@@ -102,7 +102,7 @@ def base(steady: Steady) -> str:
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_new_image(steady: Steady, base: str, photo_host: PhotoHost, table: Table, tier: str) -> None:
+def test_upgrade_to_a_new_image(steady: Steady, base: str, photo_host: PhotoHost, table: Table, tier: str) -> None:
     image = {"gateway": "clothing-gateway", "server": "clothing-model"}[tier]
     new = f"{steady.tags[image]}-new"
     steady.cluster.tag(image, steady.tags[image], new)
@@ -119,7 +119,7 @@ def test_new_image(steady: Steady, base: str, photo_host: PhotoHost, table: Tabl
     assert load.outcome.failed == 0, load.outcome.causes
 
 
-def test_chart_only(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
+def test_upgrade_of_the_chart_only(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
     """An upgrade that changes nothing of the pods restarts none."""
     before = steady.pod_ids()
     with Load(base, photo_host) as load:
@@ -143,7 +143,7 @@ def test_deleted_pod(steady: Steady, base: str, photo_host: PhotoHost, table: Ta
     assert load.outcome.failed == 0, load.outcome.causes
 
 
-def test_restart(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
+def test_rollout_restart(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
     before = steady.pod_ids()
     with Load(base, photo_host) as load:
         started = time.monotonic()
@@ -155,7 +155,7 @@ def test_restart(steady: Steady, base: str, photo_host: PhotoHost, table: Table)
     assert load.outcome.failed == 0, load.outcome.causes
 
 
-def test_evictions(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
+def test_eviction_of_every_pod(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
     """The budgets let one pod of each tier go at a time, and block no drain: the second goes when the first is back."""
     pods = {tier: [pod["metadata"]["name"] for pod in steady.pods(tier)] for tier in TIERS}
     with Load(base, photo_host) as load:
@@ -172,7 +172,7 @@ def test_evictions(steady: Steady, base: str, photo_host: PhotoHost, table: Tabl
     assert load.outcome.failed == 0, load.outcome.causes
 
 
-def test_drain(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
+def test_node_drain(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
     nodes = json.loads(steady.cluster.kubectl("get", "nodes", "--output=json"))["items"]
     open_ones = [
         node["metadata"]["name"]
@@ -180,7 +180,7 @@ def test_drain(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -
         if not any(taint["effect"] != "PreferNoSchedule" for taint in node["spec"].get("taints", []))
     ]
     if len(open_ones) < 2:
-        pytest.skip("a drain needs a second node that takes pods; test_evictions has the budgets")
+        pytest.skip("a drain needs a second node that takes pods; test_eviction_of_every_pod has the budgets")
     homes = [pod["spec"]["nodeName"] for pod in steady.pods()]
     node = max(open_ones, key=homes.count)
     try:
@@ -216,7 +216,7 @@ def test_scaled_by_hand(steady: Steady, base: str, photo_host: PhotoHost, table:
     assert load.outcome.failed == 0, load.outcome.causes
 
 
-def test_spread(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
+def test_calls_spread_over_new_servers(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
     """New servers get their part of clients that were there before them, and of one client on one connection."""
     steady.reach(photo_host, "server.replicas=1")
     steady.settle()

@@ -46,7 +46,7 @@ def server(made: tuple[Path, dict[str, Any]]) -> Iterator[processes.Running]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scores_are_kerass_own(
+def test_architecture_scores_equal_keras(
     made: tuple[Path, dict[str, Any]], server: processes.Running, tmp_path: Path, name: str
 ) -> None:
     expected = made[1][name]

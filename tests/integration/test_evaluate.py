@@ -21,7 +21,7 @@ def evaluated(photos: Path, report: Path, *options: str | Path) -> dict[str, Any
     return found
 
 
-def test_evaluated_through_the_gateway(tmp_path: Path) -> None:
+def test_evaluate_through_the_gateway(tmp_path: Path) -> None:
     photos = processes.dataset_photos(40)
     if not photos:
         pytest.skip(f"no photos at {processes.DATASET}; set CLOTHING_DATASET")

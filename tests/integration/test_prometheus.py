@@ -43,7 +43,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, sent: Counter[int]) -> Ite
         yield system
 
 
-def test_prometheus_reads_both_without_an_error(watched: Installation) -> None:
+def test_prometheus_scrapes_both_without_errors(watched: Installation) -> None:
     def up() -> set[str]:
         found = watched.prometheus.api("targets")["activeTargets"]
         return {target["labels"]["pod"] for target in found if (target["lastError"], target["health"]) == ("", "up")}
@@ -52,7 +52,7 @@ def test_prometheus_reads_both_without_an_error(watched: Installation) -> None:
     wait_for("both targets", lambda: up() == set(PODS.values()), 20)
 
 
-def test_every_query_of_the_dashboard_gives_numbers(watched: Installation) -> None:
+def test_every_dashboard_query_returns_numbers(watched: Installation) -> None:
     queries = targets(watched.monitoring.dashboard, RATE_INTERVAL)
     assert len(queries) > 20
     empty = []
@@ -63,19 +63,19 @@ def test_every_query_of_the_dashboard_gives_numbers(watched: Installation) -> No
     assert empty == []
 
 
-def test_the_labels_that_legends_are_made_of_are_there(watched: Installation) -> None:
+def test_dashboard_legend_labels_exist(watched: Installation) -> None:
     for query in targets(watched.monitoring.dashboard, RATE_INTERVAL):
         for label in (part.partition("}}")[0] for part in query.legend.split("{{")[1:]):
             assert all(label in series["metric"] for series in watched.prometheus.value(query.expression)), query
 
 
-def test_a_gateway_without_errors_shows_a_rate_of_none(watched: Installation) -> None:
+def test_error_rate_is_zero_without_errors(watched: Installation) -> None:
     (query,) = (t for t in targets(watched.monitoring.dashboard, RATE_INTERVAL) if t.panel == "Answered with 5xx")
     (shown,) = watched.prometheus.value(query.expression.replace("5..", "599"))
     assert shown["value"][1] == "0"
 
 
-def test_the_variables_find_the_release(watched: Installation) -> None:
+def test_dashboard_variables_find_the_release(watched: Installation) -> None:
     variables = {variable["name"]: variable for variable in watched.monitoring.dashboard["templating"]["list"]}
     assert variables["namespace"]["query"] == "label_values(gateway_ready, namespace)"
     assert watched.prometheus.api("label/namespace/values", **{"match[]": "gateway_ready"}) == [NAMESPACE]
@@ -85,21 +85,21 @@ def test_the_variables_find_the_release(watched: Installation) -> None:
     assert pod.rpartition("-gateway-")[0] == RELEASE
 
 
-def test_what_is_counted_is_what_was_sent(watched: Installation, sent: Counter[int]) -> None:
+def test_counted_requests_equal_sent_requests(watched: Installation, sent: Counter[int]) -> None:
     assert {200, 415, 424, 503} <= set(sent)
     by_status = 'sum by (status) (gateway_request_duration_seconds_count{route=~"/predict|/classify"})'
     counted = {int(s["metric"]["status"]): int(s["value"][1]) for s in watched.prometheus.value(by_status)}
     assert counted == dict(sent)
 
 
-def test_probes_are_dropped(watched: Installation) -> None:
+def test_probe_metrics_are_dropped(watched: Installation) -> None:
     """The monitors' rules, as Prometheus understands them."""
     assert watched.prometheus.value('gateway_request_duration_seconds_count{route="/ping"}') == []
     assert watched.prometheus.value(':tensorflow:serving:request_latency_count{API="",entrypoint="REST"}') == []
     assert b'route="/ping"' in watched.gateway.get("/metrics", "admin").data
 
 
-def test_the_rules_are_evaluated_without_an_error(watched: Installation) -> None:
+def test_rules_evaluate_without_errors(watched: Installation) -> None:
     def evaluated() -> list[dict[str, str]]:
         (group,) = watched.prometheus.api("rules")["groups"]
         return group["rules"] if all(rule["health"] != "unknown" for rule in group["rules"]) else []
@@ -110,7 +110,7 @@ def test_the_rules_are_evaluated_without_an_error(watched: Installation) -> None
     assert 0 < float(burn["value"][1]) < 1
 
 
-def test_a_gateway_that_loses_its_model_is_a_pending_alert_that_clears(watched: Installation) -> None:
+def test_lost_model_is_a_pending_alert_that_clears(watched: Installation) -> None:
     def state() -> str:
         found = watched.prometheus.value('ALERTS{alertname="ClassifierNoGatewayReady"}')
         return found[0]["metric"]["alertstate"] if found else "inactive"

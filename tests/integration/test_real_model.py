@@ -62,7 +62,7 @@ def wait_for_reason(server: processes.Running, *parts: str) -> None:
     processes.wait_for(f"readyz with {parts}", lambda: all(part in ready_text(server) for part in parts), 20)
 
 
-def test_scores_equal_tensorflows(gateway: processes.Running) -> None:
+def test_scores_equal_tensorflow(gateway: processes.Running) -> None:
     photos = processes.dataset_photos(120)
     if not photos:
         pytest.skip(f"no photos at {processes.DATASET}; set CLOTHING_DATASET")
@@ -78,7 +78,7 @@ def test_scores_equal_tensorflows(gateway: processes.Running) -> None:
     assert worst < 1e-4, f"largest difference of a score: {worst}"
 
 
-def test_three_ways_in_give_the_same(gateway: processes.Running, photos_at: int) -> None:
+def test_url_form_and_body_give_the_same(gateway: processes.Running, photos_at: int) -> None:
     raw = gateway.post("/predict", body=SAMPLE.read_bytes(), headers=PNG)
     form = gateway.post("/predict", fields={"image": (SAMPLE.name, SAMPLE.read_bytes(), "image/png")})
     url = gateway.post("/predict", json={"url": f"http://127.0.0.1:{photos_at}/{SAMPLE.name}"})
@@ -90,7 +90,7 @@ def test_three_ways_in_give_the_same(gateway: processes.Running, photos_at: int)
     assert [found["label"] for found in named["predictions"]] == best
 
 
-def test_classify_command_straight_to_the_server(model: processes.Running, gateway: processes.Running) -> None:
+def test_classify_command_without_a_gateway(model: processes.Running, gateway: processes.Running) -> None:
     command = [GATEWAY_BIN / "clothing-gateway", "classify", SAMPLE, "--server", f"127.0.0.1:{model.ports['grpc']}"]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, timeout=60)
     through = gateway.post("/predict", body=SAMPLE.read_bytes(), headers=PNG).json()
@@ -101,7 +101,7 @@ def test_classify_command_straight_to_the_server(model: processes.Running, gatew
         assert step in shown.stdout + shown.stderr
 
 
-def test_the_doctor_finds_what_is_wrong(model: processes.Running, gateway: processes.Running) -> None:
+def test_doctor_finds_the_cause(model: processes.Running, gateway: processes.Running) -> None:
     def look(**changes: str) -> list[tuple[str, str]]:
         """What failed, and which values mend it."""
         settings = {"tf_serving_host": f"localhost:{model.ports['grpc']}", "labels": ",".join(LABELS)} | changes
@@ -127,7 +127,7 @@ def test_the_doctor_finds_what_is_wrong(model: processes.Running, gateway: proce
     ("kind", "input_name", "output_name", "size", "classes"),
     [("keras2", "input_28", "dense_18", 96, 20), ("savedmodel", "inputs", "output_0", 224, 20)],
 )
-def test_other_models_by_settings_alone(
+def test_other_models_by_settings_only(
     tmp_path: Path, kind: str, input_name: str, output_name: str, size: int, classes: int
 ) -> None:
     made = [
@@ -163,7 +163,7 @@ def test_other_models_by_settings_alone(
     assert [scores[label] for label in labels] == pytest.approx(expected, abs=1e-4)
 
 
-def test_gateway_starts_before_the_model_and_outlives_it(tmp_path: Path) -> None:
+def test_gateway_starts_before_the_model_and_survives_its_restart(tmp_path: Path) -> None:
     port = processes.free_port()
     with processes.gateway(tmp_path / "gateway.log", port) as front:
         wait_for_reason(front, f"127.0.0.1:{port}")
@@ -191,7 +191,7 @@ def test_gateway_starts_before_the_model_and_outlives_it(tmp_path: Path) -> None
     ],
     ids=["version", "labels", "name", "input", "signature"],
 )
-def test_what_does_not_fit_is_said(
+def test_mismatch_is_reported(
     model: processes.Running, tmp_path: Path, settings: dict[str, str], reason: tuple[str, ...]
 ) -> None:
     with processes.gateway(tmp_path / "gateway.log", model.ports["grpc"], **settings) as front:
@@ -214,7 +214,7 @@ def test_what_does_not_fit_is_said(
     ],
     ids=["no-body", "not-an-image", "broken", "no-url", "file", "metadata", "unreachable"],
 )
-def test_bad_input_has_a_clear_error(gateway: processes.Running, request_: dict[str, object], status: int) -> None:
+def test_bad_input_gets_a_clear_error(gateway: processes.Running, request_: dict[str, object], status: int) -> None:
     answer = gateway.post("/predict", **request_)
     problem = answer.json()
     assert answer.status == problem["status"] == status, problem
@@ -223,7 +223,7 @@ def test_bad_input_has_a_clear_error(gateway: processes.Running, request_: dict[
     assert problem["request_id"] == answer.headers["X-Request-Id"]
 
 
-def test_demo_answers_and_leaves_nothing_behind() -> None:
+def test_demo_answers_and_cleans_up() -> None:
     """`make demo` without a terminal, its SIGINT ignored by the shell that started it, as for any background job."""
     if busy := [port for port in (9696, 9697, 8500, 8501) if _listens(port)]:
         pytest.fail(f"ports {busy} are in use; stop what listens there: the demo's ports are fixed")

@@ -74,7 +74,7 @@ def test_ratios_are_taken_round_by_round():
     assert stats.ratio([4, 8], [2, 4]) == stats.Spread(2, 2, 2, 2)
 
 
-def test_what_grows_shows_between_the_halves_of_a_series_and_noise_does_not():
+def test_growth_is_detected_and_noise_is_not():
     noise = [100 + number * 7 % 5 for number in range(100)]
     assert stats.halves(noise) == (104, 104)
     breathing = [value - 40 * (number // 9 % 2) for number, value in enumerate(noise)]
@@ -89,7 +89,7 @@ def test_what_grows_shows_between_the_halves_of_a_series_and_noise_does_not():
 # ---- /proc ----
 
 
-def test_usage_counts_all_that_a_process_started_in_sessions_of_their_own_too():
+def test_usage_includes_child_processes_in_other_sessions():
     burn = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ntime.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}], start_new_session=True)"
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True)
@@ -113,7 +113,7 @@ def test_usage_counts_all_that_a_process_started_in_sessions_of_their_own_too():
         process.stdout.close()
 
 
-def test_the_highest_memory_is_seen_after_it_was_given_back():
+def test_peak_memory_is_kept_after_release():
     code = "x = bytearray(80 << 20); import time; time.sleep(0.5); del x; print(flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
     try:
@@ -215,7 +215,7 @@ def test_the_model_server_describes_its_signature(built, kind, dtype, shape):
         (["-target", "http://127.0.0.1:1/", "-photos", "none", "-requests", "1"], "no such file"),
     ],
 )
-def test_the_load_generator_says_what_is_wrong_with_its_arguments(built, arguments, words):
+def test_load_generator_names_wrong_arguments(built, arguments, words):
     done = subprocess.run([programs.BIN / "loadgen", *arguments], stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert words in done.stderr
@@ -255,7 +255,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(("tolerance", "wrong"), [("0.2", False), ("0.05", True)])
-def test_the_load_generator_goes_on_until_it_is_told_to_end(small, tmp_path, monkeypatch, tolerance, wrong):
+def test_load_generator_runs_until_signalled(small, tmp_path, monkeypatch, tolerance, wrong):
     """As the end-to-end tests use it: until SIGTERM, over short connections, with scores that may differ a little."""
     monkeypatch.setattr(_Answers, "seen", [])
     photos = [{"path": str(small.files[0]), "url": "", "scores": [0.6] * 10}]
@@ -288,7 +288,7 @@ def test_the_load_generator_goes_on_until_it_is_told_to_end(small, tmp_path, mon
     assert measured["wrong"] == (measured["statuses"]["200"] if wrong else 0)
 
 
-def test_the_photo_server_waits_as_it_is_told_and_keeps_connections(small):
+def test_photo_server_delays_and_keeps_connections(small):
     with programs.photo_server(small.folder, delay="200ms") as (_, address), urllib3.PoolManager(retries=False) as pool:
         name = small.files[0].name
         started = time.monotonic()
@@ -301,7 +301,7 @@ def test_the_photo_server_waits_as_it_is_told_and_keeps_connections(small):
         assert pool.request("GET", f"http://{address}/none.jpg").status == 404
 
 
-def test_without_go_the_error_names_the_way_out(tmp_path, monkeypatch):
+def test_missing_go_error_states_the_fix(tmp_path, monkeypatch):
     (tmp_path / "ci").mkdir()
     shutil.copy(ROOT / "ci/find-go", tmp_path / "ci")
     tools = tmp_path / "bin"
@@ -316,7 +316,7 @@ def test_without_go_the_error_names_the_way_out(tmp_path, monkeypatch):
         programs.build()
 
 
-def test_a_lock_that_can_not_be_installed_is_named(tmp_path, monkeypatch):
+def test_uninstallable_lock_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(programs, "CACHE", tmp_path)
     monkeypatch.setattr(programs, "ROOT", tmp_path)
     lock = tmp_path / "requirements.lock"
@@ -337,7 +337,7 @@ def our_gateway(**variables):
 
 
 @pytest.mark.parametrize("kind", ["float32", "uint8", "string"])
-def test_a_load_on_the_gateway_and_every_answer_is_right(small, tmp_path, kind):
+def test_answers_are_right_under_load(small, tmp_path, kind):
     with (
         programs.model_server("-input", kind) as (_, model),
         programs.photo_server(small.folder) as (_, hosted),
@@ -366,7 +366,7 @@ def test_a_load_on_the_gateway_and_every_answer_is_right(small, tmp_path, kind):
         assert "t-shirt is" in measured["first_wrong"]
 
 
-def test_a_whole_run_in_small(small, tmp_path, monkeypatch):
+def test_small_benchmark_run(small, tmp_path, monkeypatch):
     """Floor and gateway, one short round: the shape of what is written, and what is said when one of them fails."""
     monkeypatch.setattr(bench, "FRESH_PHOTOS", 12)
     monkeypatch.setattr(bench, "FRESH_ROUNDS", 1)
@@ -401,7 +401,7 @@ def test_a_whole_run_in_small(small, tmp_path, monkeypatch):
     assert "## Dataset photos by URL" in text
 
 
-def test_two_benchmarks_do_not_measure_each_other(tmp_path, monkeypatch, capsys):
+def test_second_concurrent_benchmark_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "CACHE", tmp_path)
     monkeypatch.setattr(sys, "argv", ["bench.py", "--output", str(tmp_path)])
     with bench.alone():
@@ -409,7 +409,7 @@ def test_two_benchmarks_do_not_measure_each_other(tmp_path, monkeypatch, capsys)
     assert "another one runs" in capsys.readouterr().err
 
 
-def test_an_unknown_system_is_named_with_those_that_there_are(tmp_path, monkeypatch, capsys):
+def test_unknown_system_error_lists_the_known_ones(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "CACHE", tmp_path)
     monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "floor", "nginx", "--output", str(tmp_path)])
     assert bench.main() == 1
@@ -482,13 +482,13 @@ def test_another_checkout_must_be_one(tmp_path, monkeypatch):
 # ---- what is measured is what is shipped ----
 
 
-def test_the_gateway_runs_with_what_its_image_sets():
+def test_benchmark_gateway_has_the_images_environment():
     variables = systems.image_variables()
     assert variables["PYTHONUNBUFFERED"] == "1"
     assert not variables.keys() & {"PATH", "HOME", "GATEWAY_LISTEN_HOST"}
 
 
-def test_the_large_photos_are_the_same_each_time_and_of_12_megapixels(small):
+def test_large_photos_are_deterministic_and_12_megapixels(small):
     data = small.files[0].read_bytes()
     large = photos._enlarged(data, 1)
     assert large == photos._enlarged(data, 1)
@@ -498,7 +498,7 @@ def test_the_large_photos_are_the_same_each_time_and_of_12_megapixels(small):
     assert len(large) > 0.5e6
 
 
-def test_photos_are_drawn_where_the_dataset_is_missing(tmp_path, monkeypatch):
+def test_photos_are_generated_without_the_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(photos, "dataset_photos", lambda count: [])
     said = []
     small, large = photos.prepare(tmp_path, said.append, small=3, large=1)

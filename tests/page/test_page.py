@@ -142,7 +142,7 @@ def picture(visit: Visit, name: str) -> None:
     visit.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
 
 
-def test_a_photo_in_two_actions_and_bars_that_are_the_gateways_answer(visit: Visit, gateway: Running, size: str):
+def test_photo_in_two_actions_shows_the_gateways_scores(visit: Visit, gateway: Running, size: str):
     visit.choose(SAMPLE)  # open the chooser, choose: no third action
     card = visit.card(SAMPLE.name)
     answer = gateway.post("/classify", body=SAMPLE.read_bytes(), headers=processes.PNG).json()
@@ -174,7 +174,7 @@ def test_a_phone_takes_a_photo(visit: Visit):
     expect(visit.page.locator(".answer")).to_have_text(ANSWER)
 
 
-def test_several_photos_and_one_that_is_none(visit: Visit, size: str, tmp_path: Path):
+def test_several_photos_one_not_an_image(visit: Visit, size: str, tmp_path: Path):
     broken = tmp_path / "notes.jpg"
     broken.write_text("not a photo")
     photos = processes.dataset_photos(4) or [SAMPLE]
@@ -195,7 +195,7 @@ def test_several_photos_and_one_that_is_none(visit: Visit, size: str, tmp_path: 
 
 
 @pytest.mark.parametrize("size", ["desktop"])
-def test_progress_while_several_photos_are_asked_for(visit: Visit, tmp_path: Path):
+def test_progress_of_several_photos(visit: Visit, tmp_path: Path):
     held: list[Route] = []
 
     def hold(route: Route) -> None:
@@ -223,7 +223,7 @@ def test_a_link(visit: Visit, gateway: Running):
 
 
 @pytest.mark.parametrize("size", ["desktop"])
-def test_what_failed_can_be_tried_again(visit: Visit, gateway: Running, photo_folder: Path):
+def test_failed_photo_can_be_retried(visit: Visit, gateway: Running, photo_folder: Path):
     visit.page.get_by_label("or give a link to one").fill(f"http://127.0.0.1:{gateway.ports['photos']}/late.png")
     visit.page.keyboard.press("Enter")
     expect(visit.page.locator(".answer")).to_contain_text("The photo's server answered with status 404")
@@ -257,7 +257,7 @@ def test_a_file_that_was_moved(visit: Visit, tmp_path: Path):
 
 
 @pytest.mark.parametrize("size", ["desktop"])
-def test_a_link_to_the_inside_is_refused_in_clear_words(visit: Visit):
+def test_link_to_a_private_address_is_refused_clearly(visit: Visit):
     visit.page.get_by_label("or give a link to one").fill("http://169.254.169.254/latest/meta-data/")
     visit.page.keyboard.press("Enter")
     expect(visit.page.locator(".answer")).to_contain_text("The photo's address is not allowed")
@@ -288,7 +288,7 @@ def test_pasting_a_link_and_dropping_one(visit: Visit, gateway: Running, kind: s
 
 @pytest.mark.parametrize("size", ["desktop"])
 @pytest.mark.parametrize("name", ["photo.png", """it's; a, "photo\\".png"""])
-def test_the_curl_that_it_shows_gives_the_same(visit: Visit, tmp_path: Path, name: str):
+def test_shown_curl_gives_the_same_answer(visit: Visit, tmp_path: Path, name: str):
     if shutil.which("curl") is None:
         pytest.skip("no curl on the PATH")
     visit.choose(shutil.copyfile(SAMPLE, tmp_path / name))
@@ -308,7 +308,7 @@ def test_the_curl_that_it_shows_gives_the_same(visit: Visit, tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("size", ["desktop"])
-def test_by_keyboard_alone(visit: Visit):
+def test_keyboard_only(visit: Visit):
     """The order of the focus is the order of reading, and Enter on the button opens the chooser."""
     keyboard = visit.page.keyboard
     keyboard.press("Tab")
@@ -327,7 +327,7 @@ def test_by_keyboard_alone(visit: Visit):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(visit: Visit, scheme: str, size: str, tmp_path: Path):
+def test_axe_finds_no_accessibility_violation(visit: Visit, scheme: str, size: str, tmp_path: Path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff\xe0")
     visit.page.emulate_media(color_scheme=scheme)
@@ -338,7 +338,7 @@ def test_axe_finds_nothing(visit: Visit, scheme: str, size: str, tmp_path: Path)
     picture(visit, f"axe-{scheme}-{size}")
 
 
-def test_the_model_is_away_and_comes_back(browser: Browser, tmp_path: Path):
+def test_page_recovers_when_the_model_returns(browser: Browser, tmp_path: Path):
     """The page says so, tries again by itself, and nobody has to press anything."""
     port = processes.free_port()
     with processes.gateway(tmp_path / "gateway", port, GATEWAY_MODEL_CHECK_SECONDS="0.5") as gateway:
@@ -355,7 +355,7 @@ def test_the_model_is_away_and_comes_back(browser: Browser, tmp_path: Path):
         context.close()
 
 
-def test_the_gateway_is_away_and_comes_back(browser: Browser, model: Running, tmp_path: Path):
+def test_page_recovers_when_the_gateway_returns(browser: Browser, model: Running, tmp_path: Path):
     """As in a cluster, where gateways that have no model leave their Service after some seconds."""
     port = processes.free_port()
     context = browser.new_context(**DESKTOP)
@@ -376,7 +376,7 @@ def test_the_gateway_is_away_and_comes_back(browser: Browser, model: Running, tm
 
 @pytest.mark.parametrize("size", ["desktop"])
 @pytest.mark.parametrize(("status", "said"), [(503, "Trying again in"), (413, "too large"), (403, "answered (403)")])
-def test_what_a_load_balancer_answers_by_itself(visit: Visit, status: int, said: str):
+def test_load_balancers_own_error_page(visit: Visit, status: int, said: str):
     visit.page.route("**/classify", lambda route: route.fulfill(status=status, body="<html>"), times=1)
     visit.choose(SAMPLE)
     expect(visit.page.locator(".answer")).to_contain_text(said)
@@ -384,7 +384,7 @@ def test_what_a_load_balancer_answers_by_itself(visit: Visit, status: int, said:
         expect(visit.page.locator(".answer")).to_have_text(ANSWER)
 
 
-def test_long_names_make_no_narrow_page_wider(browser: Browser, model: Running, tmp_path: Path):
+def test_long_names_do_not_widen_a_narrow_page(browser: Browser, model: Running, tmp_path: Path):
     labels = ["American Staffordshire terrier, Staffordshire terrier", *LABELS[1:4], "x" * 60, *LABELS[5:]]
     named = shutil.copyfile(SAMPLE, tmp_path / f"{'0123456789' * 10}.png")
     with processes.gateway(tmp_path / "log", model.ports["grpc"], GATEWAY_LABELS=json.dumps(labels)) as gateway:
@@ -399,7 +399,7 @@ def test_long_names_make_no_narrow_page_wider(browser: Browser, model: Running, 
 
 
 @pytest.mark.parametrize("size", ["desktop"])
-def test_a_connection_that_is_cut(visit: Visit, tmp_path: Path):
+def test_cut_connection(visit: Visit, tmp_path: Path):
     """By what stands in between, as the gateway cuts none: a large photo may be why, a small one hardly."""
     large = tmp_path / "large.png"
     large.write_bytes(SAMPLE.read_bytes() + bytes(2 * 10**6))
@@ -412,7 +412,7 @@ def test_a_connection_that_is_cut(visit: Visit, tmp_path: Path):
     expect(answer).to_have_text(ANSWER)
 
 
-def test_a_key_is_asked_for_and_kept(browser: Browser, model: Running, tmp_path: Path):
+def test_api_key_is_requested_and_kept(browser: Browser, model: Running, tmp_path: Path):
     keys = tmp_path / "keys"
     keys.write_text("shop a-very-long-and-secret-key-0123456789\n")
     with processes.gateway(tmp_path / "gateway", model.ports["grpc"], GATEWAY_KEYS_FILE=str(keys)) as gateway:
