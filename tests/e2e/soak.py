@@ -210,7 +210,7 @@ class Report:
             "",
             how,
             "",
-            "| clients | requests | failed | p50 ms | p99 ms | longest time without any answer, s |",
+            "| clients | requests | failed | p50 ms | p99 ms | longest time with no answer, s |",
             "| --- | ---: | ---: | ---: | ---: | ---: |",
             *(self._load(words, outcome) for words, outcome in self.loads.items()),
             "",

@@ -172,7 +172,7 @@ def test_deleted_pod_ends_after_its_drain(
 def test_overloaded_server_keeps_its_throughput(
     release: Steady, base: str, photo_host: PhotoHost, table: Table
 ) -> None:
-    """Three times what a server can do: what it can it does, as fast as ever, and the rest is told to come again."""
+    """At three times its capacity a server keeps its throughput and latency; the rest gets 503 with Retry-After."""
     # A fifth of a core, so that neither the gateway nor the load generator is what is full.
     release.reach(photo_host, *VALUES, "gateway.replicas=1,server.replicas=1,server.resources.limits.cpu=200m")
     release.settle()  # the servers before this one have a whole core, and answer until they are gone

@@ -60,7 +60,7 @@ def release(cluster: clusters.Cluster, tags: dict[str, str], volume: ModelVolume
 def test_pending_gpu_server_is_explained_by_the_notes(
     release: OnGpu, photo_host: PhotoHost, advertise: Callable[[int], None]
 ) -> None:
-    """What the notes say to look at has the scheduler's own word; with the GPU, the server starts by itself."""
+    """The commands of the notes show the scheduler's message; once there is a GPU, the server starts."""
     with pytest.raises(clusters.ClusterError):
         release.reach(photo_host, timeout="5s")
     notes = release.cluster.helm("get", "notes", release.name, "--namespace", HERE)
@@ -73,7 +73,7 @@ def test_pending_gpu_server_is_explained_by_the_notes(
         shown = subprocess.run(script, env=environment, capture_output=True, text=True, check=True).stdout
         return "Insufficient nvidia.com/gpu" in shown and "GPUS" in shown
 
-    processes.wait_for("the scheduler's word", said, 60)
+    processes.wait_for("the scheduler's message", said, 60)
     assert [pod["status"]["phase"] for pod in release.pods("server")] == ["Pending"]
     advertise(1)
     release.kubectl("rollout", "status", f"deployment/{release.server}", "--timeout=180s")
@@ -90,7 +90,7 @@ def test_surge_is_refused_with_advice(release: OnGpu, photo_host: PhotoHost, cap
 
 @pytest.mark.parametrize("mode", ["recreate", "inPlace"])
 def test_single_gpu_moves_to_the_new_server(release: OnGpu, photo_host: PhotoHost, table: Table, mode: str) -> None:
-    """The old server has to go first. While there is none, every client is told to come again, and none meets more."""
+    """The old server stops first. Meanwhile clients get 503 with Retry-After and no other error."""
     base = load_balancer(release.cluster, HERE, release.gateway)
     release.wait_for_the_model()
     before = release.pods("server")
@@ -101,7 +101,7 @@ def test_single_gpu_moves_to_the_new_server(release: OnGpu, photo_host: PhotoHos
         assert after["metadata"]["uid"] != before[0]["metadata"]["uid"]
         load.wait_until_sent(100)
     outcome = load.outcome
-    note = f"{outcome.refused} told to come again (503 with Retry-After), none met anything else"
+    note = f"{outcome.refused} refused (503 with Retry-After), no other error"
     table.add(f"one GPU: helm upgrade, {mode}", outcome, note)
     assert set(outcome.causes) <= {"503"}, outcome.causes
     assert outcome.silent == 0
