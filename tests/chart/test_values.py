@@ -303,6 +303,81 @@ def test_parent_chart_may_set_global_values_and_a_condition(chart, tmp_path):
     assert helm_template(chart, "--values", file).returncode == 0
 
 
+EVERYTHING = """
+gateway: {ingress: {enabled: true, controller: nginx}, httpRoute: {enabled: true, parentRefs: [{name: shared}]}}
+monitoring: {rules: {enabled: true}, podMonitor: {enabled: true}}
+networkPolicy: {enabled: true, server: {egress: [{}]}, metrics: {from: [{podSelector: {}}]}}
+server:
+  autoscaling: {keda: {prometheusAddress: "http://prometheus:9090"}}
+  batching: {enabled: true}
+"""
+ALTERNATIVES = {
+    "autoscaled": "server: {autoscaling: {enabled: true}}\ngateway: {autoscaling: {enabled: true}}",
+    "by KEDA": "server: {autoscaling: {enabled: true, keda: {enabled: true}}}",
+    "fixed, on GPUs": "server: {gpu: {enabled: true}}",
+    "downloaded": f"""
+model: {{source: {{type: download, download: {{archives: [{{url: 'https://a.b/c', sha256: {"a" * 64}}}]}}}}}}""",
+    "reloading": """
+model: {source: {type: pvc, pvc: {accessModes: [ReadWriteMany]}}}
+server: {rollout: {mode: hotReload}}""",
+    "least by number": "server: {pdb: {minAvailable: 1000000}}\ngateway: {pdb: {minAvailable: 1000000}}",
+}
+
+
+def is_number(schema: dict[str, Any], node: dict[str, Any]) -> bool:
+    node = resolve(schema, node)
+    kinds = node.get("type", [])
+    return bool({"integer", "number"} & ({kinds} if isinstance(kinds, str) else set(kinds))) or any(
+        is_number(schema, one) for one in node.get("anyOf", [])
+    )
+
+
+def with_large_numbers(schema: dict[str, Any]) -> dict[str, Any]:
+    """Each number value, by its path, with a million and a few; a limit of the schema below that is kept."""
+    found: dict[str, Any] = {}
+    for path, node in schema_paths(schema, schema):
+        if is_number(schema, node) and "exclusiveMaximum" not in node:
+            found[path] = min(node.get("maximum", 10**9), 1_000_000 + len(found))
+    # Values that must fit each other: two replicas at least, one budget, and batches as large as what gateways send.
+    for tier in ("server", "gateway"):
+        found[f"{tier}.autoscaling.maxReplicas"] = found[f"{tier}.autoscaling.minReplicas"] = found[f"{tier}.replicas"]
+        del found[f"{tier}.pdb.minAvailable"]
+    return found
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for path, value in flat.items():
+        node = values
+        *above, last = path.split(".")
+        for key in above:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return values
+
+
+@pytest.mark.parametrize("alternative", ALTERNATIVES.values(), ids=ALTERNATIVES)
+def test_number_is_rendered_in_full_whatever_its_size(alternative, tmp_path):
+    """Go prints 1000000 of a values file as 1e+06, at which TensorFlow Serving ends and the API server refuses."""
+    schema = json.loads((CLASSIFIER / "values.schema.json").read_text())
+    flat = with_large_numbers(schema)
+    assert len(flat) >= 60
+    flat |= {"model.version": 20261122, "model.canary.version": 20261123, "test.maxSeconds": 1000000}
+    if "hotReload" in alternative:
+        flat = {path: value for path, value in flat.items() if not path.startswith("model.")}
+    files = []
+    for number, text in enumerate((EVERYTHING, yaml.safe_dump(nested(flat)), alternative)):
+        files.append(tmp_path / f"{number}.yaml")
+        files[-1].write_text(text)
+    result = helm_template(CLASSIFIER, *(f"--values={file}" for file in files))
+    assert result.returncode == 0, result.stderr
+    # Not within base64, as the test's photo is.
+    printed = re.findall(r"^.*(?<![\w+/])\d(?:\.\d+)?[eE]\+\d+(?![\w+/=]).*$", result.stdout, re.MULTILINE)
+    assert [line[:200] for line in printed] == []
+    assert f"grpc_max_threads={flat['server.flags.grpc_max_threads']}" in result.stdout
+    assert f"batch_timeout_micros {{ value: {flat['server.batching.timeoutMicros']} }}" in result.stdout
+
+
 def test_chart_works_as_a_subchart(tmp_path):
     parent = tmp_path / "parent"
     shutil.copytree(CLASSIFIER, parent / "charts" / CLASSIFIER.name)

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import urllib3
@@ -182,20 +183,22 @@ def test_canary_by_hot_reload_promotion_and_rollback(
     assert "models" in release.kubectl("get", "persistentvolumeclaims", "--output=name")
 
 
-def status(cluster: clusters.Cluster, server: str, label: str = "") -> dict[str, str]:
-    """The versions that a server knows, each with its state; with a label the one that it stands for."""
-    path = f"/api/v1/namespaces/{HERE}/pods/{server}:8501/proxy/v1/models/clothing-model"
+def ask(cluster: clusters.Cluster, server: str, path: str = "") -> dict[str, Any]:
+    """A server's REST answer about the model; empty where it has none, as for a label of no version."""
+    model = f"/api/v1/namespaces/{HERE}/pods/{server}:8501/proxy/v1/models/clothing-model"
     try:
-        found = json.loads(cluster.kubectl("get", "--raw", f"{path}/labels/{label}" if label else path))
-    except clusters.ClusterError:  # 404: no such label
+        return dict(json.loads(cluster.kubectl("get", "--raw", model + path)))
+    except clusters.ClusterError:  # 404
         return {}
-    return {one["version"]: one["state"] for one in found["model_version_status"]}
 
 
 def is_at(cluster: clusters.Cluster, server: str, versions: set[str], label: str, version: str) -> bool:
     """Whether a server has just these versions, and the label stands for that one."""
-    loaded = {one for one, state in status(cluster, server).items() if state == "AVAILABLE"}
-    return loaded == versions and set(status(cluster, server, label)) == {version}
+    found = ask(cluster, server).get("model_version_status", [])
+    loaded = {one["version"] for one in found if one["state"] == "AVAILABLE"}
+    # The status route ignores a label; the metadata route resolves it.
+    labelled = ask(cluster, server, f"/labels/{label}/metadata").get("model_spec", {})
+    return loaded == versions and labelled.get("version") == version
 
 
 def test_download_accepts_only_the_pinned_archive(models: clusters.Cluster, tags: dict[str, str]) -> None:
