@@ -8,7 +8,7 @@ from pathlib import Path
 
 from charts import ROOT
 
-# What was, and not what is: it may name what is gone.
+# History: it may name what no longer exists.
 HISTORY = {"CHANGELOG.md"}
 MADE = {".venv", ".tools", ".cache", ".pytest_cache", "build", "dist", "e2e-report", "page-report"}
 DOCUMENTS = sorted(
@@ -29,7 +29,7 @@ NO_COMMAND = {"for", "done", "cd", "export", "echo", "printf", "if", "fi"}
 
 @dataclass(frozen=True)
 class Command:
-    """A program with its words, and where it is written."""
+    """A command line and the document that has it."""
 
     document: Path
     words: tuple[str, ...]
@@ -80,13 +80,13 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
 
 
 def spans(text: str) -> list[str]:
-    """The code within sentences and tables."""
+    """Inline code of sentences and tables."""
     outside = re.sub(r"^\s*```.*?^\s*```\s*$", "", text, flags=re.DOTALL | re.MULTILINE)
     return [span.strip() for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", outside)]
 
 
 def _inner(line: str) -> tuple[str, list[str]]:
-    """The line with each $(…) in it replaced by a word, and what stood in them."""
+    """The line with a word in place of each $(…), and the contents of these."""
     found: list[str] = []
     while (start := line.find("$(")) >= 0:
         depth, end = 0, start + 1
@@ -100,7 +100,7 @@ def _inner(line: str) -> tuple[str, list[str]]:
 
 
 def simple_commands(line: str) -> Iterator[tuple[str, ...]]:
-    """The programs that a line of the shell calls, with their words."""
+    """The simple commands of a shell line, as words."""
     line, substituted = _inner(line)
     for inner in substituted:
         yield from simple_commands(inner)

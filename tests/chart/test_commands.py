@@ -1,4 +1,4 @@
-"""Every command of the documents can be given: its target, flags and files are there; and every command is in them."""
+"""Documented commands exist: targets, flags, files, links; and every command of ours is documented."""
 
 import argparse
 import re
@@ -25,7 +25,7 @@ by_document = pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 
 
 def given(*programs: str) -> list[Command]:
-    """The commands of these programs that have words; a name alone only speaks of it."""
+    """The documented commands of these programs, without mentions of the bare name."""
     return [command for command in COMMANDS if command.program in programs and len(command.words) > 1]
 
 
@@ -321,7 +321,7 @@ def test_every_link_resolves(document):
 
 
 def strange_names(text: str) -> set[str]:
-    """Of the values, settings, metrics, alerts and error codes that a document names, those that there are not."""
+    """Values, settings, metrics, alerts and error codes that a document names and that don't exist."""
     named = spans(text)
     code = "\n".join(named)
     top = "|".join({path.partition(".")[0] for path in VALUES})

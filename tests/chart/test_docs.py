@@ -1,4 +1,4 @@
-"""What the documents say is so: tests that they name are there, objects are explained, figures were measured."""
+"""The documents are true: named tests exist, default objects are explained, figures match the measurements."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def there_is(reference: str) -> bool:
 
 
 def table(name: str, header: str) -> list[list[str]]:
-    """The rows of a document's table, by what its header begins with."""
+    """The rows of a document's table, found by the beginning of its header."""
     rows: list[list[str]] = []
     for line in (ROOT / name).read_text().split(f"\n| {header} |", 1)[1].splitlines()[2:]:
         if not line.startswith("|"):
@@ -114,7 +114,7 @@ def test_comparison_has_every_mark():
     ],
 )
 def test_capacity_figures_match_the_benchmark(photo, workloads):
-    """A benchmark that is run again moves the figures a little; a document that is far off is wrong."""
+    """Another run changes the figures a little: only a large difference is an error."""
     cells = json.loads((ROOT / "docs/benchmarks/gateway.json").read_text())["cells"]
     [said] = [float(row[1].removesuffix(" ms")) for row in table("docs/operations.md", "a photo") if photo in row[0]]
     for workload in workloads:
@@ -166,7 +166,7 @@ def test_index_links_every_document():
 
 
 def test_tensorflow_serving_version_is_the_same_everywhere():
-    """A new one comes to the Dockerfile by itself, and to what people copy by nobody."""
+    """Renovate updates the Dockerfile, but neither the documents nor the examples."""
     version = re.search(
         r"^ARG TF_SERVING_IMAGE=\S+:(\S+)$", (ROOT / "model-image/Dockerfile").read_text(), re.MULTILINE
     )[1]

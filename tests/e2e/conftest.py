@@ -1,4 +1,4 @@
-"""The cluster, the release and a server of photos inside the cluster, for the end-to-end tests.
+"""Fixtures of the end-to-end tests: the cluster, the release, a photo server inside the cluster.
 
 `make e2e` has started the cluster and loaded the images (scripts/clusters.py); here they are used. What failed is kept:
 logs, events and descriptions of all pods, and what the cluster's own daemons logged, go to e2e-report/.
@@ -38,7 +38,7 @@ def tags() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def namespace(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[str]:
-    """The namespace of the tests, with a server of photos at http://photos/."""
+    """The namespace of the tests, with a photo server at http://photos/."""
     make_namespace(cluster, NAMESPACE)
     photos = [processes.SAMPLE, *processes.dataset_photos(5)]
     files = [f"--from-file={photo.name}={photo}" for photo in photos]
@@ -78,7 +78,7 @@ def photo_host(cluster: clusters.Cluster) -> Iterator[steady.PhotoHost]:
 
 @pytest.fixture(scope="session")
 def table() -> steady.Table:
-    """Where the scenarios under load write what they measured."""
+    """The table of measurements under load."""
     return steady.TABLE
 
 
@@ -89,7 +89,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """The docs show the last full run in which each scenario under load held."""
+    """Publish the table of a full run that passed every scenario under load."""
     whole = {Path(argument).resolve() for argument in session.config.args} == {Path(__file__).parent}
     ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not session.config.option.keyword
     if steady.FULL and whole and ended and steady.TABLE.holds:

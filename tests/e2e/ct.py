@@ -1,4 +1,4 @@
-"""chart-testing on the cluster: in a repository made for it, with a chart as it lies here and as it was released."""
+"""chart-testing on the cluster, in a temporary repository with the current and the released chart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REMOTE, BRANCH = "ct", "previous"
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Run git as nobody in particular; its output."""
+    """Run git with a neutral identity; returns its output."""
     identity = ["-c", "user.name=ct", "-c", "user.email=ct@example.com", "-c", "init.defaultBranch=main"]
     return clusters.run("git", "-C", str(folder), *identity, *arguments)
 
@@ -62,7 +62,7 @@ def _commit(chart: Path, values: Path) -> None:
 def install(
     cluster: clusters.Cluster, folder: Path, namespace: str, settings: list[str], *options: str, helm: str
 ) -> str:
-    """``ct install`` in the repository, by this Helm and the configuration that `make lint` uses; what it says."""
+    """``ct install`` in the repository, with this Helm and the configuration of `make lint`; returns its output."""
     config = yaml.safe_load((ROOT / "ci/ct.yaml").read_text())
     for of_lint in ("chart-yaml-schema", "lint-conf", "additional-commands"):
         del config[of_lint]

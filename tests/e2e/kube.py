@@ -1,4 +1,4 @@
-"""What the end-to-end tests do with a cluster: names, namespaces, addresses, port-forwards."""
+"""Helpers of the end-to-end tests: namespaces, releases, addresses, port-forwards."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class ModelVolume:
 
 @contextlib.contextmanager
 def advertised_gpus(cluster: clusters.Cluster) -> Iterator[Callable[[int], None]]:
-    """A way to make a node say that it has so many GPUs: scheduling is real then, the device is not."""
+    """Advertise GPUs on a node: scheduling is real then, the device is not."""
     node = cluster.kubectl("get", "nodes", "--output=jsonpath={.items[0].metadata.name}")
 
     def advertise(count: int) -> None:
@@ -144,7 +144,7 @@ def image(cluster: clusters.Cluster, tags: dict[str, str], name: str) -> str:
 
 
 def as_upstream(cluster: clusters.Cluster) -> tuple[str, ...]:
-    """Values with which the servers have no handler for signals, as TensorFlow Serving: the portable one would."""
+    """Values that switch the portable server's signal handlers off, as TensorFlow Serving has none."""
     return () if cluster.has_official_server else ("server.flags.handle_signals=false",)
 
 
@@ -157,7 +157,7 @@ def make_namespace(cluster: clusters.Cluster, name: str) -> None:
 
 
 def objects(cluster: clusters.Cluster, namespace: str) -> set[str]:
-    """Names of all that lies in a namespace but events, which the cluster itself clears away."""
+    """Names of all objects in a namespace, without events, which the cluster deletes."""
     kinds = cluster.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
     wanted = ",".join(kind for kind in kinds if not re.match(r"events|.*metrics\.k8s\.io|.*projectcontour", kind))
     return set(cluster.kubectl("--namespace", namespace, "get", wanted, "--output=name", "--ignore-not-found").split())
@@ -165,7 +165,7 @@ def objects(cluster: clusters.Cluster, namespace: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Release:
-    """A release of the chart, with the images built, that may fetch from its namespace's photo server."""
+    """A release of the chart with the built images, allowed to fetch from its namespace's photo server."""
 
     name: str
     cluster: clusters.Cluster

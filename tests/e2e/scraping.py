@@ -1,4 +1,4 @@
-"""A Prometheus on this machine, which asks pods that it can't reach by way of the API server."""
+"""A Prometheus on this machine that scrapes pods through the API server's proxy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOOK_SECONDS = 3.0
 
 
 def _targets(release: Release, api: str) -> str:
-    """The model servers that there are, with the labels that a PodMonitor's have."""
+    """The running model servers as targets, with the labels of a PodMonitor."""
     names = [pod["metadata"]["name"] for pod in release.pods("server")]
     path = f"/api/v1/namespaces/{release.namespace}/pods/{{}}:8501/proxy/monitoring/prometheus/metrics"
     labels = ({"namespace": release.namespace, "pod": name, "__metrics_path__": path.format(name)} for name in names)
@@ -28,7 +28,7 @@ def _targets(release: Release, api: str) -> str:
 
 @contextmanager
 def _following(release: Release, api: str, file: Path) -> Iterator[None]:
-    """Keep the file as the pods are: the project's Prometheus is built without knowing Kubernetes."""
+    """Update the targets' file: the project's Prometheus is built without Kubernetes discovery."""
     over = threading.Event()
 
     def run() -> None:
@@ -50,7 +50,7 @@ def _following(release: Release, api: str, file: Path) -> Iterator[None]:
 
 @contextmanager
 def prometheus(release: Release, folder: Path, host: str) -> Iterator[str]:
-    """Its address, on the network address ``host``; it has the metrics of the release's model servers."""
+    """Start Prometheus on ``host`` with the release's model servers; yields its address."""
     proxy, listen = processes.free_port(), processes.free_port()
     api, targets = f"127.0.0.1:{proxy}", folder / "targets.json"
     job = {"job_name": "servers", "file_sd_configs": [{"files": [str(targets)]}]}

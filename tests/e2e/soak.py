@@ -74,7 +74,7 @@ cat memory.stat memory/memory.stat 2>/dev/null | grep -E '^(in)?active_file '
 
 @dataclass(frozen=True)
 class Sample:
-    """What a pod has at a moment: its cgroup's memory without files', its process's own, and its open descriptors."""
+    """A sample of a pod: its cgroup's memory without page cache, its process's memory, its open descriptors."""
 
     seconds: float
     cgroup_mib: float
@@ -89,7 +89,7 @@ QUANTITIES = {
 
 @dataclass
 class Watched:
-    """The one pod of a tier, and what was seen of it."""
+    """The one pod of a tier, with its samples."""
 
     release: Steady
     component: str
@@ -143,7 +143,7 @@ def release(cluster: clusters.Cluster, tags: dict[str, str], photo_host: PhotoHo
 
 
 def refused(base: str, host: PhotoHost) -> Counter[str]:
-    """Requests that are refused, each in its way; what was answered otherwise."""
+    """Send requests that must be refused; returns the unexpected answers."""
     photo = host.small.files[0].read_bytes()
     jpeg, as_json = {"Content-Type": "image/jpeg"}, {"Content-Type": "application/json"}
     asked: list[tuple[str, bytes, dict[str, str], int]] = [
@@ -165,7 +165,7 @@ def refused(base: str, host: PhotoHost) -> Counter[str]:
 
 
 def leave(base: str, host: PhotoHost) -> None:
-    """Clients that leave in the middle of their upload, and while they are waited for."""
+    """Clients that disconnect during their upload and while they wait for the answer."""
     where = urllib3.util.parse_url(base)
     assert where.host is not None
     photo = host.small.files[0].read_bytes()
@@ -179,7 +179,7 @@ def leave(base: str, host: PhotoHost) -> None:
 
 
 def answered(release: Steady, pod: str) -> Counter[str]:
-    """How many requests the gateway has answered with each status, by its own metrics."""
+    """The gateway's answers by status, by its own metrics."""
     metrics = release.kubectl("get", "--raw", f"/api/v1/namespaces/{HERE}/pods/{pod}:9697/proxy/metrics")
     counted: Counter[str] = Counter()
     for status, number in re.findall(
@@ -191,7 +191,7 @@ def answered(release: Steady, pod: str) -> Counter[str]:
 
 @dataclass(frozen=True)
 class Report:
-    """What the run leaves."""
+    """The report of the run."""
 
     loads: dict[str, Outcome]
     statuses: Counter[str]

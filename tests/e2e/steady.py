@@ -1,4 +1,4 @@
-"""Steady load from outside the cluster while something happens inside, and the table of what the clients saw.
+"""Steady load from outside the cluster during a scenario, and the table of the clients' measurements.
 
 Half of the clients upload photos over connections that they keep; the others send URLs of a photo server on this
 machine, and take a new connection for every tenth, so that new pods get theirs. Each sends its next photo when the last
@@ -56,13 +56,13 @@ progress = 2
 
 
 def say(text: str) -> None:
-    """Progress, also where pytest keeps what tests print."""
+    """Print progress past pytest's capture."""
     os.write(progress, f"\n    {text}\n".encode())
 
 
 @dataclass(frozen=True)
 class PhotoHost:
-    """A photo server on this machine that pods reach, and the two sets of photos: small, and of 12 megapixels."""
+    """A photo server on this machine that pods reach, with small photos and photos of 12 megapixels."""
 
     address: str  # HOST:PORT
     small: drawn.Photos
@@ -91,7 +91,7 @@ class PhotoHost:
 
 @contextmanager
 def photo_host(cluster: clusters.Cluster) -> Iterator[PhotoHost]:
-    """A photo server at the address by which the cluster's nodes see this machine."""
+    """Start a photo server on the address at which the cluster's nodes reach this machine."""
     programs.build()
     nodes = json.loads(cluster.kubectl("get", "nodes", "--output=json"))["items"]
     node = next(one["address"] for one in nodes[0]["status"]["addresses"] if one["type"] == "InternalIP")
@@ -181,7 +181,7 @@ class Steady(Release):
 def steady_release(
     cluster: clusters.Cluster, tags: dict[str, str], namespace: str, name: str = "steady"
 ) -> Iterator[Steady]:
-    """A release that is yet to be installed, in a namespace of its own while it lasts."""
+    """A namespace for a release, which the caller installs; deleted at the end."""
     make_namespace(cluster, namespace)
     try:
         yield Steady(name, cluster, dict(tags), namespace)
@@ -191,7 +191,7 @@ def steady_release(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the clients of a scenario saw."""
+    """The clients' measurements of a scenario."""
 
     requests: int
     failed: int
@@ -213,7 +213,7 @@ class Outcome:
 
 
 def outcome_of(measured: list[dict[str, object]], seconds: float) -> Outcome:
-    """One outcome of what several load generators saw at the same time."""
+    """Merge the measurements of concurrent load generators."""
     latencies = sorted(one for each in measured for one in each["latencies_us"].get("200", []))  # type: ignore[attr-defined]
     moments = sorted(one for each in measured for one in each.get("answered_ms", []))  # type: ignore[attr-defined]
     causes: dict[str, int] = {}
@@ -247,7 +247,7 @@ def outcome_of(measured: list[dict[str, object]], seconds: float) -> Outcome:
 
 @dataclass
 class Load:
-    """Clients while it lasts: started on entering, and ended when they have sent enough."""
+    """Clients as a context manager: started on entering, stopped once they have sent enough."""
 
     base: str
     host: PhotoHost
@@ -327,7 +327,7 @@ class Load:
 
 
 def one_after_another(rounds: list[tuple[list[dict[str, object]], float]]) -> Outcome:
-    """What clients saw in several rounds, each what its load generators measured and its seconds, as if it were one."""
+    """Merge consecutive rounds, each the measurements of its load generators and its seconds."""
     measured: list[dict[str, object]] = []
     before = 0.0
     for generators, seconds in rounds:
@@ -348,7 +348,7 @@ ATTACK_ANSWERS = {
 
 @contextmanager
 def attack(target: str, answers: dict[str, Counter[str]]) -> Iterator[None]:
-    """Attackers while it lasts, and what they were answered."""
+    """Attackers as a context manager; counts their answers."""
     command = [programs.BIN / "attacker", "-target", target]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -371,7 +371,7 @@ class Row:
 
 
 class Table:
-    """What was measured, scenario by scenario; written whenever a line comes to it, so that nothing is lost."""
+    """The measurements by scenario; written after each line, so that an aborted run keeps them."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -423,7 +423,7 @@ TABLE = Table()
 
 
 def machine() -> str:
-    """This machine, in words."""
+    """This machine's cores and CPU model."""
     model = platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""The project's own cluster (tests/cluster): that its two nodes are what the other tests take them for."""
+"""The project's own cluster (tests/cluster) behaves as the other tests expect: nodes, DNS, policies, drains."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ spec:
 
 
 class Space:
-    """The tests' namespace, with kubectl in it."""
+    """The tests' namespace, with kubectl."""
 
     def __init__(self, cluster: clusters.Own, picture: str) -> None:
         self.cluster, self.picture = cluster, picture

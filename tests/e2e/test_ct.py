@@ -99,7 +99,7 @@ def claim(cluster: clusters.Cluster, tags: dict[str, str], restricted: str) -> I
 
 @pytest.fixture
 def gpu(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[list[str]]:
-    """A node with a GPU, or that says that it has one, and the model's image under a tag for GPUs."""
+    """A node with a real or advertised GPU, and the model's image under a GPU tag."""
     real = has_gpus(cluster)
     if not real and isinstance(cluster, clusters.Existing):
         pytest.skip("no node of this cluster has a GPU")
@@ -112,7 +112,7 @@ def gpu(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[list[str]]:
 
 
 def helm_test_pods(cluster: clusters.Cluster, namespace: str) -> list[str]:
-    """The pods of helm test that have run, by the events that they leave."""
+    """The pods of helm test that ran, by their events."""
     names = "--output=jsonpath={.items[*].involvedObject.name}"
     events = cluster.kubectl("--namespace", namespace, "get", "events", "--field-selector=reason=Started", names)
     return [name for name in events.split() if "-test" in name]

@@ -1,4 +1,4 @@
-"""What breaks while clients send photos: servers that are killed, hang or are full, and pods that are to go at once."""
+"""Fault tolerance under load: killed, hung and overloaded servers, deleted pods."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def send_signal(release: Steady, pod: str, name: str) -> None:
 
 
 def seconds_until(what: str, probe: Callable[[], object], limit: float) -> float:
-    """How long something takes that has just begun."""
+    """A stopwatch."""
     started = time.monotonic()
     processes.wait_for(what, probe, limit)
     return time.monotonic() - started
 
 
 def answered(release: Steady, pod: str) -> float:
-    """Predict calls that a server has answered; 0 where it can't be asked."""
+    """Predict calls that a server has answered; 0 where it doesn't answer."""
     with contextlib.suppress(clusters.ClusterError):
         return release.predictions(pod)
     return 0
@@ -79,7 +79,7 @@ def is_ready(release: Steady, pod: str) -> bool:
 
 
 def test_killed_server_costs_no_request(release: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
-    """SIGKILL to a process that is at work: its calls are made again on the other server."""
+    """SIGKILL to a busy process: its calls are retried on the other server."""
     killed, *_ = names(release, "server")
     with Load(base, photo_host) as load:
         # Gateways that found the other server first know of this one some seconds later.
@@ -92,7 +92,7 @@ def test_killed_server_costs_no_request(release: Steady, base: str, photo_host: 
 
 
 def test_hung_server_costs_no_request(release: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
-    """SIGSTOP: the connection stays, and nothing comes. A ping finds it out, and the calls are made again elsewhere."""
+    """SIGSTOP: the connection stays open and silent. A ping detects it, and the calls are retried elsewhere."""
     hung, *_ = names(release, "server")
     with Load(base, photo_host) as load:
         send_signal(release, hung, "STOP")
@@ -113,7 +113,7 @@ def test_hung_server_costs_no_request(release: Steady, base: str, photo_host: Ph
 
 @dataclass(frozen=True)
 class End:
-    """How a pod went that was deleted: seconds since then."""
+    """Seconds from a pod's deletion to its process's end and to its removal."""
 
     process: float  # until its process had ended; by the cluster's clock, which counts whole ones
     pod: float  # until it was no longer there; from when a watch told of the one until it told of the other
@@ -126,7 +126,7 @@ EVENTS = (
 
 
 def delete(release: Steady, pod: str) -> End:
-    """Delete a pod, and look on."""
+    """Delete a pod and measure its end."""
     watch = ["kubectl", "--namespace", HERE, "get", "pod", pod, "--watch", "--output-watch-events"]
     environment = release.cluster.process_environment()
     begun = told = ended = 0.0
@@ -155,7 +155,7 @@ def delete(release: Steady, pod: str) -> End:
 def test_deleted_pod_ends_after_its_drain(
     release: Steady, base: str, photo_host: PhotoHost, table: Table, component: str, served: int
 ) -> None:
-    """A pod holds its place, and perhaps a GPU, no longer than its last request: at most three seconds."""
+    """A deleted pod is gone, with its GPU, at most three seconds after its drain."""
     doomed, *_ = names(release, component)
     with Load(base, photo_host) as load:
         end = delete(release, doomed)

@@ -1,4 +1,4 @@
-"""One GPU, which a new server has to wait for: what upgrades do, and what is said where there is none."""
+"""A single GPU: Pending servers, upgrades by recreate and inPlace, hot reload."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VALUES = (
 
 @pytest.fixture(scope="module")
 def volume(cluster: clusters.Cluster, tags: dict[str, str], photo_host: PhotoHost) -> Iterator[ModelVolume]:
-    """A namespace, and in it a volume with version 1 of the model."""
+    """A namespace with a volume that holds version 1 of the model."""
     if has_gpus(cluster):
         pytest.skip("this cluster has GPUs, and the scenarios want one that has exactly one")
     cluster.tag("clothing-model", tags["clothing-model"], f"{tags['clothing-model']}-gpu")
@@ -108,7 +108,7 @@ def test_single_gpu_moves_to_the_new_server(release: OnGpu, photo_host: PhotoHos
 
 
 def test_hot_reload_keeps_the_gpu(release: OnGpu, photo_host: PhotoHost, volume: ModelVolume, table: Table) -> None:
-    """A new version comes to the server that runs."""
+    """The running server loads a new version."""
     base = load_balancer(release.cluster, HERE, release.gateway)
     release.reach(photo_host, "server.rollout.mode=hotReload,server.rollout.pollSeconds=1")
     release.wait_for_the_model()

@@ -1,4 +1,4 @@
-"""Honest clients beside hostile ones: what they lose, and what the gateway takes while it holds out."""
+"""Honest clients beside hostile ones: throughput, errors, and the gateway's memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def upper_end(values: list[float]) -> float:
 
 
 def memory(release: Steady, pod: str) -> tuple[int, int]:
-    """The most bytes that a pod's cgroup has held, and its limit; by the files of cgroups 2, or 1."""
+    """Peak bytes of a pod's cgroup, and its limit, by cgroup v2 or v1."""
     two, one = "memory.peak memory.max", "memory/memory.max_usage_in_bytes memory/memory.limit_in_bytes"
     files = f"cd /sys/fs/cgroup; cat {two} 2>/dev/null || cat {one}"
     peak, limit = release.kubectl("exec", pod, "--", "sh", "-c", files).split()[-2:]
@@ -54,7 +54,7 @@ def memory(release: Steady, pod: str) -> tuple[int, int]:
 
 
 def cpu_seconds(release: Steady, pod: str) -> float:
-    """What a pod's first process has computed for; its clock ticks a hundred times a second."""
+    """CPU seconds of a pod's first process, in ticks of 10 ms."""
     fields = release.kubectl("exec", pod, "--", "cat", "/proc/1/stat").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
 

@@ -1,4 +1,4 @@
-"""A second release in a namespace of its own, with network policies, mTLS and keys, beside the one of the defaults."""
+"""A release with network policies, mTLS and API keys, beside the default release."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ for channel in (
 
 
 def certificates(folder: Path, server: str) -> dict[str, dict[str, Path]]:
-    """A certificate authority, and what it signs for the server and for the gateway: the files of their Secrets."""
+    """A certificate authority with the certificates of server and gateway, as files of their Secrets."""
 
     def openssl(command: str) -> None:
         subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
@@ -68,7 +68,7 @@ def certificates(folder: Path, server: str) -> dict[str, dict[str, Path]]:
 
 @dataclass(frozen=True)
 class Walled:
-    """The release, and a pod beside it that is none of its own."""
+    """The release, and a pod beside it that is not part of it."""
 
     release: Release
 
@@ -119,7 +119,7 @@ def walled(
 
 @pytest.fixture
 def metadata(cluster: clusters.Cluster, tmp_path: Path) -> Iterator[bool]:
-    """A stand-in for a cloud's metadata service, on each node where these are at hand; whether there is one."""
+    """Whether each node has a fake metadata service, on the project's own cluster."""
     with contextlib.ExitStack() as stack:
         for name in cluster.nodes if isinstance(cluster, clusters.Own) else ():
             node = [cluster.command, "exec", name]
@@ -142,7 +142,7 @@ def test_network_policy_allows_strangers_the_gateway_only(walled: Walled) -> Non
 
 
 def test_without_network_policy_strangers_reach_server_and_admin_port(walled: Walled, release: Release) -> None:
-    """What the test before would find if the policies did nothing."""
+    """The control of the test before: without policies the connections succeed."""
     for component, port in (("server", 8500), ("gateway", 9697)):
         found = release.pods(component)[0]["status"]["podIP"]
         assert walled.connect("photos", found, port) == "open", (component, port)

@@ -1,4 +1,4 @@
-"""An image of one's own model, really built: by Docker, or by the builder of tests/cluster."""
+"""`make model-image` builds a real image, with Docker or the builder of tests/cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def builder() -> list[str]:
-    """The command that `make model-image` takes here."""
+    """The builder's command that `make model-image` uses here."""
     code = "import json, sys; sys.path.insert(0, 'scripts'); import model_image as m; print(json.dumps(m.builder('')))"
     found = subprocess.run([MODEL_BIN / "python", "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     return list(json.loads(found.stdout.splitlines()[-1]))
@@ -44,7 +44,7 @@ def test_model_image_is_built_and_labelled() -> None:
 
 
 def test_broken_model_fails_the_build(tmp_path: Path) -> None:
-    """The Dockerfile itself refuses it, whoever calls it, with the sentence of `verify`."""
+    """The Dockerfile itself refuses it with the message of `verify`."""
     for part in ("src", "pyproject.toml", "README.md", "requirements.lock"):
         source = ROOT / "model-image" / part
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, tmp_path / part)

@@ -1,4 +1,4 @@
-"""Where the model comes from, and how a new version of it comes to running servers: in a namespace of its own."""
+"""Model sources (volume, download), and new versions by hot reload."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def install(release: Release, *values: str, timeout: str = "5m") -> None:
 
 
 def versions_of(http: urllib3.PoolManager, gateway: str, requests: int) -> Counter[str]:
-    """How many requests each version of the model answered."""
+    """Answered requests by model version."""
     seen: Counter[str] = Counter()
     for _ in range(requests):
         answer = http.request("POST", f"{gateway}/predict", body=SAMPLE.read_bytes(), headers=PNG)
@@ -95,7 +95,7 @@ def versions_of(http: urllib3.PoolManager, gateway: str, requests: int) -> Count
 
 
 def complaint(release: Release) -> str:
-    """What an init container of the release's servers said when it failed, as `kubectl describe` shows it."""
+    """The termination message of a failed init container of the servers, as `kubectl describe` shows it."""
     for pod in release.pods("server"):
         for status in pod["status"].get("initContainerStatuses", []):
             for state in (status["state"], status.get("lastState", {})):
@@ -193,7 +193,7 @@ def ask(cluster: clusters.Cluster, server: str, path: str = "") -> dict[str, Any
 
 
 def is_at(cluster: clusters.Cluster, server: str, versions: set[str], label: str, version: str) -> bool:
-    """Whether a server has just these versions, and the label stands for that one."""
+    """Whether a server has exactly these versions, and the label is at that one."""
     found = ask(cluster, server).get("model_version_status", [])
     loaded = {one["version"] for one in found if one["state"] == "AVAILABLE"}
     # The status route ignores a label; the metadata route resolves it.

@@ -1,4 +1,4 @@
-"""A photo in, its classes out, on a real cluster: in the order of a release's life."""
+"""A release's life on a real cluster: install, classify, helm test, upgrade, rollback, uninstall."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_curl_of_the_notes_works(release: Release, gateway: str, http: Http, tmp
 
 
 def test_doctor_of_the_notes_runs_in_the_pod(release: Release) -> None:
-    """In the container as it is: no root, nothing that can be written, the pod's own environment and limits."""
+    """The doctor runs in the container: not root, read-only, with the pod's environment and limits."""
     notes = release.cluster.helm("get", "notes", release.name, "--namespace", release.namespace)
     (command,) = [line for line in notes.splitlines() if "clothing-gateway doctor" in line]
     printed = subprocess.run(
@@ -109,7 +109,7 @@ def test_helm_test(release: Release) -> None:
 
 
 def test_wrong_labels_stop_an_upgrade_with_the_reason(release: Release, gateway: str, http: Http) -> None:
-    """The rollout halts at a gateway that is not ready, the old ones go on answering, and a rollback mends it."""
+    """The rollout stops at a gateway that is not ready, the old ones keep answering, and a rollback fixes it."""
     with pytest.raises(clusters.ClusterError):
         release.apply("model.labels={cat,dog}", timeout="30s")
     assert set(upload(http, gateway, SAMPLE)) == set(LABELS)

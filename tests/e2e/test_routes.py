@@ -1,4 +1,4 @@
-"""An Ingress and an HTTPRoute, where the cluster has somebody who takes them."""
+"""An Ingress and an HTTPRoute, where the cluster has Contour."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROUTES = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def proxy(cluster: clusters.Cluster) -> str:
-    """Base URL of Contour's Envoy, which takes the Ingress class and the Gateway that are named contour."""
+    """Base URL of Contour's Envoy, for the Ingress class and the Gateway named contour."""
     classes = cluster.kubectl("get", "ingressclasses", "--output=name").split()
     if "ingressclass.networking.k8s.io/contour" not in classes:
         pytest.skip(
@@ -63,7 +63,7 @@ def test_photos_pass_the_route(routed: str, gateway: str, http: urllib3.PoolMana
 def test_large_photos_under_load(
     request: pytest.FixtureRequest, routed: str, photo_host: PhotoHost, table: Table, host: str, path: str
 ) -> None:
-    """What a phone takes, 12 megapixels in 2 MB, by all clients at a time."""
+    """A phone's photos, 12 megapixels in 2 MB, by all clients concurrently."""
     with Load(routed, photo_host, photos=photo_host.large, name=host, path=f"{path}/predict") as load:
         pass
     table.add(f"12-megapixel photos through an {request.node.callspec.id}", load.outcome, "Contour with Envoy")

@@ -28,7 +28,7 @@ SCALED_SECONDS = 60
 
 
 def shares(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """Percentage of the calls between two looks that each server got."""
+    """Each server's percentage of the calls between two samples."""
     calls = {pod: after[pod] - before.get(pod, 0) for pod in after}
     return {pod: 100 * count / max(1, sum(calls.values())) for pod, count in calls.items()}
 
@@ -43,7 +43,7 @@ def words(found: dict[str, float]) -> str:
 
 @dataclass
 class Replicas:
-    """How many pods each Deployment of a release wants and has, change by change, while it lasts."""
+    """Wanted and existing pods of each Deployment of a release, change by change, as a context manager."""
 
     release: Release
     seen: list[tuple[float, str, int, int]] = field(default_factory=list)  # when, Deployment, wanted, ready
@@ -120,7 +120,7 @@ def test_upgrade_to_a_new_image(steady: Steady, base: str, photo_host: PhotoHost
 
 
 def test_upgrade_of_the_chart_only(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
-    """An upgrade that changes nothing of the pods restarts none."""
+    """An upgrade that doesn't change the pod templates restarts no pod."""
     before = steady.pod_ids()
     with Load(base, photo_host) as load:
         steady.reach(photo_host, "gateway.service.annotations.changed=yes")
@@ -156,7 +156,7 @@ def test_rollout_restart(steady: Steady, base: str, photo_host: PhotoHost, table
 
 
 def test_eviction_of_every_pod(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
-    """The budgets let one pod of each tier go at a time, and block no drain: the second goes when the first is back."""
+    """The budgets allow one eviction per tier, and block no drain: the second follows when the first is replaced."""
     pods = {tier: [pod["metadata"]["name"] for pod in steady.pods(tier)] for tier in TIERS}
     with Load(base, photo_host) as load:
         started = time.monotonic()
@@ -217,7 +217,7 @@ def test_scaled_by_hand(steady: Steady, base: str, photo_host: PhotoHost, table:
 
 
 def test_calls_spread_over_new_servers(steady: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
-    """New servers get their part of clients that were there before them, and of one client on one connection."""
+    """New servers get their share of existing clients' calls, and of one client's on one connection."""
     steady.reach(photo_host, "server.replicas=1")
     steady.settle()
     with Load(base, photo_host) as load:
@@ -254,7 +254,7 @@ def test_calls_spread_over_new_servers(steady: Steady, base: str, photo_host: Ph
 
 @dataclass(frozen=True)
 class Autoscaler:
-    """What scales the servers, and by what; a HorizontalPodAutoscaler scales the gateways by their CPU in any case."""
+    """The servers' autoscaler and its metric; the gateways always have a HorizontalPodAutoscaler by CPU."""
 
     name: str
     by: str
@@ -286,7 +286,7 @@ def autoscaler(
 
 
 def test_autoscaling(steady: Steady, base: str, photo_host: PhotoHost, table: Table, autoscaler: Autoscaler) -> None:
-    """Up with the load, and down when all but two clients that take their time have left."""
+    """Scales up with the load, and down when only two slow clients are left."""
     settings = [
         f"{tier}.autoscaling.{value}"
         for tier in TIERS

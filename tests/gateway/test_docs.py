@@ -1,4 +1,4 @@
-"""What the documents say is what there is."""
+"""The gateway's README and OpenAPI document agree with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the files of both Keras to the gateway's answer, for the networks that people bring."""
+"""From Keras 2 and Keras 3 files to the gateway's answer, for common architectures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Their folder, and what Keras itself gives for the sample photo."""
+    """The converted models' folder, and Keras's own scores of the sample photo."""
     folder = tmp_path_factory.mktemp("architectures")
     script = [MODEL_BIN / "python", ROOT / "tests/architectures.py", folder, SAMPLE]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 
 @pytest.fixture(scope="module")
 def server(made: tuple[Path, dict[str, Any]]) -> Iterator[processes.Running]:
-    """All of them in one model server."""
+    """One model server with all models."""
     folder, models = made
     config = "".join(
         f'config {{ name: "{name}" base_path: "{folder / "models" / name}" model_platform: "tensorflow" }}\n'

@@ -1,4 +1,4 @@
-"""`clothing-model evaluate` through a running gateway finds what it finds in its own process."""
+"""`clothing-model evaluate` gives the same result through a gateway as in its own process."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from processes import DEMO_MODEL, MODEL_BIN, PNG, SAMPLE
 
 @pytest.mark.parametrize("kind", ["uint8", "encoded"])
 def test_gateway_sends_the_models_input_type(tmp_path: Path, kind: str) -> None:
-    """No setting says so: the gateway reads it in the signature."""
+    """Without a setting: the gateway reads the type in the signature."""
     command = [
         MODEL_BIN / "clothing-model", "convert", DEMO_MODEL, "--name", "clothing-model", "--output", tmp_path,
         "--input", kind,

@@ -1,4 +1,4 @@
-"""A loaded gateway and model server, scraped by Prometheus: the chart's dashboard has something to show."""
+"""Prometheus scrapes a loaded gateway and model server; the chart's dashboard and rules work on the metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RATE_INTERVAL = "2m"
 
 @pytest.fixture(scope="module")
 def sent() -> Counter[int]:
-    """How many requests with photos were answered with each status."""
+    """Answered photo requests by status."""
     return Counter()
 
 
@@ -93,7 +93,7 @@ def test_counted_requests_equal_sent_requests(watched: Installation, sent: Count
 
 
 def test_probe_metrics_are_dropped(watched: Installation) -> None:
-    """The monitors' rules, as Prometheus understands them."""
+    """The PodMonitors' relabelling as Prometheus configuration."""
     assert watched.prometheus.value('gateway_request_duration_seconds_count{route="/ping"}') == []
     assert watched.prometheus.value(':tensorflow:serving:request_latency_count{API="",entrypoint="REST"}') == []
     assert b'route="/ping"' in watched.gateway.get("/metrics", "admin").data

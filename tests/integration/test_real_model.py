@@ -35,7 +35,7 @@ CLOSED_PORT = processes.free_port()
 
 @pytest.fixture(scope="module")
 def photos_at() -> Iterator[int]:
-    """Port of a server of the sample picture."""
+    """Port of a server of the sample photo."""
     with processes.photo_server(SAMPLE.parent) as port:
         yield port
 

@@ -1,4 +1,4 @@
-"""Takes the pictures of the page that the documents show, of a real gateway with the demo model: `make pictures`.
+"""Screenshots of the page for the documents, of a real gateway with the demo model: `make pictures`.
 
 The photos are of the CC0 clothing dataset, one of each of two classes; where it is missing, the drawn one of the chart.
 """
@@ -27,7 +27,7 @@ SIZES = {
 
 
 def photos(folder: Path) -> list[Path]:
-    """The first photo of each of the classes, under a name that people can read."""
+    """The first photo of each class, under a readable name."""
     found = []
     for label in CLASSES:
         for photo in sorted((processes.DATASET / "validation" / label).glob("*.jpg"))[:1]:
@@ -37,7 +37,7 @@ def photos(folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    """Take them."""
+    """Take the screenshots."""
     if CHROMIUM is None:
         sys.exit("pictures: no Chromium on the PATH; install it (apt-get install chromium), or name it in CHROMIUM")
     FOLDER.mkdir(exist_ok=True)

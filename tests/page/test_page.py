@@ -59,7 +59,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the server of photos gives."""
+    """The photo server's answers."""
     folder = tmp_path_factory.mktemp("photos")
     shutil.copyfile(SAMPLE, folder / SAMPLE.name)
     return folder
@@ -80,7 +80,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, model: Running, photo_fold
 
 
 class Visit:
-    """A person's visit: the page, and what the browser had to say about it."""
+    """A visit: the page, with the browser's messages."""
 
     def __init__(self, context: BrowserContext, base: str) -> None:
         self.complaints: list[str] = []
@@ -114,7 +114,7 @@ class Visit:
 
 
 def assert_accessible(visit: Visit) -> None:
-    """Nothing for axe to find. The page's policy forbids scripts of others; the browser itself lets the checker in."""
+    """axe finds no violation. The page's policy forbids third-party scripts; the browser injects the checker."""
     results = Axe().run(visit.page)
     assert results.violations_count == 0, results.generate_report()
 
@@ -137,7 +137,7 @@ def visit(browser: Browser, gateway: Running, size: str) -> Iterator[Visit]:
 
 
 def picture(visit: Visit, name: str) -> None:
-    """A screenshot to look at."""
+    """A screenshot for the report."""
     PICTURES.mkdir(exist_ok=True)
     visit.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
 
@@ -237,7 +237,7 @@ def test_failed_photo_can_be_retried(visit: Visit, gateway: Running, photo_folde
 @pytest.mark.parametrize("size", ["desktop"])
 @pytest.mark.parametrize("megabytes", [21, 60])
 def test_a_file_that_is_too_large(visit: Visit, tmp_path: Path, megabytes: int):
-    """The gateway's own words reach the browser, though it doesn't take all that is sent."""
+    """The gateway's error reaches the browser, although the gateway doesn't read the whole body."""
     large = tmp_path / "large.jpg"
     large.write_bytes(SAMPLE.read_bytes() + bytes(megabytes * 10**6))
     visit.choose(large)
@@ -309,7 +309,7 @@ def test_shown_curl_gives_the_same_answer(visit: Visit, tmp_path: Path, name: st
 
 @pytest.mark.parametrize("size", ["desktop"])
 def test_keyboard_only(visit: Visit):
-    """The order of the focus is the order of reading, and Enter on the button opens the chooser."""
+    """The focus order is the reading order, and Enter on the button opens the file chooser."""
     keyboard = visit.page.keyboard
     keyboard.press("Tab")
     expect(visit.page.get_by_role("button", name="Choose photos")).to_be_focused()
@@ -339,7 +339,7 @@ def test_axe_finds_no_accessibility_violation(visit: Visit, scheme: str, size: s
 
 
 def test_page_recovers_when_the_model_returns(browser: Browser, tmp_path: Path):
-    """The page says so, tries again by itself, and nobody has to press anything."""
+    """The page shows it and retries without a click."""
     port = processes.free_port()
     with processes.gateway(tmp_path / "gateway", port, GATEWAY_MODEL_CHECK_SECONDS="0.5") as gateway:
         context = browser.new_context(**DESKTOP)
@@ -400,7 +400,7 @@ def test_long_names_do_not_widen_a_narrow_page(browser: Browser, model: Running,
 
 @pytest.mark.parametrize("size", ["desktop"])
 def test_cut_connection(visit: Visit, tmp_path: Path):
-    """By what stands in between, as the gateway cuts none: a large photo may be why, a small one hardly."""
+    """Cut by a proxy, as the gateway cuts none: a large photo may be the cause, a small one hardly."""
     large = tmp_path / "large.png"
     large.write_bytes(SAMPLE.read_bytes() + bytes(2 * 10**6))
     visit.page.route("**/classify", lambda route: route.abort("connectionreset"), times=2)
