@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import socket
 import ssl
 import subprocess
 import threading
 import time
 from ipaddress import ip_address, ip_network
+from types import SimpleNamespace
 
 import pytest
 from fakes import ConnectProxy, PhotoServer
@@ -15,12 +17,17 @@ from fakes import ConnectProxy, PhotoServer
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import (
     AddressNotAllowed,
+    NotAnImage,
     OutOfTime,
     Overloaded,
     PhotoServerFailed,
     TooManyBytes,
 )
-from clothing_gateway.fetch import Fetcher, Policy, Resolver
+from clothing_gateway.fetch import Fetcher, Policy, Resolver, client
+from clothing_gateway.fetch.client import ACCEPT
+from clothing_gateway.fetch.policy import NotAllowed
+from clothing_gateway.fetch.resolver import NoAddress
+from clothing_gateway.image.decode import FORMATS
 from clothing_gateway.limits.admission import ByteBudget
 
 
@@ -135,10 +142,95 @@ def test_redirects_are_followed(make, photo_server, status):
 
 
 def test_redirects_have_an_end(make, photo_server):
-    photo_server.paths["/a"] = (302, b"", {"Location": "/a"})
+    photo_server.paths["/a"] = (302, b"", {"Location": "/b"})
+    photo_server.paths["/b"] = (302, b"", {"Location": "/a"})
     with pytest.raises(PhotoServerFailed, match="more than 3 times"):
         get(make(), photo_server.url + "/a")
     assert len(photo_server.asked) == 4
+
+
+@pytest.mark.parametrize("location", ["/a", "a", "http://127.0.0.1:{port}/a"])
+def test_a_redirect_to_itself_is_named(make, photo_server, location):
+    """As walls do that set a cookie first."""
+    there = {"Location": location.format(port=photo_server.port), "Set-Cookie": "seen=1"}
+    photo_server.paths["/a"] = (302, b"", there)
+    with pytest.raises(PhotoServerFailed, match="redirects to itself"):
+        get(make(), photo_server.url + "/a")
+    assert len(photo_server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("location", "path"),
+    [
+        ("/café.jpg".encode(), "/caf%C3%A9.jpg"),
+        (b"/caf\xe9.jpg", "/caf%E9.jpg"),
+        (b"/my photo.jpg ", "/my%20photo.jpg"),
+        (b"?size[w]=300", "/photo?size[w]=300"),
+        (b"http://127.0.0.1:%d/b?sig=a%%2bb%%2F&d=[1]", "/b?sig=a%2bb%2F&d=[1]"),
+        (b"//127.0.0.1:%d/b?sig=a%%2bb", "/b?sig=a%2bb"),
+        (b"http:/b", "/b"),
+    ],
+)
+def test_a_location_is_followed_as_browsers_follow_it(make, stack, location, path):
+    asked = []
+
+    def talk(connection, request):
+        asked.append(request.split(b" ")[1].decode())
+        moved = location % port if b"%d" in location else location
+        head = b"HTTP/1.1 302 Found\r\nConnection: close\r\nLocation: " + moved + b"\r\nContent-Length: 0\r\n\r\n"
+        connection.sendall(head if len(asked) == 1 else WHOLE)
+
+    port = raw_server(stack, talk)
+    assert get(make(ports=[port]), f"http://127.0.0.1:{port}/photo") == b"photo"
+    assert asked == ["/photo", path]
+
+
+def test_a_signed_url_goes_out_letter_by_letter(make, photo_server):
+    path = "/a%2bb.jpg?X-Sig=%2f%2F+~&filter[w]=300&{y}"
+    photo_server.paths[path] = b"photo"
+    assert get(make(), photo_server.url + path) == b"photo"
+
+
+def test_a_host_in_other_letters_is_looked_up_in_its_ascii_form(make, photo_server):
+    asked = []
+    photo_server.paths["/a"] = b"photo"
+    fetcher = make(look_up=lambda host: asked.append(host) or [ip_address("127.0.0.1")])
+    assert get(fetcher, f"http://bücher.example:{photo_server.port}/a") == b"photo"
+    assert asked == ["xn--bcher-kva.example"]
+    assert photo_server.asked[0][1]["Host"] == f"xn--bcher-kva.example:{photo_server.port}"
+
+
+def test_accept_names_what_is_read_before_anything_wider(make, photo_server):
+    def negotiates(handler):
+        weights = {}
+        for part in handler.headers["Accept"].split(","):
+            kind, _, weight = part.partition(";q=")
+            weights[kind] = float(weight or 1)
+        kinds = ("image/avif", "image/jxl", "image/jpeg")  # the first of equals, as the server prefers smaller files
+        handler.reply(200, max(kinds, key=lambda kind: weights.get(kind, weights["*/*"])).encode(), {})
+
+    photo_server.paths["/a"] = negotiates
+    assert get(make(), photo_server.url + "/a") == b"image/jpeg"
+    assert {f"image/{kind.lower()}" for kind in FORMATS} == set(ACCEPT.split(",")[:-1])
+
+
+def test_the_user_agent_can_be_set(make, photo_server):
+    photo_server.paths["/a"] = b"photo"
+    agent = "shop/1.0 (https://shop.example; ops@shop.example)"
+    get(make(user_agent=agent), photo_server.url + "/a")
+    assert photo_server.asked[0][1]["User-Agent"] == agent
+
+
+@pytest.mark.parametrize(
+    "page",
+    [b"<!doctype html><html>", b"\n <HTML lang=en>", b"\xef\xbb\xbf<!-- a\nb --><!DOCTYPE html>", b"<head><title>"],
+)
+def test_a_web_page_in_place_of_a_photo_is_named(make, photo_server, page):
+    photo_server.paths["/share"] = (200, page, {"Content-Type": "text/html"})
+    with pytest.raises(NotAnImage, match="gave a web page, not a photo"):
+        get(make(), photo_server.url + "/share")
+    photo_server.paths["/svg"] = b"<svg><html></svg>"
+    assert get(make(), photo_server.url + "/svg") == b"<svg><html></svg>"
 
 
 @pytest.mark.parametrize(
@@ -240,10 +332,20 @@ def test_a_photo_without_a_length_ends_with_the_connection(make, photo_server):
     assert get(make(), photo_server.url + "/a") == b"photo"
 
 
-def test_a_compressed_answer_is_refused(make, photo_server):
-    photo_server.paths["/a"] = (200, b"\x1f\x8b", {"Content-Encoding": "gzip"})
+@pytest.mark.parametrize("coding", ["gzip", "X-GZIP", "br", "zstd", "deflate", "compress", "aws-chunked, gzip"])
+def test_a_compressed_answer_is_refused(make, photo_server, coding):
+    photo_server.paths["/a"] = (200, b"\x1f\x8b", {"Content-Encoding": coding})
     with pytest.raises(PhotoServerFailed, match="compressed"):
         get(make(), photo_server.url + "/a")
+
+
+@pytest.mark.parametrize(
+    "coding", ["", "aws-chunked", "aws-chunked,", "none", "UTF-8", "binary", "identity", "Identity"]
+)
+def test_a_content_encoding_that_names_no_compression_is_none(make, photo_server, coding):
+    """Stores give back how an object was uploaded."""
+    photo_server.paths["/a"] = (200, b"photo", {"Content-Encoding": coding})
+    assert get(make(), photo_server.url + "/a") == b"photo"
 
 
 def test_bytes_in_memory_are_limited_over_all(make, photo_server, budget):
@@ -258,6 +360,7 @@ def raw_server(stack, talk):
     """A server that says what no HTTP library would."""
     listener = socket.create_server(("127.0.0.1", 0))
     stack.callback(listener.close)
+    takes_two = len(inspect.signature(talk).parameters) == 2
 
     def accept():
         while True:
@@ -266,9 +369,9 @@ def raw_server(stack, talk):
             except OSError:
                 return
             with connection:
-                connection.recv(65536)
+                request = connection.recv(65536)
                 try:
-                    talk(connection)
+                    talk(connection, request) if takes_two else talk(connection)
                 except OSError:
                     pass
 
@@ -334,6 +437,10 @@ WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nphoto"
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nphotoHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
         b"HTTP/1.1 200 OK\r\nContent-Encoding: Identity\r\nContent-Length: 5\r\n\r\nphoto",
         b"HTTP/1.1 200 OK\r\nX-Content-Length: 9\r\nContent-Length: 5\r\n\r\nphoto",
+        # Cameras and CGI scripts, whose lines end in a line feed; the second has the other end in its body.
+        b"HTTP/1.1 200 OK\nContent-Length: 5\n\nphoto",
+        b"HTTP/1.0 200 OK\nContent-Type: image/jpeg\n\nphoto",
+        b"HTTP/1.1 200 OK\nContent-Length: 5\nConnection: keep-alive\n\nphoto",
     ],
 )
 def test_answers_that_servers_really_send(make, stack, answer):
@@ -378,7 +485,15 @@ _LINES = b"HTTP/1.1 200 OK\r\n%s\r\n\r\nphoto"
         b"ICY 200 OK\r\n\r\nphoto",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nphoto",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5",  # the end within the head
-        b"HTTP/1.1 200 OK\nContent-Length: 5\n\nphoto",  # bare line feeds
+        b"HTTP/1.1 200 OK\nContent-Length: 5\r\n\nphoto",  # two kinds of line ends
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\n\nphoto",
+        b"HTTP/1.1 200 OK\nX: a\rContent-Length: 5\n\nphoto",
+        b"HTTP/1.1 200 OK\nX: a\n folded\n\nphoto",
+        b"HTTP/1.1 200 OK\nContent-Length: 5\nContent-Length: 6\n\nphoto",
+        b"HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n5\nphoto\n0\n\n",
+        b"HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n5\r\nphoto\r\n0\r\n\r\n",
+        b"HTTP/1.1 100 Continue\n\n" + WHOLE,
+        b"HTTP/1.1 200 OK\nContent-Length: 5\n",
         _LINES % b"X: a\nContent-Length: 5",
         _LINES % b"X: a\rContent-Length: 5",
         _LINES % b"X: a\r\n folded: b",
@@ -430,6 +545,7 @@ _LINES = b"HTTP/1.1 200 OK\r\n%s\r\n\r\nphoto"
         _LINES % (b"X: " + b"a" * 70_000),
         _LINES % b"\r\n".join(b"X-%d: a" % n for n in range(300)),
         b"HTTP/1.1 100 Continue\r\n\r\n" * 5000 + WHOLE,
+        b"HTTP/1.1 302 Found\r\nLocation: //[\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 302 Found\r\nLocation: http://[\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 302 Found\r\nLocation: /a\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 302 Found\r\nLocation: \r\nContent-Length: 0\r\n\r\n",
@@ -471,6 +587,7 @@ def test_lines_without_content_come_to_an_end(make, stack):
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: x\r\nConnection: y , close\r\n\r\nphoto",
         b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nphoto",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nphoto\r\n0\r\n\r\nx",
+        b"HTTP/1.1 200 OK\nContent-Length: 5\nConnection: keep-alive\n\nphoto",
     ],
 )
 def test_a_connection_that_may_not_be_used_again_is_not(make, stack, first):
@@ -519,6 +636,59 @@ def test_proxies_of_the_environment_are_not_used(make, photo_server, monkeypatch
     assert get(make(), photo_server.url + "/a") == b"photo"
 
 
+def test_a_broken_response_is_called_so(make, stack):
+    port = raw_server(stack, lambda connection: connection.sendall(b"ICY 200 OK\r\n\r\nphoto"))
+    with pytest.raises(PhotoServerFailed, match="invalid HTTP response"):
+        get(make(ports=[port]), f"http://127.0.0.1:{port}/")
+
+
+@pytest.mark.parametrize(
+    "location", ["http://user:SECRET@127.0.0.1:{port}/", "http://127.0.0.1:99999/?sig=SECRET", "//a\u2100SECRET/"]
+)
+def test_no_password_or_signature_of_a_redirect_is_in_an_error(make, photo_server, location):
+    where = location.format(port=photo_server.port).encode().decode("latin-1")
+    photo_server.paths["/a"] = (302, b"", {"Location": where})
+    with pytest.raises((AddressNotAllowed, PhotoServerFailed)) as caught:
+        get(make(), photo_server.url + "/a")
+    assert "SECRET" not in f"{caught.value.detail} {caught.value.cause}".upper()
+
+
+@pytest.mark.parametrize(
+    ("lookup_seconds", "addresses", "refused_after"),
+    [
+        (0.0025, ["10.1.2.3"], 0.05),
+        (0.0056, [], 0.05),
+        (0.0001, [], 0.05),
+        (0.049, ["10.1.2.3"], 0.05),
+        (0.051, [], 0.1),
+    ],
+)
+def test_a_refusal_takes_as_long_whether_a_name_exists_or_not(
+    make, photo_server, monkeypatch, lookup_seconds, addresses, refused_after
+):
+    """By a clock that stands but for the lookup and for what is waited."""
+    now = [0.0]
+
+    def wait(seconds):
+        now[0] += seconds
+
+    class OnItsClock:
+        def addresses(self, host, deadline):
+            wait(lookup_seconds)
+            if not addresses:
+                raise NoAddress("it is not there")
+            return list(map(ip_address, addresses))
+
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=wait))
+    limit = client._Limit(time.monotonic() + 5, lambda: False)
+    target = Policy().target("http://inside.example/")
+    fetcher = make()
+    fetcher._resolver = OnItsClock()
+    with pytest.raises(NotAllowed):
+        fetcher._addresses(target, limit)
+    assert now == [pytest.approx(refused_after)]
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
@@ -562,6 +732,58 @@ def test_tls_does_not_trust_just_anyone(make, tls_server):
     with pytest.raises(PhotoServerFailed) as caught:
         get(fetcher, f"https://photos.example:{tls_server.port}/a")
     assert "CERTIFICATE_VERIFY_FAILED" in caught.value.cause
+
+
+def test_a_certificate_needs_a_subject_alternative_name(make, photo_server, stack, tmp_path):
+    """RFC 9525: a common name is no name of a server. By the context that the fetcher makes itself."""
+    subprocess.run(
+        "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=photos.example "
+        "-addext basicConstraints=critical,CA:TRUE".split(),
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    photo_server._server.socket = context.wrap_socket(
+        photo_server._server.socket, server_side=True, do_handshake_on_connect=False
+    )
+    ours = client._tls_context()
+    ours.load_verify_locations(tmp_path / "cert.pem")
+    with pytest.raises(PhotoServerFailed) as caught:
+        get(
+            make(tls=ours, look_up=lambda host: [ip_address("127.0.0.1")]),
+            f"https://photos.example:{photo_server.port}/",
+        )
+    assert "CERTIFICATE_VERIFY_FAILED" in caught.value.cause
+
+
+def test_a_company_s_authority_holds_under_python_3_13(make, stack, photo_server, tmp_path, monkeypatch):
+    """Its basic constraints are not marked critical, which RFC 5280 asks for and Python 3.13 insists on."""
+    (tmp_path / "names").write_text("subjectAltName=DNS:photos.example\n")
+    for command in (
+        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=ca -addext basicConstraints=CA:TRUE",
+        "req -newkey rsa:2048 -nodes -keyout key.pem -out request.pem -subj /CN=photos.example",
+        "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out cert.pem",
+    ):
+        subprocess.run(["openssl", *command.split()], cwd=tmp_path, check=True, capture_output=True)
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    photo_server._server.socket = served.wrap_socket(
+        photo_server._server.socket, server_side=True, do_handshake_on_connect=False
+    )
+    photo_server.paths["/"] = b"photo"
+
+    def strict(make_context=ssl.create_default_context):
+        context = make_context()
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        context.load_verify_locations(tmp_path / "ca.pem")
+        return context
+
+    url = f"https://photos.example:{photo_server.port}/"
+    with pytest.raises(PhotoServerFailed) as caught:
+        get(make(tls=strict(), look_up=lambda host: [ip_address("127.0.0.1")]), url)
+    assert "CERTIFICATE_VERIFY_FAILED" in caught.value.cause
+    monkeypatch.setattr(client.ssl, "create_default_context", strict)
+    assert get(make(look_up=lambda host: [ip_address("127.0.0.1")]), url) == b"photo"
 
 
 def test_a_tls_server_that_drips_is_cut_off(make, tls_server, certificate):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from clothing_gateway.fetch.client import Fetcher, Photo
+from clothing_gateway.fetch.client import USER_AGENT, Fetcher, Photo
 from clothing_gateway.fetch.policy import Policy
 from clothing_gateway.fetch.resolver import Resolver
 from clothing_gateway.limits.admission import ByteBudget
@@ -22,6 +22,7 @@ def by_settings(
         settings.fetch_allowed_networks,
         settings.fetch_allowed_hosts,
         settings.fetch_denied_hosts,
+        settings.fetch_denied_networks,
     )
     return Fetcher(
         policy,
@@ -30,5 +31,6 @@ def by_settings(
         max_bytes=settings.fetch_max_bytes,
         max_redirects=settings.fetch_max_redirects,
         proxy=settings.fetch_proxy,
+        user_agent=settings.fetch_user_agent or USER_AGENT,
         count=count,
     )

@@ -8,21 +8,27 @@ IPv4 may be anything outside the table. IPv6 may only be global unicast, 2000::/
 
 from __future__ import annotations
 
+import encodings.idna
 import functools
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-
-import urllib3.exceptions
-from urllib3.util import parse_url
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
 class NotAllowed(Exception):
-    """The URL or an address of its host is not to be fetched; the text is for the log, never for the client."""
+    """The URL or an address of its host must not be fetched.
+
+    The text is for the log, never for the client. It holds no URL: a signature or a password would be in it.
+    """
+
+
+class Malformed(NotAllowed):
+    """A mistake in the URL's spelling. The text is for the client: it depends on the URL alone, not on any network."""
 
 
 # (network, what it is, where that is said). Sources: RFCs and the special-purpose registries of IANA
@@ -32,6 +38,8 @@ FORBIDDEN_IPV4: tuple[tuple[str, str, str], ...] = (
     ("10.0.0.0/8", "private use", "RFC 1918"),
     ("100.64.0.0/10", "shared address space; pods of EKS and GKE, 100.100.100.200 of Alibaba", "RFC 6598"),
     ("127.0.0.0/8", "loopback", "RFC 1122 3.2.1.3"),
+    ("161.26.0.0/16", "IBM Cloud's services, seen from inside only", "IBM, 'IBM Cloud IP ranges', service network"),
+    ("166.8.0.0/14", "IBM Cloud's private endpoints, seen from inside only", "IBM, 'IBM Cloud IP ranges'"),
     ("169.254.0.0/16", "link local; cloud metadata at 169.254.169.254, ECS at 169.254.170.2", "RFC 3927"),
     ("172.16.0.0/12", "private use", "RFC 1918"),
     ("192.0.0.0/24", "IETF protocol assignments, DS-Lite, NAT64 discovery; metadata of Oracle", "RFC 6890, RFC 7050"),
@@ -69,37 +77,52 @@ FORBIDDEN_IPV6: tuple[tuple[str, str, str], ...] = (
     ("ff00::/8", "multicast", "RFC 4291 2.7"),
 )
 
-# Where clouds give out credentials. Opening a wide network, such as 169.254.0.0/16, does not open these: only an entry
-# of GATEWAY_FETCH_ALLOWED_NETWORKS for exactly one such address does.
+# Where clouds give out credentials. Opening a wide network, such as 169.254.0.0/16, does not open these, nor an IPv6
+# address that leads to one (NAT64, 6to4 …): only an entry of GATEWAY_FETCH_ALLOWED_NETWORKS for exactly that address.
 METADATA: tuple[tuple[str, str], ...] = (
     ("100.100.100.200", "Alibaba Cloud, 'View instance metadata'"),
     ("168.63.129.16", "Microsoft, 'What is IP address 168.63.129.16?'"),
+    ("169.254.0.23", "Tencent Cloud, 'Querying instance metadata'"),
+    ("169.254.42.42", "Scaleway, 'How to use the metadata API'"),
     ("169.254.169.254", "AWS, Google, Azure, DigitalOcean, OpenStack: instance metadata"),
     ("169.254.170.2", "AWS, 'Task IAM role' of ECS"),
     ("169.254.170.23", "AWS, EKS Pod Identity"),
     ("192.0.0.192", "Oracle Cloud, classic metadata"),
+    ("fd00:42::42", "Scaleway, metadata over IPv6"),
+    ("fd00:c1::a9fe:a9fe", "Oracle Cloud, metadata over IPv6"),
     ("fd00:ec2::23", "AWS, EKS Pod Identity over IPv6"),
     ("fd00:ec2::254", "AWS, instance metadata over IPv6"),
     ("fd20:ce::254", "Google, metadata over IPv6"),
+    ("fe80::a9fe:a9fe", "OpenStack, 'Metadata service', over IPv6"),
 )
 
 _GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291 2.4, IANA ipv6-address-space
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052 2.1: how pods without IPv4 reach IPv4 hosts (DNS64)
+_LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")  # RFC 8215
+_IPV4_AT_THE_END = (_NAT64, _LOCAL_NAT64, IPv6Network("::/96"), IPv6Network("::ffff:0:0:0/96"))  # RFC 4291, RFC 2765
+_TRANSLATED = (
+    *_IPV4_AT_THE_END,
+    IPv6Network("2002::/16"),
+    IPv6Network("2001::/32"),
+)  # 6to4 (RFC 3056), Teredo (RFC 4380)
 _FORBIDDEN = tuple(
     (ip_network(network), f"{network}: {what}") for network, what, _ in (*FORBIDDEN_IPV4, *FORBIDDEN_IPV6)
 )
 _METADATA = frozenset(ip_address(address) for address, _ in METADATA)
 
 MAX_URL_LENGTH = 4096
-_UNSAFE = re.compile(r"[\x00-\x20\x7f\\]")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?")  # RFC 3986, appendix B
+_AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{0,5}))?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ENCODED = re.compile(r'(?:[^\x21-\x7e]|["<>`])+')  # in a path or query: what browsers encode as well
 _HOST_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-_AUTHORITY = re.compile(r"[^/?#]*//([^/?#]*)")
+_NO_ASCII_FORM = "The host has letters outside ASCII: write it as xn--…"
 _NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL, taken apart once: all that is needed to ask for the photo, with no second parser in between."""
+    """A URL, parsed once: all that a request for the photo needs, with no second parser in between."""
 
     scheme: str
     host: str
@@ -119,42 +142,40 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Policy:
-    """What may be fetched: ports, hosts, and networks opened beyond the public internet."""
+    """What may be fetched: ports, hosts, networks beyond the public internet, and networks that are not part of it."""
 
     ports: frozenset[int] = frozenset({80, 443})
     allowed_networks: tuple[Network, ...] = ()
     # Hosts, or *.host for all below one; no allowed ones allow all, and a denied one is denied whatever is allowed.
     allowed_hosts: tuple[str, ...] = ()
     denied_hosts: tuple[str, ...] = ()
+    denied_networks: tuple[Network, ...] = ()  # whatever is allowed
 
     def target(self, url: str) -> Target:
-        """Take a URL apart; NotAllowed when it could mean two things to two parsers, or leads where none may."""
-        if len(url) > MAX_URL_LENGTH or _UNSAFE.search(url):
-            raise NotAllowed("the URL has blanks, control characters or backslashes, or is too long")
-        authority = _AUTHORITY.match(url)
-        if authority is None or not authority[1].isascii():
-            # Unicode has many spellings of a digit, a dot and a slash; a host has exactly one ASCII form (xn--…).
-            raise NotAllowed("the URL has no host, or not in its ASCII form")
-        try:
-            parts = parse_url(url)
-        except (urllib3.exceptions.LocationParseError, ValueError) as error:
-            raise NotAllowed(f"not a URL: {error}") from None
-        scheme = parts.scheme or ""
-        if scheme not in _DEFAULT_PORTS:
-            raise NotAllowed(f"the scheme {scheme!r} is not http or https")
-        if parts.auth is not None:
-            raise NotAllowed("the URL has a user name or password")
-        port = _DEFAULT_PORTS[scheme] if parts.port is None else parts.port
+        """Parse a URL. Malformed where its spelling is wrong, NotAllowed where it leads to what is forbidden.
+
+        Path and query are sent byte for byte: a signature is over their letters, and %2b is not %2B. As browsers do,
+        only letters outside ASCII, quotes and angle brackets are percent-encoded, and dot segments removed.
+        """
+        _refuse_mistakes(url)
+        parts = _URL.fullmatch(url)
+        if parts is None or parts[1].lower() not in _DEFAULT_PORTS or not parts[2]:
+            raise Malformed("The URL must begin with http:// or https:// and a host.")
+        scheme = parts[1].lower()
+        if "@" in parts[2]:
+            raise Malformed("The URL has a user name or password: remove it.")
+        authority = _AUTHORITY.fullmatch(parts[2])
+        if authority is None:
+            raise NotAllowed("the host and port can't be told apart")
+        port = int(authority[2] or _DEFAULT_PORTS[scheme])
         if port not in self.ports:
             raise NotAllowed(f"port {port} is not among GATEWAY_FETCH_ALLOWED_PORTS")
-        host, address = _host(parts.host or "")
+        host, address = _host(authority[1])
         if _matches(host, self.denied_hosts):
             raise NotAllowed(f"{host} is among GATEWAY_FETCH_DENIED_HOSTS")
         if self.allowed_hosts and not _matches(host, self.allowed_hosts):
             raise NotAllowed(f"{host} is not among GATEWAY_FETCH_ALLOWED_HOSTS")
-        path = parts.request_uri
-        if not (path.startswith("/") and path.isascii()):
-            raise NotAllowed("the path can't be sent as it is")
+        path = _ENCODED.sub(_percent_encoded, _without_dots(parts[3] or "/") + (parts[4] or ""))
         return Target(scheme, host, port, path, address)
 
     def check(self, addresses: Iterable[Address]) -> None:
@@ -171,19 +192,92 @@ class Policy:
                 return "an address with a zone, RFC 4007"
             if address.ipv4_mapped is not None:  # RFC 4291 2.5.5.2: the kernel connects to the IPv4 address
                 return self.forbids(address.ipv4_mapped)
+        reached = (address, *_embedded(address))
+        if any(one in network for one in reached for network in self.denied_networks):
+            return "among GATEWAY_FETCH_DENIED_NETWORKS"
         opened = [network for network in self.allowed_networks if address in network]
-        if address in _METADATA:
-            return None if any(network.num_addresses == 1 for network in opened) else "a cloud's metadata service"
-        if opened:
+        if any(network.num_addresses == 1 for network in opened):
             return None
-        if isinstance(address, IPv6Address) and address in _NAT64:
-            return self.forbids(IPv4Address(int(address) & 0xFFFFFFFF))
-        for network, reason in _FORBIDDEN:
-            if address in network:
+        if any(one in _METADATA and not self._opens_exactly(one) for one in reached):
+            return "a cloud's metadata service"
+        form = next((form for form in _TRANSLATED if address in form), None)
+        if form is not None and not any(_within(network, form) for network in opened):
+            # A translator or tunnel leads to the IPv4 address, which opening ::/0 is not meant for.
+            reason = next(filter(None, map(self.forbids, _embedded(address))), None)
+            if reason or form is _NAT64:
                 return reason
-        if isinstance(address, IPv6Address) and address not in _GLOBAL_UNICAST:
-            return "outside 2000::/3, RFC 4291 2.4"
-        return None
+        return None if opened else _listed(address)
+
+    def _opens_exactly(self, address: Address) -> bool:
+        return any(network.num_addresses == 1 and address in network for network in self.allowed_networks)
+
+
+def _listed(address: Address) -> str | None:
+    """Why an address is not in the public internet."""
+    for network, reason in _FORBIDDEN:
+        if address in network:
+            return reason
+    if isinstance(address, IPv6Address) and address not in _GLOBAL_UNICAST:
+        return "outside 2000::/3, RFC 4291 2.4"
+    return None
+
+
+def _within(network: Network, form: IPv6Network) -> bool:
+    return isinstance(network, IPv6Network) and network.subnet_of(form)
+
+
+def _embedded(address: Address) -> Iterator[IPv4Address]:
+    """The IPv4 addresses that an IPv6 address may lead to, by a translator or a tunnel."""
+    if isinstance(address, IPv4Address):
+        return
+    number = int(address)
+    last = IPv4Address(number & 0xFFFFFFFF)
+    if any(address in network for network in _IPV4_AT_THE_END) or (number >> 32) & 0xFDFFFFFF == 0x5EFE:
+        yield last  # the second: ISATAP, RFC 5214 6.1
+    if address in _LOCAL_NAT64:  # RFC 6052 2.2: /48, /56 and /64 have it around the bits 64 to 71, which are zero
+        whole = ((number >> 64) & 0xFFFF) << 56 | (number & ((1 << 56) - 1))  # those 8 bits left out
+        yield from (IPv4Address((whole >> shift) & 0xFFFFFFFF) for shift in (40, 32, 24))
+    if address.sixtofour is not None:
+        yield address.sixtofour
+    if address.teredo is not None:
+        yield from address.teredo
+
+
+def _refuse_mistakes(url: str) -> None:
+    """Malformed, with a sentence for the client, where a URL has what two parsers could read in two ways."""
+    if len(url) > MAX_URL_LENGTH:
+        raise Malformed(f"The URL has more than {MAX_URL_LENGTH} characters: use a shorter one.")
+    if _CONTROL.search(url):
+        raise Malformed("The URL has a line end or control character in it: remove it.")
+    if url != url.strip(" "):
+        raise Malformed("The URL begins or ends with a blank: remove it.")
+    if " " in url:
+        raise Malformed("The URL has a blank in it: write %20.")
+    if "\\" in url:
+        raise Malformed("The URL has a backslash in it: write /.")
+
+
+def _percent_encoded(letters: re.Match[str]) -> str:
+    try:
+        return "".join(f"%{byte:02X}" for byte in letters[0].encode())
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+        raise NotAllowed("the path has a letter that is none") from None
+
+
+def _without_dots(path: str) -> str:
+    """A path without the segments . and .. (RFC 3986 5.2.4)."""
+    if "/." not in path:
+        return path
+    kept: list[str] = []
+    segments = path.split("/")[1:]
+    for segment in segments:
+        if segment == "..":
+            del kept[-1:]
+        elif segment != ".":
+            kept.append(segment)
+    if segments[-1] in {".", ".."}:
+        kept.append("")
+    return "/" + "/".join(kept)
 
 
 def _matches(host: str, hosts: tuple[str, ...]) -> bool:
@@ -201,8 +295,8 @@ def _host(host: str) -> tuple[str, Address | None]:
         except ValueError:
             raise NotAllowed("the brackets hold no IPv6 address") from None
         return literal.compressed, literal
-    name = host.lower().removesuffix(".")
-    labels = name.split(".")
+    labels = [_ascii(label) for label in host.lower().removesuffix(".").split(".")]
+    name = ".".join(labels)
     if len(name) > 253 or not all(_HOST_LABEL.fullmatch(label) for label in labels):
         raise NotAllowed("the host is no name")
     if _NUMBER.fullmatch(labels[-1]):
@@ -213,3 +307,23 @@ def _host(host: str) -> tuple[str, Address | None]:
         except ValueError:
             raise NotAllowed("an odd spelling of an IPv4 address") from None
     return name, None
+
+
+def _ascii(label: str) -> str:
+    """A label of a host's name in its ASCII form (IDNA, RFC 3490).
+
+    Unicode has many spellings of a digit, a dot and a letter, and IDNA maps them all to one. Only a label that is
+    already what the mapping gives is taken: everything else could be meant as another name than it looks like.
+    """
+    if label.isascii():
+        return label
+    if not all(letter == "-" or unicodedata.category(letter)[0] in "LMN" for letter in label):
+        raise Malformed(_NO_ASCII_FORM)
+    try:
+        encoded = encodings.idna.ToASCII(label)
+        same = encodings.idna.ToUnicode(encoded) == label
+    except UnicodeError:
+        same = False
+    if not same or not encoded.startswith(b"xn--"):
+        raise Malformed(_NO_ASCII_FORM)
+    return encoded.decode("ascii")

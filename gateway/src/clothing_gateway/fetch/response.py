@@ -1,15 +1,15 @@
-"""An answer of a photo's server, read by the letter of RFC 9112.
+"""Parser of a photo server's response, by RFC 9112.
 
-http.client reads heads with Python's parser for e-mail: it takes folded lines, bare line feeds, two lengths, and costs
-more than all the rest of a fetch. This takes what servers really send, and nothing that two readers could take for two
-things: whoever writes so may mean something else with the next answer on the same connection.
+http.client parses heads with Python's parser for e-mail: it takes folded lines, mixed line ends, two lengths, and costs
+more than all the rest of a fetch. This takes what servers really send, and nothing that two parsers could read in two
+ways: a server that writes so may mean something else with the next response on the same connection.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # As many as this gateway itself takes from clients. Answers that come before count, and what stands between chunks.
 MAX_HEAD_BYTES = 64 * 1024
@@ -26,6 +26,8 @@ _FIELDS = re.compile(
     rb"\n(content-length|transfer-encoding|connection|content-encoding|location):[ \t]*+([^\r]*)", re.IGNORECASE
 )
 _LENGTH = re.compile(rb"[0-9]{1,15}")
+# Of a Location: servers write it in UTF-8 and with blanks, and browsers follow it so.
+_ENCODED = re.compile(rb"[\x20\x80-\xff]")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*+;" + _TEXT + rb")?")
 
 
@@ -44,7 +46,7 @@ class Head:
     status: int
     length: int | None  # the body's; None where it comes in chunks, or goes on until the connection ends
     chunked: bool
-    encoding: str  # of the content: identity, or how it is compressed
+    encodings: frozenset[str]  # the tokens of Content-Encoding in lower case, of which some name no compression
     location: str | None
     reusable: bool  # whether the connection may serve another request after the body
 
@@ -79,8 +81,10 @@ def parse(data: bytes) -> Head:
         status=int(match[2]),
         length=None if length is None else int(length),
         chunked=coding is not None,
-        encoding=fields.get(b"content-encoding", b"identity").decode("latin-1").lower(),
-        location=location.decode("latin-1") if location else None,
+        encodings=frozenset(
+            token.strip() for token in fields.get(b"content-encoding", b"").decode("latin-1").lower().split(",")
+        ),
+        location=_ENCODED.sub(lambda byte: b"%%%02X" % byte[0][0], location).decode("ascii") if location else None,
         reusable=(length or coding) is not None and (b"keep-alive" in options if old else b"close" not in options),
     )
 
@@ -103,10 +107,27 @@ class Answer:
         self._rest = self._receive()
         if not self._rest:
             raise NoAnswer("the connection ended without an answer")
+        if self._ends_lines_in_line_feeds():
+            # RFC 9112 2.2 allows to read it; only as a whole, and the connection is used for nothing else.
+            data = self._until(b"\n\n") + b"\n"
+            if b"\r" in data:
+                raise BadAnswer("lines that end in two ways")
+            head = replace(parse(data.replace(b"\n", b"\r\n")), reusable=False)
+            if head.status // 100 == 1 or head.chunked:
+                raise BadAnswer("chunks or an interim response, with lines that end in line feeds")
+            return head
         while True:
             head = parse(self._until(b"\r\n\r\n") + b"\r\n")
             if head.status // 100 != 1 or head.status == 101:
                 return head
+
+    def _ends_lines_in_line_feeds(self) -> bool:
+        while (end := self._rest.find(b"\n")) < 0 and len(self._rest) <= MAX_HEAD_BYTES:
+            more = self._receive()
+            if not more:
+                break
+            self._rest += more
+        return end >= 0 and self._rest[end - 1 : end] != b"\r"
 
     def body(self, head: Head) -> Iterator[bytes]:
         """The body's pieces, to its very end or an error."""
