@@ -11,9 +11,11 @@ GatewayError                     500  internal-error
 ├── TooLarge                     413  too-large
 │   ├── TooManyBytes             413  too-many-bytes
 │   ├── TooManyPixels            413  too-many-pixels
-│   └── TooManyPhotos            413  too-many-photos
+│   ├── TooManyPhotos            413  too-many-photos
+│   └── TooComplex               413  too-complex
 ├── UnsupportedMediaType         415  unsupported-media-type
-│   └── NotAnImage               415  not-an-image
+│   ├── NotAnImage               415  not-an-image
+│   └── UnsupportedImage         415  unsupported-image
 ├── BrokenImage                  422  broken-image
 ├── PhotoServerFailed            424  photo-server-failed
 ├── TooManyRequests              429  too-many-requests
@@ -171,7 +173,7 @@ class TooManyBytes(TooLarge):
 
 
 class TooManyPixels(TooLarge):
-    """The photo exceeds GATEWAY_MAX_PIXELS or the decoders' memory."""
+    """The photo exceeds GATEWAY_MAX_PIXELS, GATEWAY_MAX_SIDE_PIXELS or the decoders' memory."""
 
     code = "too-many-pixels"
     title = "Too many pixels"
@@ -182,6 +184,14 @@ class TooManyPhotos(TooLarge):
 
     code = "too-many-photos"
     title = "Too many photos"
+
+
+class TooComplex(TooLarge):
+    """The photo's file has more parts (scans, segments, chunks, comments) than allowed."""
+
+    code = "too-complex"
+    title = "Too complex"
+    detail = "The file has too many parts; save it without metadata."
 
 
 class UnsupportedMediaType(GatewayError):
@@ -199,6 +209,14 @@ class NotAnImage(UnsupportedMediaType):
     code = "not-an-image"
     title = "Not an image"
     detail = "The photo is no JPEG, PNG, WebP, GIF or BMP file."
+
+
+class UnsupportedImage(UnsupportedMediaType):
+    """The file is of an unsupported kind of its format, such as compressed BMP."""
+
+    code = "unsupported-image"
+    title = "Unsupported kind of image"
+    detail = "Unsupported kind of image; save the photo as JPEG."
 
 
 class BrokenImage(GatewayError):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clothing_gateway.context import RequestContext
+from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import GatewayError, ModelRefused
 from clothing_gateway.fetch import Fetcher
 from clothing_gateway.image import decode
@@ -124,20 +125,27 @@ class Classifier:
             context.record("wait", perf_counter() - start)
             context.require_client()  # the wait may have been long
             with context.stage("decode"):
-                one.element = prepare(data, header, model, self._settings)
+                one.element = prepare(data, header, model, self._settings, context.deadline)
 
 
 def read_header(data: bytes, settings: Settings, max_cost: int) -> decode.Header:
-    """A photo's format, size and decoding cost; NotAnImage, BrokenImage or TooManyPixels."""
+    """A photo's format, size and decoding cost; raises the error of a file that isn't decoded."""
     return decode.read_header(
-        data, settings.max_pixels, max_cost, settings.resampling, jpeg_scaling=settings.jpeg_scaling
+        data,
+        settings.max_pixels,
+        max_cost,
+        settings.resampling,
+        jpeg_scaling=settings.jpeg_scaling,
+        max_side=settings.max_side_pixels,
     )
 
 
-def prepare(data: bytes, header: decode.Header, model: Model, settings: Settings) -> Element:
+def prepare(
+    data: bytes, header: decode.Header, model: Model, settings: Settings, deadline: Deadline | None = None
+) -> Element:
     """One photo as an element of the model's input."""
     preprocessing = settings.preprocessing if model.input_type == "float32" else None
-    element = decode.decode(data, header, model.size, preprocessing)
+    element = decode.decode(data, header, model.size, preprocessing, deadline)
     return data if element is None else element  # decoded to validate it only: the model takes the file
 
 

@@ -527,6 +527,12 @@ class Settings:
         "bombs.",
         chart="gateway.maxPixels",
     )
+    max_side_pixels: int = _setting(
+        "16384",
+        _integer(1, 65535),
+        "pixels",
+        "The longer side of a photo. Phones' panoramas have up to 16,382 pixels, and WebP's own maximum is 16,383.",
+    )
     decode_slots: int = _setting(
         "",
         _integer(1, 256),

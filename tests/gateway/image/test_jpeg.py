@@ -102,10 +102,18 @@ def test_truncation_at_every_offset(name):
 
 def test_files_that_pillow_does_not_open_are_refused():
     plain = CORPUS["4:2:0"]
-    no_resolution = plain.replace(b"JFIF\0\x01\x01\x01", b"JFIF\0\x01\x01\0")
     refused = {
         "jfif cut short": with_segment(plain, 0xE0, b"JFIF\0"),
         "adobe cut short": with_segment(plain, 0xEE, b"Adobe"),
+    }
+    assert {name: check(data) for name, data in refused.items()} == dict.fromkeys(refused, BrokenImage)
+
+
+def test_damaged_metadata_is_passed_over():
+    """Of which Pillow alone would refuse the file."""
+    plain = CORPUS["4:2:0"]
+    no_resolution = plain.replace(b"JFIF\0\x01\x01\x01", b"JFIF\0\x01\x01\0")
+    decoded = {
         "profile cut short": with_segment(plain, 0xE2, b"ICC_PROFILE\0"),
         "photoshop cut short": with_segment(plain, 0xED, b"Photoshop 3.0\x008BIM\x03\xed"),
         "exif in which Pillow trips": with_segment(
@@ -113,8 +121,10 @@ def test_files_that_pillow_does_not_open_are_refused():
             0xE1,
             b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x02\x01\x28\0\3\0\0\0\1\0\2\0\0\x01\x1a\0\5\0\0\0\0\0\0\0\0",
         ),
+        "pictures cut short": with_segment(plain, 0xE2, b"MPF\0II"),
     }
-    assert {name: check(data) for name, data in refused.items()} == dict.fromkeys(refused, BrokenImage)
+    expected = decode(plain, (299, 299), None)
+    assert [name for name, data in decoded.items() if not same(check(data), expected)] == []
 
 
 def test_a_turned_photo_stays_as_it_is():

@@ -1,8 +1,8 @@
 /* JPEG to the pixels that Pillow's NEAREST takes, row by row, with the libjpeg that Pillow itself decodes with.
  *
- * What comes out must be what Pillow's decode, convert("RGB") and resize(NEAREST) give, bit for bit, and what Pillow
- * refuses must be refused. So nothing here computes a pixel: libjpeg decodes, with its defaults, as Pillow has it do
- * (JpegDecode.c), and this file chooses which rows and columns are kept.
+ * The result must be bit-identical to Pillow's decode, convert("RGB") and resize(NEAREST), and files that Pillow's
+ * decoder refuses must be refused. So nothing here computes a pixel: libjpeg decodes, with its defaults, as Pillow has
+ * it do (JpegDecode.c), and this file chooses which rows and columns are kept.
  *
  * libjpeg is not linked: bind() finds its functions in the library that Pillow's own module has loaded. One decoder in
  * the process, the same for both ways, and renewed with Pillow. Two versions of libjpeg agree on whole files; on damaged
@@ -17,6 +17,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 /* The interface of libjpeg 6.2, libjpeg-turbo's default and what Pillow's wheels are built with, also where this
  * machine's own headers were made for 8 (Debian and Fedora have 6.2, Ubuntu 8). jpeg_CreateDecompress compares the
@@ -39,6 +40,15 @@
  * the row then costs more than decoding it. So it begins beside one. */
 #define OFF_LINE 4
 
+/* Segments before the first scan. clothing_gateway.image.layout has the same limit, and the reason. */
+#define MAX_SEGMENTS 1000
+
+/* While all rows are decoded one after another: rows between two looks at the clock. */
+#define ROWS_BETWEEN_LOOKS 32
+
+/* A deadline farther away is none. */
+#define MAX_SECONDS 1e9
+
 #define CHANNELS 3
 #define PIXEL 4 /* bytes of one in a row of libjpeg's JCS_EXT_RGBX */
 
@@ -55,7 +65,9 @@ static struct {
 } lib;
 static int bound = 0;
 
-static PyObject *BrokenJpeg; /* the exception */
+static PyObject *BrokenJpeg, *TooManyScans; /* the exceptions */
+
+enum { DONE = 0, BROKEN, TOO_MANY_SCANS, OUT_OF_TIME };
 
 /* ---- one decoding ---- */
 
@@ -64,8 +76,12 @@ typedef struct {
     struct jpeg_decompress_struct cinfo;
     struct jpeg_error_mgr errors;
     struct jpeg_source_mgr source;
-    jmp_buf failed;
+    struct jpeg_progress_mgr progress;
+    jmp_buf failed; /* with one of the values above */
     char message[JMSG_LENGTH_MAX];
+    int max_scans;      /* 0 is no limit */
+    int has_deadline;
+    int64_t deadline;   /* nanoseconds of CLOCK_MONOTONIC */
 
     const JOCTET *piece_end; /* what libjpeg may read so far … */
     const JOCTET *end;       /* … and the end of the file */
@@ -82,12 +98,30 @@ typedef struct {
 static void fail(j_common_ptr cinfo) {
     Job *job = (Job *)cinfo;
     cinfo->err->format_message(cinfo, job->message);
-    longjmp(job->failed, 1);
+    longjmp(job->failed, BROKEN);
 }
 
 static void fail_with(Job *job, const char *message) {
     snprintf(job->message, sizeof(job->message), "%s", message);
-    longjmp(job->failed, 1);
+    longjmp(job->failed, BROKEN);
+}
+
+static int64_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+/* 20 ns, through the vDSO. */
+static void look_at_clock(Job *job) {
+    if (job->has_deadline && now() >= job->deadline) longjmp(job->failed, OUT_OF_TIME);
+}
+
+/* libjpeg calls it for each row of blocks of each scan of a file in several scans. */
+static void monitor(j_common_ptr cinfo) {
+    Job *job = (Job *)cinfo;
+    if (job->max_scans && job->cinfo.input_scan_number > job->max_scans) longjmp(job->failed, TOO_MANY_SCANS);
+    look_at_clock(job);
 }
 
 static void keep_quiet(j_common_ptr cinfo) { (void)cinfo; }
@@ -97,6 +131,7 @@ static void do_nothing(j_decompress_ptr cinfo) { (void)cinfo; }
 static boolean next_piece(j_decompress_ptr cinfo) {
     Job *job = (Job *)cinfo;
     if (job->finishing) return FALSE;
+    look_at_clock(job);
     if (job->piece_end == job->end) fail_with(job, "the file is cut off");
     size_t left = (size_t)(job->end - job->piece_end);
     size_t size = left < PIECE ? left : PIECE;
@@ -164,11 +199,14 @@ static void keep_row(const Job *job, int y) {
 /* Read on until the photo's row ``wanted`` is in job->row. */
 static void read_to(Job *job, int wanted, int skipping) {
     j_decompress_ptr cinfo = &job->cinfo;
+    look_at_clock(job);
     if (skipping && wanted > (int)cinfo->output_scanline)
         lib.skip_scanlines(cinfo, (JDIMENSION)wanted - cinfo->output_scanline);
     JSAMPROW row = job->row;
-    while ((int)cinfo->output_scanline <= wanted)
+    while ((int)cinfo->output_scanline <= wanted) {
         if (lib.read_scanlines(cinfo, &row, 1) != 1) fail_with(job, "no more rows");
+        if (cinfo->output_scanline % ROWS_BETWEEN_LOOKS == 0) look_at_clock(job);
+    }
 }
 
 /* Whether rows behind a skip are the right ones: in the four samplings that cameras and programs write. Elsewhere
@@ -208,15 +246,39 @@ static void keep_rows(Job *job) {
     if (before < in - 1) read_to(job, in - 1, skipping);
 }
 
-/* All of one decoding; 0, or -1 with the reason in job->message. Python is not touched. */
-static int run(Job *job, const unsigned char *data, size_t size) {
+static int u16(const unsigned char *at) { return at[0] << 8 | at[1]; }
+
+/* Scans of a file from the first one's header on, as libjpeg meets them (jdmarker.c: markers without a length are
+ * searched past, also in the restarts' resynchronisation), or one more than ``most``. */
+static int count_scans(const unsigned char *at, const unsigned char *end, int most) {
+    int scans = 0;
+    while (end - at >= 2 && (at = memchr(at, 0xFF, (size_t)(end - at - 1)))) {
+        int marker = at[1];
+        if (marker == 0xD9) break;
+        if (marker == 0xDA && ++scans > most) break;
+        if (marker < 0xC0 || (marker >= 0xD0 && marker <= 0xD8) || marker == 0xFF) {
+            at += marker == 0xFF ? 1 : 2;
+            continue;
+        }
+        if (end - at < 4) break;
+        int length = u16(at + 2);
+        if (end - at - 2 < length) break;
+        at += 2 + (length < 2 ? 2 : length);
+    }
+    return scans;
+}
+
+/* All of one decoding: DONE, or the reason, with its text in job->message where it is BROKEN. Python is not touched.
+ * ``scans`` is where the first scan's header begins. */
+static int run(Job *job, const unsigned char *data, size_t size, const unsigned char *scans) {
     j_decompress_ptr cinfo = &job->cinfo;
     cinfo->err = lib.std_error(&job->errors);
     job->errors.error_exit = fail;
     job->errors.output_message = keep_quiet;
-    if (setjmp(job->failed)) {
+    int reason = setjmp(job->failed);
+    if (reason) {
         lib.destroy_decompress(cinfo);
-        return -1;
+        return reason;
     }
     lib.CreateDecompress(cinfo, JPEG_LIB_VERSION, sizeof(*cinfo));
     job->source.init_source = do_nothing;
@@ -231,7 +293,15 @@ static int run(Job *job, const unsigned char *data, size_t size) {
     while (lib.read_header(cinfo, FALSE) == JPEG_HEADER_TABLES_ONLY) {}
     if (cinfo->num_components != 1 && cinfo->num_components != CHANNELS) fail_with(job, "neither grey nor colour");
     cinfo->out_color_space = cinfo->num_components == 1 ? JCS_GRAYSCALE : JCS_EXT_RGBX;
+    if (scans) { /* in several scans, all of which start_decompress reads */
+        look_at_clock(job);
+        if (job->max_scans && count_scans(scans, job->end, job->max_scans) > job->max_scans)
+            longjmp(job->failed, TOO_MANY_SCANS);
+        job->progress.progress_monitor = monitor;
+        cinfo->progress = &job->progress;
+    }
     lib.start_decompress(cinfo);
+    cinfo->progress = NULL;
 
     /* libjpeg's own memory, which it frees with the rest, and whose failure is an error like the others. */
     size_t pixel = (size_t)cinfo->output_components;
@@ -246,37 +316,19 @@ static int run(Job *job, const unsigned char *data, size_t size) {
     job->finishing = 1;
     lib.finish_decompress(cinfo);
     lib.destroy_decompress(cinfo);
-    return 0;
+    return DONE;
 }
 
 /* ---- which files are decoded here ---- */
 
 typedef struct {
     int width, height, components;
-    int reads_exif; /* Pillow looks for the resolution in the EXIF block, and refuses some that it can't read */
     uint64_t memory;
+    const unsigned char *scans; /* the first scan's header in a file of several, else NULL */
 } Header;
-
-static int u16(const unsigned char *at) { return at[0] << 8 | at[1]; }
 
 static int begins(const unsigned char *body, int size, const char *word, int length) {
     return size >= length && memcmp(body, word, (size_t)length) == 0;
-}
-
-/* Whether Pillow's parser comes to an end in a block of Photoshop's resources: a name with no length raises. */
-static int photoshop_fits(const unsigned char *body, int size) {
-    int64_t at = 14;
-    while (at + 4 <= size && memcmp(body + at, "8BIM", 4) == 0) {
-        at += 4 + 2;
-        if (at > size) return 1;
-        if (at == size) return 0;
-        at += 1 + body[at];
-        at += at & 1;
-        if (at + 4 > size) return 1;
-        at += 4 + ((int64_t)body[at] << 24 | body[at + 1] << 16 | u16(body + at + 2));
-        at += at & 1;
-    }
-    return 1;
 }
 
 static int tables_fit(const unsigned char *body, int size) {
@@ -310,17 +362,18 @@ static uint64_t memory_of(const unsigned char *frame, int several_scans) {
     return rows + (several_scans ? across * down * blocks * DCTSIZE2 * sizeof(JCOEF) : 0);
 }
 
-/* Whether the file is one of the plain kinds of which it is known here that Pillow opens them and what it then sees:
- * segments in a chain without gaps up to the first scan, one frame, 8 bits, grey or three components, Huffman codes,
- * no second picture. All others are Pillow's. Its rules: JpegImagePlugin.py, of which a rule that raises is kept here. */
+/* Whether the file is one of the plain kinds of which it is known here that Pillow opens them and how: at most
+ * MAX_SEGMENTS segments in a chain without gaps up to the first scan, one frame, 8 bits, grey or three components,
+ * Huffman codes. All others are left to Pillow. It gets files without metadata (clothing_gateway.image.layout); of the
+ * segments that it does get, the rules that raise (JpegImagePlugin.py) are applied here too. */
 static int read_plain_header(const unsigned char *data, Py_ssize_t size, Header *header) {
     const unsigned char *frame = NULL;
-    int progressive = 0, resolution = 0, exif = 0;
+    int progressive = 0, segments = 0;
     if (size < 4 || data[0] != 0xFF || data[1] != 0xD8) return 0;
     for (Py_ssize_t at = 2; at + 4 <= size;) {
         int marker = data[at + 1], length = u16(data + at + 2);
         const unsigned char *body = data + at + 4;
-        if (data[at] != 0xFF || length < 2 || at + 2 + length > size) return 0;
+        if (data[at] != 0xFF || length < 2 || at + 2 + length > size || ++segments > MAX_SEGMENTS) return 0;
         at += 2 + length;
         length -= 2;
         switch (marker) {
@@ -339,34 +392,21 @@ static int read_plain_header(const unsigned char *data, Py_ssize_t size, Header 
                 header->height = u16(frame + 1);
                 header->width = u16(frame + 3);
                 header->components = frame[5];
-                header->reads_exif = exif && !resolution;
-                header->memory = memory_of(frame, progressive || body[0] < frame[5]);
+                header->scans = progressive || body[0] < frame[5] ? body - 4 : NULL;
+                header->memory = memory_of(frame, header->scans != NULL);
                 return 1;
             case 0xDB: /* quantisation tables */
                 if (!tables_fit(body, length)) return 0;
                 break;
             case 0xE0:
-                if (begins(body, length, "JFIF", 4)) {
-                    if (length < 7) return 0;
-                    if (length >= 12 && (body[7] == 1 || body[7] == 2)) resolution = 1;
-                }
-                break;
-            case 0xE1:
-                if (begins(body, length, "Exif\0\0", 6)) exif = 1;
-                break;
-            case 0xE2:
-                if (begins(body, length, "MPF\0", 4)) return 0; /* several pictures */
-                if (begins(body, length, "ICC_PROFILE\0", 12) && length < 14) return 0;
-                break;
-            case 0xED:
-                if (begins(body, length, "Photoshop 3.0\0", 14) && !photoshop_fits(body, length)) return 0;
+                if (begins(body, length, "JFIF", 4) && length < 7) return 0;
                 break;
             case 0xEE:
                 if (begins(body, length, "Adobe", 5) && length < 7) return 0;
                 break;
             case 0xC4: case 0xDD: case 0xFE: /* Huffman tables, restart interval, comment */
-            case 0xE3: case 0xE4: case 0xE5: case 0xE6: case 0xE7: case 0xE8: case 0xE9: case 0xEA: case 0xEB: case 0xEC:
-            case 0xEF:
+            case 0xE1: case 0xE2: case 0xE3: case 0xE4: case 0xE5: case 0xE6: case 0xE7: /* metadata */
+            case 0xE8: case 0xE9: case 0xEA: case 0xEB: case 0xEC: case 0xED: case 0xEF:
                 break;
             default:
                 return 0;
@@ -427,7 +467,7 @@ static PyObject *py_read_header(PyObject *self, PyObject *args) {
     if (!plain) Py_RETURN_NONE;
     return Py_BuildValue(
         "(iiiKO)", header.width, header.height, header.components, (unsigned long long)header.memory,
-        header.reads_exif ? Py_True : Py_False);
+        header.scans ? Py_True : Py_False);
 }
 
 static PyObject *py_decode(PyObject *self, PyObject *args) {
@@ -436,9 +476,13 @@ static PyObject *py_decode(PyObject *self, PyObject *args) {
     PyObject *out_object, *table_object, *result = NULL;
     Job *job = NULL;
     Header header;
-    int width, height, reversed;
-    if (!PyArg_ParseTuple(args, "y*O(ii)Op:decode", &data, &out_object, &width, &height, &table_object, &reversed))
+    int width, height, reversed, max_scans = 0;
+    PyObject *seconds_object = Py_None;
+    double seconds = 0;
+    if (!PyArg_ParseTuple(args, "y*O(ii)Op|iO:decode", &data, &out_object, &width, &height, &table_object, &reversed,
+                          &max_scans, &seconds_object))
         return NULL;
+    if (seconds_object != Py_None && (seconds = PyFloat_AsDouble(seconds_object), PyErr_Occurred())) goto done;
     if (!bound) {
         PyErr_SetString(PyExc_RuntimeError, "bind() comes first");
         goto done;
@@ -470,14 +514,21 @@ static PyObject *py_decode(PyObject *self, PyObject *args) {
     job->reversed = reversed;
     job->width = width;
     job->height = height;
-    int failed;
+    job->max_scans = max_scans;
+    if (seconds_object != Py_None && seconds < MAX_SECONDS) {
+        job->has_deadline = 1;
+        job->deadline = now() + (int64_t)(seconds * 1e9);
+    }
+    int outcome;
     Py_BEGIN_ALLOW_THREADS;
-    failed = run(job, data.buf, (size_t)data.len);
+    outcome = run(job, data.buf, (size_t)data.len, header.scans);
     Py_END_ALLOW_THREADS;
-    if (failed)
-        PyErr_SetString(BrokenJpeg, job->message);
-    else
-        result = Py_NewRef(Py_None);
+    switch (outcome) {
+        case DONE: result = Py_NewRef(Py_None); break;
+        case TOO_MANY_SCANS: PyErr_Format(TooManyScans, "more than %d scans", max_scans); break;
+        case OUT_OF_TIME: PyErr_SetString(PyExc_TimeoutError, "the time for decoding is over"); break;
+        default: PyErr_SetString(BrokenJpeg, job->message);
+    }
 done:
     PyMem_Free(job);
     if (out.obj) PyBuffer_Release(&out);
@@ -489,8 +540,9 @@ done:
 static PyMethodDef methods[] = {
     {"bind", py_bind, METH_VARARGS, "Find libjpeg's functions through a loaded module's path, or raise ImportError."},
     {"read_header", py_read_header, METH_VARARGS,
-     "(width, height, components, bytes of memory, reads_exif) of a JPEG that decode() takes, or None."},
-    {"decode", py_decode, METH_VARARGS, "decode(data, out or None, (width, height), table or None, reversed)"},
+     "(width, height, components, bytes of memory, in several scans) of a JPEG that decode() takes, or None."},
+    {"decode", py_decode, METH_VARARGS,
+     "decode(data, out or None, (width, height), table or None, reversed, max_scans=0, seconds=None)"},
     {NULL, NULL, 0, NULL},
 };
 
@@ -501,8 +553,11 @@ PyMODINIT_FUNC PyInit__core(void) {
     PyObject *core = PyModule_Create(&module);
     if (!core) return NULL;
     BrokenJpeg = PyErr_NewExceptionWithDoc(
-        "clothing_jpeg.BrokenJpeg", "A file that Pillow would refuse, too; the text is libjpeg's.", PyExc_ValueError, NULL);
-    if (!BrokenJpeg || PyModule_AddObjectRef(core, "BrokenJpeg", BrokenJpeg) < 0) {
+        "clothing_jpeg.BrokenJpeg", "A damaged file, which Pillow's decoder refuses too; the text is libjpeg's.", PyExc_ValueError, NULL);
+    TooManyScans = PyErr_NewExceptionWithDoc(
+        "clothing_jpeg.TooManyScans", "A file with more scans than allowed.", PyExc_ValueError, NULL);
+    if (!BrokenJpeg || PyModule_AddObjectRef(core, "BrokenJpeg", BrokenJpeg) < 0 || !TooManyScans ||
+        PyModule_AddObjectRef(core, "TooManyScans", TooManyScans) < 0) {
         Py_XDECREF(BrokenJpeg);
         Py_DECREF(core);
         return NULL;

@@ -1,0 +1,105 @@
+"""Image files of any format and shape, and files that cost a decoder far more than they have bytes."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+from PIL import Image
+
+# Colour type: channels.
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+
+def chunk(name, body):
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def zeros(count):
+    """``count`` zero bytes, deflated."""
+    compress = zlib.compressobj(9)
+    pieces = [compress.compress(bytes(min(count - start, 1 << 20))) for start in range(0, count, 1 << 20)]
+    return b"".join(pieces) + compress.flush()
+
+
+def png(size, depth=8, colour=2, *, interlaced=False, before=b"", pixels=None):
+    """A black PNG, with chunks ``before`` its pixels; ``pixels`` replaces the chunks with these."""
+    width, height = size
+    bits = PNG_CHANNELS[colour] * depth
+    passes = [(0, 0, 1, 1)]
+    if interlaced:  # PNG (third edition), section 8.2
+        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    count = 0
+    for left, top, across, down in passes:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        count += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    palette = chunk(b"PLTE", bytes(range(256)) * 3) if colour == 3 else b""
+    pixels = chunk(b"IDAT", zeros(count)) if pixels is None else pixels
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + palette + before + pixels + chunk(b"IEND", b"")
+
+
+def by_pillow(kind, size, mode="RGB", **save):
+    """A grey or gradient picture, as Pillow writes it."""
+    out = io.BytesIO()
+    Image.new(mode, size, 100 if mode in ("L", "P") else None).save(out, kind, **save)
+    return out.getvalue()
+
+
+def gif(size, *, disposal=0, transparent=None, interlaced=False, before=b""):
+    """A GIF whose only row of pixels is followed by none: the rest of the canvas is the background."""
+    control = b"\x21\xf9\x04" + bytes([disposal << 2 | (transparent is not None), 0, 0, transparent or 0, 0])
+    whole = by_pillow("GIF", size, "P", interlace=interlaced)
+    at = whole.index(b"\x2c" + struct.pack("<HHHH", 0, 0, *size))
+    start = 13 + (3 << (whole[10] & 7) + 1 if whole[10] & 0x80 else 0)
+    return whole[:start] + before + control + whole[at:]
+
+
+def bmp(size, depth, compression=0, data=None):
+    """A BMP; ``data`` replaces its pixels."""
+    width, height = size
+    palette = b"".join(bytes((i, 255 - i, i // 2, 0)) for i in range(1 << depth)) if depth <= 8 else b""
+    masks = struct.pack("<IIII", 0xFF, 0xFF00, 0xFF0000, 0xFF000000) if compression == 3 else b""
+    header = 56 if compression == 3 else 40
+    data = bytes((width * depth + 31) // 32 * 4 * height) if data is None else data
+    offset = 14 + header + len(palette)
+    about = struct.pack("<IiiHHIIiiII", header, width, height, 1, depth, compression, len(data), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", offset + len(data), 0, 0, offset) + about + masks + palette + data
+
+
+def segment(marker, body):
+    """A segment of a JPEG."""
+    return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+
+
+def empty_scans(size, scans, components=1):
+    """A progressive JPEG whose scans hold nothing but "end of band for 32,767 blocks"."""
+    width, height = size
+    blocks = -(-width // 8) * -(-height // 8)
+    tables = segment(0xDB, b"\0" + b"\1" * 64)
+    tables += segment(0xC2, struct.pack(">BHHB", 8, height, width, components)
+                      + b"".join(bytes((i + 1, 0x11, 0)) for i in range(components)))  # fmt: skip
+    # Of two codes: "0" ends the band for 2^14 blocks and as many as the next 14 bits say, "10" for this block.
+    tables += segment(0xC4, b"\x10" + bytes([1, 1, *[0] * 14]) + b"\xe0\x00")
+    bits = ""
+    while blocks >= 1 << 14:
+        count = min(blocks, (1 << 15) - 1)
+        bits += f"0{count - (1 << 14):014b}"
+        blocks -= count
+    bits += "10" * blocks
+    bits += "1" * (-len(bits) % 8)
+    coded = int(bits, 2).to_bytes(len(bits) // 8).replace(b"\xff", b"\xff\0")
+    one = [segment(0xDA, bytes((1, i + 1, 0, 1, 63, 0))) + coded for i in range(components)]
+    return b"\xff\xd8" + tables + b"".join(one[i % components] for i in range(scans)) + b"\xff\xd9"
+
+
+def arithmetic(size, scans, components=1, data=b"\0\0"):
+    """A progressive JPEG with arithmetic coding; libjpeg reads zeros behind the end of each scan's data."""
+    width, height = size
+    tables = segment(0xDB, b"\0" + b"\1" * 64)
+    tables += segment(0xCA, struct.pack(">BHHB", 8, height, width, components)
+                      + b"".join(bytes((i + 1, 0x11, 0)) for i in range(components)))  # fmt: skip
+    body = b"".join(segment(0xDA, bytes((1, i % components + 1, 0, 1, 63, 0))) + data for i in range(scans))
+    return b"\xff\xd8" + tables + body + b"\xff\xd9"
