@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -13,10 +14,15 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from fakes import FakeModel, GatewayProcess, ModelServer, PhotoServer, image_bytes
 from tensorflow.core.framework import types_pb2
+
+from clothing_gateway.gateway import bind
+
+ROOT = Path(__file__).parents[2]
 
 PHOTO = image_bytes()
 HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\n"
@@ -479,13 +485,22 @@ def test_port_in_use_names_the_setting(model_server):
     assert "GATEWAY_LISTEN_PORT" in str(caught.value)
 
 
-def test_ipv6_alone(model_server, stack):
-    gateway = GatewayProcess(model_server.address, listen_host="::", wait_ready=False)
+def test_image_listens_on_ipv6_and_ipv4(model_server, stack):
+    """The kubelet's probes of an IPv6 cluster, and those of an IPv4 one, with the image's own setting."""
+    (host,) = re.findall(r"GATEWAY_LISTEN_HOST=(\S+)", (ROOT / "gateway/Dockerfile").read_text())
+    gateway = GatewayProcess(model_server.address, listen_host=host, wait_ready=False)
     stack.callback(gateway.stop)
-    with socket.create_connection(("::1", gateway.port), timeout=5) as connection:
-        connection.sendall(b"GET /ping HTTP/1.0\r\n\r\n")
-        assert connection.recv(1000).startswith(b"HTTP/1.0 200 OK")
-    assert gateway.request("GET", "/ping")[0] == 200  # and IPv4 by the same socket
+    for address in ("::1", "127.0.0.1"):
+        for port, path in ((gateway.port, b"/ping"), (gateway.admin_port, b"/healthz")):
+            with socket.create_connection((address, port), timeout=5) as connection:
+                connection.sendall(b"GET " + path + b" HTTP/1.0\r\n\r\n")
+                assert connection.recv(1000).startswith(b"HTTP/1.0 200 OK"), (address, path)
+
+
+def test_kernel_without_ipv6_is_listened_to_on_ipv4(monkeypatch):
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with bind("::", 0, "GATEWAY_LISTEN_PORT") as sock:
+        assert sock.family == socket.AF_INET
 
 
 def test_no_fetch_without_a_model(start_gateway):

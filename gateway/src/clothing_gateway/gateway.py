@@ -50,7 +50,9 @@ class StartError(Exception):
 
 
 def bind(host: str, port: int, setting: str) -> socket.socket:
-    """A socket bound to an address, or StartError."""
+    """Bind a socket to an address; StartError where that fails. ``::`` is IPv6 and IPv4, or those that there are."""
+    if host == "::" and not socket.has_dualstack_ipv6():
+        host = "0.0.0.0"  # a node that was started with ipv6.disable=1
     sock: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -59,7 +61,7 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # :: takes IPv4 as well
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # :: accepts IPv4 as well
         sock.bind(address)
     except OSError as error:
         if sock is not None:

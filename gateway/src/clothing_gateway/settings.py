@@ -365,7 +365,7 @@ class Settings:
         "127.0.0.1",
         _TEXT,
         "address",
-        "Listen address of both ports. Loopback by default; the image sets 0.0.0.0; :: takes IPv6 and IPv4.",
+        "Listen address of both ports. Loopback by default; the image sets ::, all addresses of IPv6 and IPv4.",
     )
     listen_port: int = _setting("9696", _PORT, "port", "Clients' port, the course's number; 0 picks a free one.")
     admin_listen_port: int = _setting(

@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import grpc
 import pytest
@@ -539,6 +540,18 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch, model_server):
     (found,) = [finding for finding in findings if "check failed: RuntimeError: unforeseen" in finding.text]
     assert found.state == report.FAIL
     assert findings[-1].check == "memory"
+
+
+def test_public_pod_addresses_are_warned_of_unless_denied(monkeypatch):
+    assert all(not address.is_unspecified for address in own._own_addresses())
+    addresses = [ip_address("10.1.2.3"), ip_address("2600:1f18::7"), ip_address("11.0.0.9")]
+    monkeypatch.setattr(own, "_own_addresses", lambda: addresses)
+    findings = of(look(environment=POD), "fetch")
+    assert [found.state for found in findings] == [report.WARNING] * 2
+    assert "2600:1f18::7 is a public one" in findings[0].text
+    assert findings[0].change.startswith("gateway.fetch.deniedNetworks")
+    assert of(look(environment=POD, fetch_denied_networks="11.0.0.0/8,2600:1f18::/36"), "fetch") == []
+    assert of(look(), "fetch") == []  # on a laptop it is none of the cluster's
 
 
 @pytest.mark.parametrize(

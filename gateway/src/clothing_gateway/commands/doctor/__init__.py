@@ -45,7 +45,7 @@ def examine(question: Question) -> Iterator[Finding]:
         "keys": lambda: own.keys(settings),
         "model": lambda: model_servers(settings),
         "gateway": lambda: own.admin_port(admin, in_pod=in_pod),
-        "fetch": lambda: own.photos(settings, question.photo),
+        "fetch": lambda: own.photos(settings, question.photo, in_pod=in_pod),
         "memory": lambda: own.limits(settings, in_pod=in_pod),
     }
     for name, check in checks.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import ip_address
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import urllib3
@@ -16,12 +17,15 @@ from clothing_gateway.commands.doctor.chart import values_for
 from clothing_gateway.commands.doctor.report import FAIL, OK, SKIPPED, WARNING, Finding
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import GatewayError
+from clothing_gateway.fetch.policy import Policy
 from clothing_gateway.fetch.resolver import NoAddress, NoAnswer, Resolver
 from clothing_gateway.limits import memory
 from clothing_gateway.limits.admission import ByteBudget
 from clothing_gateway.limits.cgroup import available_cores, memory_limit
 from clothing_gateway.settings import MIB, ROWS, Settings, SettingsError
 from clothing_gateway.web.auth import Keys, KeysError
+
+Address = IPv4Address | IPv6Address
 
 CGROUP = Path("/sys/fs/cgroup")
 PID_1 = Path("/proc/1/cmdline")
@@ -171,7 +175,7 @@ def _counted(families: Sequence[Metric]) -> Finding:
     return Finding("metrics", OK, text)
 
 
-def photos(settings: Settings, photo: str | None) -> Iterator[Finding]:
+def photos(settings: Settings, photo: str | None, *, in_pod: bool) -> Iterator[Finding]:
     """Check where photos may be fetched from, and whether they can be."""
     opened = settings.fetch_allowed_networks
     everything = [str(one) for one in opened if one.prefixlen == 0]
@@ -196,6 +200,8 @@ def photos(settings: Settings, photo: str | None) -> Iterator[Finding]:
         )
     elif metadata:
         yield Finding("fetch", OK, f"{', '.join(metadata)} is allowed; the cloud's metadata server within it is not")
+    if in_pod:
+        yield from _public_pods(settings, _own_addresses())
     if settings.fetch_proxy is not None:
         host, port = settings.fetch_proxy
         try:
@@ -213,6 +219,28 @@ def photos(settings: Settings, photo: str | None) -> Iterator[Finding]:
     named = [host for host in settings.fetch_allowed_hosts if not host.startswith("*.")][:_MOST_NAMES]
     for host in named or [_OUTSIDE]:
         yield _found(host, outside=not named)
+
+
+def _own_addresses() -> list[Address]:
+    """The addresses that this pod sends from, of either family."""
+    found: list[Address] = []
+    for family, other in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):  # RFC 5737, RFC 3849
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((other, 9))  # chooses a route, and sends nothing
+            found.append(ip_address(sock.getsockname()[0]))
+    return found
+
+
+def _public_pods(settings: Settings, addresses: Sequence[Address]) -> Iterator[Finding]:
+    """Warn of a cluster whose pods have public addresses: to the fetch policy they are the internet."""
+    for address in addresses:
+        if Policy().forbids(address) is None and not any(address in one for one in settings.fetch_denied_networks):
+            yield Finding(
+                "fetch",
+                WARNING,
+                f"this pod's address {address} is a public one: clients can fetch from pods and Services by URL",
+                "gateway.fetch.deniedNetworks: the cluster's networks, of pods, Services and nodes",
+            )
 
 
 def _found(host: str, *, outside: bool) -> Finding:
