@@ -73,7 +73,8 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
     calls: list = field(default_factory=list)
     metadata: list = field(default_factory=list)
     asked: threading.Event = field(default_factory=threading.Event)
-    cancelled: threading.Event = field(default_factory=threading.Event)  # a call ended before its answer
+    cancelled: threading.Event = field(default_factory=threading.Event)  # a call was, or its time ran out
+    ended: int = 0  # Predict calls whose work is done
 
     def GetModelMetadata(self, request, context):  # noqa: N802
         if self.fail_metadata:
@@ -131,11 +132,12 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
             context.abort(*(failure if isinstance(failure, tuple) else (failure, "told to fail")))
         self.asked.set()
         end = time.monotonic() + self.delay
+        # As TensorFlow Serving up to 2.20 does: a cancelled call keeps its thread until the work is done.
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.05))
             if not context.is_active():
                 self.cancelled.set()
-                return None
+        self.ended += 1
         ((name, tensor),) = request.inputs.items()
         version = self._version(request.model_spec, context)
         if name not in self.inputs_of.get(version, self.inputs):
@@ -173,15 +175,61 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
         return np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
 
 
+class _Threads(grpc.ServerInterceptor):
+    """TensorFlow Serving's grpc_max_threads: N - 1 calls run, and the next is refused at once; health checks never."""
+
+    def __init__(self, threads: int, details: str) -> None:
+        self.free = threading.Semaphore(threads - 1)
+        self.details = details
+        self.refused = 0
+
+    def intercept_service(self, continuation, handler_call_details):
+        handler = continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith("/grpc.health.v1."):
+            return handler
+
+        def run(request, context):
+            if not self.free.acquire(blocking=False):
+                self.refused += 1
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, self.details)
+            try:
+                return handler.unary_unary(request, context)
+            finally:
+                self.free.release()
+
+        return grpc.unary_unary_rpc_method_handler(
+            run, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+        )
+
+
 class ModelServer:
-    """A FakeModel behind a real gRPC server on a loopback port."""
+    """A FakeModel behind a real gRPC server on a loopback port, with TensorFlow Serving's limit on calls.
+
+    ``details`` is the text of its refusals: none up to 2.19, "Server Threadpool Exhausted" from 2.20.
+    """
 
     def __init__(
-        self, model: FakeModel | None = None, port: int = 0, credentials=None, host: str = "127.0.0.1"
+        self,
+        model: FakeModel | None = None,
+        port: int = 0,
+        credentials=None,
+        host: str = "127.0.0.1",
+        threads: int = 64,
+        details: str = "",
+        options=(),
     ) -> None:
         self.model = model or FakeModel()
-        options = [("grpc.max_receive_message_length", 1 << 30), ("grpc.so_reuseport", 0)]
-        self._server = grpc.server(futures.ThreadPoolExecutor(16), options=options)
+        self.threads = _Threads(threads, details)
+        options = [("grpc.max_receive_message_length", 1 << 30), ("grpc.so_reuseport", 0), *options]
+        # More threads than calls may run: refusals are answered at once, too.
+        pool = futures.ThreadPoolExecutor(threads + 64)
+        self._server = grpc.server(pool, options=options, interceptors=[self.threads])
+        health = grpc.unary_unary_rpc_method_handler(
+            lambda request, context: b"\x08\x01",  # HealthCheckResponse, SERVING
+        )
+        self._server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": health})]
+        )
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self.model, self._server)
         # tensorflow-protobuf's own module for this service can't be imported (commands/doctor/status.py).
         get_model_status = grpc.unary_unary_rpc_method_handler(

@@ -24,9 +24,12 @@ GatewayError                     500  internal-error
 ├── NotImplementedByGateway      501  not-implemented
 ├── ModelRefused                 502  model-refused
 │   ├── ModelFailed              502  model-failed
+│   ├── ModelOutOfMemory         502  model-out-of-memory
 │   └── ModelAnswerUnusable      502  model-answer-unusable
 ├── Unavailable                  503  unavailable
 │   ├── Overloaded               503  overloaded
+│   ├── ModelBusy                503  model-busy
+│   ├── ModelQueueFull           503  model-queue-full
 │   ├── ModelNotReady            503  model-not-ready
 │   └── ModelUnavailable         503  model-unavailable
 └── OutOfTime                    504  out-of-time
@@ -291,6 +294,14 @@ class ModelFailed(ModelRefused):
     detail = "Inference failed on the model server; retry once."
 
 
+class ModelOutOfMemory(ModelRefused):
+    """The model server or its GPU ran out of memory; a retry would need as much again."""
+
+    code = "model-out-of-memory"
+    title = "The model ran out of memory"
+    detail = "The model server ran out of memory; send fewer photos per request."
+
+
 class ModelAnswerUnusable(ModelRefused):
     """The model's output does not have one score per label."""
 
@@ -315,6 +326,22 @@ class Overloaded(Unavailable):
     code = "overloaded"
     title = "Overloaded"
     detail = "The gateway is at capacity; retry later."
+
+
+class ModelBusy(Unavailable):
+    """All threads of the model servers are busy, and none became free in time."""
+
+    code = "model-busy"
+    title = "Model busy"
+    detail = "All model servers are busy; retry later."
+
+
+class ModelQueueFull(Unavailable):
+    """The model servers' batching queue is full."""
+
+    code = "model-queue-full"
+    title = "Model queue full"
+    detail = "The model servers' queue is full; retry later."
 
 
 class ModelNotReady(Unavailable):

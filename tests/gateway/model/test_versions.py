@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
+from fakes import FakeModel, ModelServer
 from models import ask, photo
 from tensorflow.core.framework import types_pb2
 
 from clothing_gateway.deadline import Deadline
-from clothing_gateway.errors import BadRequest, ModelNotReady
+from clothing_gateway.errors import BadRequest, ModelNotReady, ModelRefused, ModelUnavailable
 from clothing_gateway.model.versions import ModelVersion, is_chosen
 
 
@@ -129,3 +131,77 @@ def test_the_mean_is_kept_for_each_version(make, model_server):
     stable, canary = (predictor.versions.by_name[name] for name in ("stable", "canary"))
     assert canary.predict_seconds >= 0.15
     assert stable.predict_seconds is None
+
+
+@pytest.fixture
+def reloaded(make, model_server):
+    """A predictor whose server went from version 1, of 8 x 8 pixels, to version 2, of 16 x 16, unwatched.
+
+    As TensorFlow Serving does where the graph can, the server computes tensors of either size without a word.
+    """
+    model = model_server.model
+    model.scores = lambda batch: [[float(one.shape[0])] * 10 for one in batch]
+    predictor = make(model_server.address)
+    predictor.watcher.check()
+    model.version, model.inputs = 2, {"input_8": (types_pb2.DT_FLOAT, (-1, 16, 16, 3))}
+    return predictor
+
+
+def test_scores_for_photos_of_the_former_size_are_not_passed_on(reloaded):
+    with pytest.raises(ModelRefused) as caught:
+        ask(reloaded)
+    assert "version 2 answered, to photos prepared for version 1" in caught.value.cause
+
+
+def test_after_a_hot_reload_the_fallback_takes_photos_of_the_new_size(reloaded):
+    before = reloaded.versions.route()
+    with pytest.raises(ModelRefused):
+        ask(reloaded)
+    again = reloaded.versions.fallback(before)
+    assert (again.version, again.size) == (2, (16, 16))
+    prediction = reloaded.predict(again, [photo(size=16)], Deadline.after(5))
+    assert (prediction.version, prediction.scores[0][0]) == (2, 16.0)
+    assert reloaded.versions.fallback(again) is None
+
+
+def test_a_call_that_a_reloaded_server_refuses_has_a_fallback(make, model_server):
+    predictor = make(model_server.address)
+    predictor.watcher.check()
+    before = predictor.versions.route()
+    model_server.model.version = 2
+    model_server.model.inputs = {"input_28": (types_pb2.DT_FLOAT, (-1, 16, 16, 3))}
+    with pytest.raises(ModelRefused):
+        ask(predictor)
+    assert predictor.versions.fallback(before).input_name == "input_28"
+
+
+def test_another_version_that_takes_the_same_photos_answers_without_a_second_call(make, model_server):
+    predictor = make(model_server.address)
+    predictor.watcher.check()
+    model_server.model.version = 2
+    for _ in range(3):
+        assert ask(predictor).version == 2
+    methods = [method for method, _ in predictor.counted]
+    assert methods == ["GetModelMetadata", "Predict", "GetModelMetadata", "Predict", "Predict"]
+
+
+def test_servers_that_reload_one_after_the_other_answer_with_both_versions(make, stack):
+    servers = [ModelServer(FakeModel(version=version)) for version in (1, 2)]
+    for server in servers:
+        stack.callback(server.stop)
+    predictor = make("ipv4:" + ",".join(server.address for server in servers))
+    predictor.watcher.check()
+    assert {ask(predictor).version for _ in range(20)} == {1, 2}
+    assert predictor.counted.count(("GetModelMetadata", "OK")) <= 3
+
+
+def test_an_answer_of_a_version_that_no_server_describes_is_not_passed_on(make, model_server):
+    predictor = make(model_server.address)
+    predictor.watcher.check()
+    model_server.model.version = 2
+    model_server.model.fail_metadata = (grpc.StatusCode.RESOURCE_EXHAUSTED, "")
+    with pytest.raises(ModelUnavailable) as caught:
+        ask(predictor)
+    assert caught.value.retry_after == 1
+    model_server.model.fail_metadata = None
+    assert ask(predictor).version == 2

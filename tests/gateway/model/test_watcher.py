@@ -116,3 +116,37 @@ def test_an_exception_in_a_check_does_not_end_the_thread(make, model_server, mon
     monkeypatch.setattr(signature, "describe", describe)
     predictor.watcher.start()
     wait_until(lambda: predictor.versions.not_ready is None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fix"),
+    [
+        ({"model_version": 1}, "GATEWAY_MODEL_VERSION"),
+        ({"model_label": "stable"}, "GATEWAY_MODEL_LABEL"),
+        ({"model_version": 2, "canary_version": 1, "canary_percent": 5.0}, "GATEWAY_CANARY_VERSION"),
+    ],
+)
+def test_a_version_that_is_unloaded_while_it_serves_is_an_error_with_the_fix(make, model_server, caplog, settings, fix):
+    """A configuration that names a version which is not on the volume unloads the one that serves."""
+    model = model_server.model
+    model.others, model.labels = (2,), {"stable": 1}
+    predictor = make(model_server.address, **settings)
+    predictor.watcher.check()
+    name = "canary" if "canary_version" in settings else "stable"
+    assert predictor.versions.states[name].version == 1
+    assert not caplog.records
+    model.version, model.others, model.labels = 2, (), {}
+    predictor.watcher.check()
+    reason = predictor.versions.states[name]
+    assert "no longer serves model 'clothing-model'" in reason
+    assert "put the version back where the server loads it from" in reason
+    assert fix in reason
+    (record,) = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert "unloaded" in record.getMessage()
+    assert (record.track, record.version) == (name, 1)
+    predictor.watcher.check()
+    assert predictor.versions.states[name] == reason  # said once in the log, and shown until it is back
+    assert len([one for one in caplog.records if one.levelname == "ERROR"]) == 1
+    model.version, model.others, model.labels = 1, (2,), {"stable": 1}
+    predictor.watcher.check()
+    assert predictor.versions.states[name].version == 1

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from clothing_gateway.model import tls
+from clothing_gateway.model.concurrency import TOKEN_RATIO, CallSlots, retry_tokens
 from clothing_gateway.model.dialect import Dialect
 from clothing_gateway.model.tls import TlsFiles
 from clothing_gateway.settings import Settings
@@ -31,8 +32,6 @@ _DNS = "dns:///"
 _ADDRESS_SECONDS = 60.0
 # Channels in a pool, at most.
 _MOST_CHANNELS = 8
-# gRPC stops retrying when half the tokens are gone, a failed call costs one, and it allows no more than this.
-_MOST_TOKENS = 1000
 
 
 def target_of(address: str) -> str:
@@ -54,13 +53,14 @@ def channel_options(service: str, retry_buffer_bytes: int, max_in_flight: int) -
                     "initialBackoff": "0.05s",
                     "maxBackoff": "0.5s",
                     "backoffMultiplier": 2,
+                    # Not RESOURCE_EXHAUSTED: a policy can't tell a server without a free thread, which the predictor
+                    # retries, from a GPU without memory.
                     "retryableStatusCodes": ["UNAVAILABLE"],
                 },
             }
         ],
-        # A full batching queue is UNAVAILABLE, too: without this, retries triple the load that filled it. A server that
-        # is lost with all calls that this gateway can have, and a second one after it, must not end them.
-        "retryThrottling": {"maxTokens": min(4 * max_in_flight, _MOST_TOKENS), "tokenRatio": 0.1},
+        # A full batching queue is UNAVAILABLE, too: without this, retries triple the load that filled it.
+        "retryThrottling": {"maxTokens": retry_tokens(max_in_flight), "tokenRatio": TOKEN_RATIO},
     }
     return [
         ("grpc.service_config", json.dumps(service_config)),
@@ -195,6 +195,8 @@ class Channels:
         self._settings = settings
         self._dialect = dialect
         self._lock = threading.Lock()
+        # No more calls than photos in flight; also with clients that leave, whose calls end later than their requests.
+        self.slots = CallSlots(settings.max_in_flight)
         self._pool: ChannelPool | None = None
         self._stale = False  # whether another pool should be in its place
         self._retry_buffer_bytes = _RETRY_BUFFER_BYTES

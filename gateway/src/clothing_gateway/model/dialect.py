@@ -70,4 +70,4 @@ class Dialect(Protocol):
         """The version that answered, or None where the answer does not say."""
 
     def failure(self, code: grpc.StatusCode, details: str) -> GatewayError:
-        """The error of a Predict call that failed."""
+        """The error of a Predict call that failed; ModelBusy only for one that never began, which may be retried."""

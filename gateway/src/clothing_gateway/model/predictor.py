@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +15,24 @@ import numpy as np
 import numpy.typing as npt
 
 from clothing_gateway.deadline import Deadline
-from clothing_gateway.errors import ClientLeft, ModelAnswerUnusable, ModelUnavailable, OutOfTime, Overloaded
+from clothing_gateway.errors import (
+    ClientLeft,
+    GatewayError,
+    ModelAnswerUnusable,
+    ModelBusy,
+    ModelOutOfMemory,
+    ModelQueueFull,
+    ModelRefused,
+    ModelUnavailable,
+    OutOfTime,
+)
 from clothing_gateway.model.channels import Channels
+from clothing_gateway.model.concurrency import RetryThrottle, retry_tokens
 from clothing_gateway.model.dialect import Dialect
 from clothing_gateway.model.signature import Model
 from clothing_gateway.model.tensor import Element
 from clothing_gateway.model.tensorflow_serving import TensorFlowServing
-from clothing_gateway.model.versions import Versions
+from clothing_gateway.model.versions import ModelVersion, Versions
 from clothing_gateway.model.watcher import Watcher
 from clothing_gateway.settings import Settings
 from clothing_gateway.telemetry.tracing import Metadata
@@ -27,6 +41,8 @@ Batch = Sequence[Element]
 
 # How often a waiting call checks whether its client is still connected.
 _CLIENT_CHECK_SECONDS = 0.1
+# The pauses before a refused call is made again, as gRPC has them for UNAVAILABLE (channels.py).
+_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.05, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +66,7 @@ class Predictor:
         self._count = count
         self._dialect: Dialect = TensorFlowServing(settings)
         self._channels = Channels(settings, self._dialect)
+        self._throttle = RetryThrottle(retry_tokens(settings.max_in_flight))
         self.versions = Versions(settings)
         self.watcher = Watcher(settings, self.versions, self._channels, self._dialect, count)
 
@@ -80,49 +97,129 @@ class Predictor:
         self, model: Model, photos: Batch, deadline: Deadline, metadata: Metadata, has_left: Callable[[], bool]
     ) -> Prediction:
         asked = self.versions.by_name[model.track]
-        method = self._dialect.predict
         message = self._dialect.predict_request(model, asked, photos)
-        left = deadline.require("ask the model")
         start = time.monotonic()
         try:
-            with self._channels.pool().predict() as predict:
-                if asked.is_slow:
-                    response = self._watched(predict.future(message, timeout=left, metadata=metadata), has_left)
-                else:
-                    response = predict(message, timeout=left, metadata=metadata)
-        except grpc.FutureCancelledError:
-            self._count(method.name, "CANCELLED")
-            raise ModelUnavailable(cause="CANCELLED") from None
-        except grpc.RpcError as error:
-            self._count(method.name, error.code().name)
-            failure = self._dialect.failure(error.code(), error.details() or "")
-            if not isinstance(failure, OutOfTime | Overloaded):
-                self.watcher.request_check()
-            raise failure from None
-        except ValueError as error:  # grpc's word for a channel closed under the call: the process is ending
-            raise ModelUnavailable(cause=str(error)) from None
-        finally:
-            asked.observe(time.monotonic() - start)
-        self._count(method.name, "OK")
+            response = self._retried(asked, message, deadline, metadata, has_left)
+        except ModelRefused as refusal:
+            if type(refusal) is ModelRefused:  # the model may be another one now, which fallback() then gives
+                self.watcher.recheck(asked, start, deadline)
+            raise
         version = self._dialect.version(response) or model.version
         if version != model.version:
-            self.watcher.request_check()
+            self._require_same_photos(model, asked, version, deadline)
         return Prediction(self._scores(model, response, len(photos)), version)
 
-    def _watched(self, call: Any, has_left: Callable[[], bool]) -> Any:  # noqa: ANN401 - a call, for which grpc has no type
-        """A call's answer; it is cancelled where its client leaves.
+    def _retried(
+        self, asked: ModelVersion, message: bytes, deadline: Deadline, metadata: Metadata, has_left: Callable[[], bool]
+    ) -> Any:  # noqa: ANN401 - a message of the dialect
+        """A call's answer. A call that no server had a thread for is made again, on whichever is next in turn.
 
-        Only for a slow model: a call that can be cancelled takes 0.14 ms of CPU more, and a fast one has ended before
-        a client could leave.
+        It never began, so nothing is done twice. Retries within gRPC can't do it: they know a status, not its details.
+        """
+        for attempt in itertools.count():
+            self._take_slot(asked, deadline, has_left, first=attempt > 0)
+            try:
+                response = self._call(asked, message, deadline, metadata, has_left)
+            except ModelBusy:
+                longest = min(_BACKOFF_SECONDS * 2**attempt, _MOST_BACKOFF_SECONDS)
+                pause = random.uniform(longest / 2, longest)  # noqa: S311 - nothing is secret about it
+                if not self._throttle.failed() or pause >= deadline.remaining():
+                    raise
+                time.sleep(pause)
+            else:
+                self._throttle.succeeded()
+                return response
+        raise AssertionError  # count() has no end
+
+    def _take_slot(self, asked: ModelVersion, deadline: Deadline, has_left: Callable[[], bool], *, first: bool) -> None:
+        """Wait for one of the calls that the servers accept, while there is time left for the call itself."""
+        deadline.require("ask the model")
+        slots = self._channels.slots
+        if slots.acquire(deadline.at - (asked.predict_seconds or 0.0), first=first, has_left=has_left):
+            return
+        if has_left():
+            raise ClientLeft
+        raise ModelBusy(cause=f"{slots.in_flight} calls in flight, as many as the servers accept, {slots.waiting} wait")
+
+    def _call(
+        self, asked: ModelVersion, message: bytes, deadline: Deadline, metadata: Metadata, has_left: Callable[[], bool]
+    ) -> Any:  # noqa: ANN401
+        """One attempt, whose slot is held until the call has ended, also where its client has left before."""
+        method = self._dialect.predict
+        start = time.monotonic()
+
+        def end(_: object, error: BaseException | None, __: object) -> None:
+            if error is None or isinstance(error, OutOfTime):
+                asked.observe(time.monotonic() - start)
+            self._channels.slots.release(refused=isinstance(error, ModelBusy))
+
+        with ExitStack() as held:
+            held.push(end)
+            try:
+                left = deadline.require("ask the model")
+                predict = held.enter_context(self._channels.pool().predict())
+                if asked.is_slow:
+                    call = predict.future(message, timeout=left, metadata=metadata)
+                    response = self._watched(call, has_left, held)
+                else:
+                    response = predict(message, timeout=left, metadata=metadata)
+            except grpc.FutureCancelledError:
+                self._count(method.name, "CANCELLED")
+                raise ModelUnavailable(cause="CANCELLED") from None
+            except grpc.RpcError as error:
+                self._count(method.name, error.code().name)
+                raise self._failure(error) from None
+            except ValueError as error:  # grpc's word for a channel closed under the call: the process is ending
+                raise ModelUnavailable(cause=str(error)) from None
+            self._count(method.name, "OK")
+            self.watcher.saw_answer()
+            return response
+
+    def _failure(self, error: grpc.RpcError) -> GatewayError:
+        failure = self._dialect.failure(error.code(), error.details() or "")
+        if isinstance(failure, ModelBusy | ModelQueueFull | ModelRefused):
+            self.watcher.saw_answer()
+        if not isinstance(failure, OutOfTime | ModelBusy | ModelQueueFull | ModelOutOfMemory):
+            self.watcher.request_check()
+        return failure
+
+    def _watched(self, call: Any, has_left: Callable[[], bool], held: ExitStack) -> Any:  # noqa: ANN401 - a call, for which grpc has no type
+        """A call's answer; ClientLeft, and the call goes on, where the client disconnects.
+
+        TensorFlow Serving does not stop a call that is cancelled: it would keep its thread, which another call would
+        be refused for. So the slot is held until the call has ended, at its deadline at the latest.
+
+        Only for a slow model: a call that can be left takes 0.14 ms of CPU more, and a fast one has ended before a
+        client could leave.
         """
         while True:
             try:
                 return call.result(timeout=_CLIENT_CHECK_SECONDS)
             except grpc.FutureTimeoutError:
                 if has_left():
-                    call.cancel()
-                    self._count(self._dialect.predict.name, "CANCELLED")
+                    self._leave(call, held.pop_all())
                     raise ClientLeft from None
+
+    def _leave(self, call: Any, held: ExitStack) -> None:  # noqa: ANN401
+        """Let go of a call, and of what it holds when it has ended."""
+
+        def end(_: object) -> None:
+            self._count(self._dialect.predict.name, call.code().name)
+            held.close()
+
+        call.add_done_callback(end)
+
+    def _require_same_photos(self, model: Model, asked: ModelVersion, version: int, deadline: Deadline) -> None:
+        """Raise where another version than the one that photos were prepared for has answered, and takes other photos.
+
+        After a hot reload TensorFlow Serving computes tensors of another size without a word, where the graph can.
+        """
+        found = self.watcher.describe(asked, version, deadline)
+        if found is None:
+            raise ModelUnavailable(cause=f"version {version} answered, and no server describes it")
+        if not found.takes_photos_of(model):
+            raise ModelRefused(cause=f"version {version} answered, to photos prepared for version {model.version}")
 
     def _scores(self, model: Model, response: Any, photos: int) -> npt.NDArray[np.floating[Any]]:  # noqa: ANN401
         scores = self._dialect.scores(response, model)

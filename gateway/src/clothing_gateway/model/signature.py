@@ -32,6 +32,15 @@ class Model:
     width: int | None  # scores for each photo; None where the signature leaves it open
     track: str = "stable"  # by which name the predictor asks for this version
 
+    def takes_photos_of(self, other: Model) -> bool:
+        """Whether photos that were prepared for another version fit this one, and its output has the same name."""
+        return (self.input_name, self.input_type, self.size, self.output_name) == (
+            other.input_name,
+            other.input_type,
+            other.size,
+            other.output_name,
+        )
+
     def payload_bytes(self, photos: int, file_bytes: int) -> int:
         """Bytes of the input tensor of so many photos."""
         if self.size is None:

@@ -14,11 +14,13 @@ from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
 from clothing_gateway.errors import (
     GatewayError,
     ModelAnswerUnusable,
+    ModelBusy,
     ModelFailed,
+    ModelOutOfMemory,
+    ModelQueueFull,
     ModelRefused,
     ModelUnavailable,
     OutOfTime,
-    Overloaded,
     TooManyBytes,
 )
 from clothing_gateway.model import signature, tensor
@@ -30,9 +32,16 @@ from clothing_gateway.settings import Settings
 
 SERVICE = "tensorflow.serving.PredictionService"
 _INPUTS: int = predict_pb2.PredictRequest.INPUTS_FIELD_NUMBER
-# A full batching queue is UNAVAILABLE, as an absent server is (shared_batch_scheduler.h).
+# RESOURCE_EXHAUSTED has many reasons, told apart by their details.
+# A server without a free thread refuses a call before it begins: TensorFlow Serving up to 2.19 with no details, later
+# ones with the second text, and grpcio, on which the portable server stands, with the third.
+_NO_THREAD = ("", "Server Threadpool Exhausted", "Concurrent RPC limit exceeded!")
+# A full batching queue; UNAVAILABLE, as an absent server is, in most versions (shared_batch_scheduler.h).
 _QUEUE_FULL = "batch scheduling queue"
+# gRPC's limit on a message, of either side.
 _TOO_LARGE = "larger than max"
+# TensorFlow's allocators: "OOM when allocating tensor with shape…", "Failed to allocate…", "Out of memory while…".
+_MEMORY = ("OOM", "memory", "allocat")
 
 Code = grpc.StatusCode
 
@@ -92,11 +101,9 @@ class TensorFlowServing:
         if code is Code.DEADLINE_EXCEEDED:
             return OutOfTime("The model did not answer within the time allowed for this request.", cause=cause)
         if code is Code.UNAVAILABLE:
-            return Overloaded(cause=cause) if _QUEUE_FULL in details else ModelUnavailable(cause=cause)
+            return ModelQueueFull(cause=cause) if _QUEUE_FULL in details else ModelUnavailable(cause=cause)
         if code is Code.RESOURCE_EXHAUSTED:
-            if _TOO_LARGE in details:
-                return TooManyBytes("The prepared photo is larger than the model server takes.", cause=cause)
-            return Overloaded(cause=cause)
+            return _exhausted(details, cause)
         if code is Code.CANCELLED:
             return ModelUnavailable(cause=cause)
         if code in OPERATOR_FAULTS:
@@ -118,3 +125,17 @@ class TensorFlowServing:
             spec.version_label = label
         elif number is not None:
             spec.version.value = number
+
+
+def _exhausted(details: str, cause: str) -> GatewayError:
+    """The resource that the server ran out of."""
+    if details in _NO_THREAD:
+        return ModelBusy(cause=cause)
+    if _QUEUE_FULL in details:
+        return ModelQueueFull(cause=cause)
+    if _TOO_LARGE in details:
+        return TooManyBytes("The prepared photo is larger than the model server takes.", cause=cause)
+    if any(word in details for word in _MEMORY):
+        # 502 and no Retry-After: a client that retried would ask the same memory for the same tensors, for ever.
+        return ModelOutOfMemory(cause=cause)
+    return ModelFailed(cause=cause)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clothing_gateway.errors import BadRequest, ModelNotReady
 from clothing_gateway.model.signature import Model
@@ -13,6 +13,8 @@ STABLE, CANARY = "stable", "canary"
 _NOT_CHECKED = "the model server has not been asked yet"
 # A call that takes longer is one that a client may well leave before its end.
 _SLOW_SECONDS = 0.1
+# Descriptions that are kept: servers that reload one after the other answer with two versions in turn.
+_MOST_KNOWN = 8
 # The weight of the newest call in the mean, as TCP smooths its round-trip time (RFC 6298).
 _WEIGHT = 1 / 8
 
@@ -26,6 +28,8 @@ class ModelVersion:
     label: str = ""
     state: Model | str = _NOT_CHECKED
     failures: int = 0  # checks in a row that failed
+    checked: float = 0.0  # when the last check ended, on the clock of time.monotonic
+    known: dict[int, Model] = field(default_factory=dict)  # the newest descriptions, by version number
     predict_seconds: float | None = None  # smoothed; None before the first call
 
     @property
@@ -47,6 +51,10 @@ class ModelVersion:
     def is_slow(self) -> bool:
         """Whether calls take so long that clients leave meanwhile; assumed until the first call has ended."""
         return self.predict_seconds is None or self.predict_seconds > _SLOW_SECONDS
+
+    def remember(self, model: Model) -> None:
+        """Keep a description, for answers of a version that the name no longer leads to, or not yet."""
+        self.known = dict([*self.known.items(), (model.version, model)][-_MOST_KNOWN:])
 
     def observe(self, seconds: float) -> None:
         """Add a call's duration to the mean. Threads need no lock: an observation that is lost changes nothing."""
@@ -120,10 +128,14 @@ class Versions:
         return version
 
     def fallback(self, refused: Model) -> Model | None:
-        """The stable version for a request whose canary was refused; None when there is no fallback.
+        """The model to try for a request that was refused; None when there is none. Photos are prepared again.
 
-        Servers read their configuration one after the other: for a while one has the canary that another does not
-        have yet, or has no longer. The photos may have to be prepared again.
+        That is what the version's name leads to by now: after a hot reload the model may take photos of another size.
+        Else it is the stable version for a refused canary: servers read their configuration one after the other, and
+        for a while one has the canary that another does not have yet, or has no longer.
         """
+        now = self.by_name[refused.track].state
+        if isinstance(now, Model) and now != refused:
+            return now
         state = self.stable.state
         return state if refused.track == CANARY and isinstance(state, Model) else None

@@ -6,9 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 
+from clothing_gateway.deadline import Deadline
 from clothing_gateway.model.channels import Channels
 from clothing_gateway.model.dialect import OPERATOR_FAULTS, Dialect
 from clothing_gateway.model.signature import Misfit, Model
@@ -21,6 +23,12 @@ logger = logging.getLogger(__name__)
 _CHECK_TIMEOUT_SECONDS = 5.0
 # While there is no model: often, so that the gateway is ready as soon as the model is.
 _RECHECK_SECONDS = 1.0
+# The same while the server refuses the check for want of a thread: one is free for a moment only.
+_BUSY_RECHECK_SECONDS = 0.2
+# How long a check waits for a slot, which a full server needs; it is made without one where calls hang.
+_SLOT_SECONDS = 1.0
+# Servers reload one after the other, and calls go to each in turn; a full one refuses.
+_DESCRIBE_ATTEMPTS, _DESCRIBE_PAUSE_SECONDS = 10, 0.05
 # One failed check may be a busy server; so many in a row are an absent one.
 _LOST_AFTER = 3
 # Between two checks, so that many failing requests ask for one check, not for as many.
@@ -43,6 +51,9 @@ class Watcher:
         self._channels = channels
         self._dialect = dialect
         self._count = count
+        self._lock = threading.RLock()  # one check at a time
+        self._alive = float("-inf")  # when a server last answered a call
+        self._is_busy = False  # whether the last check was refused for want of a thread
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="model-check", daemon=True)
@@ -62,8 +73,47 @@ class Watcher:
         """Have the thread check soon."""
         self._wake.set()
 
+    def saw_answer(self) -> None:
+        """Note a sign of life: a server has answered a call, if only by a refusal."""
+        self._alive = time.monotonic()
+
     def check(self) -> None:
         """Check each version once: set its model, or the reason why there is none."""
+        with self._lock:
+            self._check_all()
+
+    def recheck(self, version: ModelVersion, since: float, deadline: Deadline) -> None:
+        """Check a version that has refused a call, unless it was checked since; waits for a check under way."""
+        if not self._lock.acquire(timeout=max(deadline.remaining(), 0)):
+            return
+        try:
+            if version.checked < since:
+                self._check(version)
+        finally:
+            self._lock.release()
+
+    def describe(self, version: ModelVersion, number: int, deadline: Deadline) -> Model | None:
+        """The model of a version number that has answered; None where no server describes it before a deadline."""
+        if number in version.known:
+            return version.known[number]
+        if not self._lock.acquire(timeout=max(deadline.remaining(), 0)):
+            return None
+        try:
+            named = ModelVersion(version.name, number)
+            for _ in range(_DESCRIBE_ATTEMPTS):
+                if number in version.known or deadline.remaining() <= 0:
+                    break
+                try:
+                    self._accept(version, self._dialect.describe(self._ask(named), named))
+                except grpc.RpcError:
+                    time.sleep(_DESCRIBE_PAUSE_SECONDS)
+                except Misfit as misfit:
+                    _settle(version, str(misfit))
+            return version.known.get(number)
+        finally:
+            self._lock.release()
+
+    def _check_all(self) -> None:
         try:
             self._channels.refresh()
         except TlsError as error:
@@ -86,52 +136,92 @@ class Watcher:
             stable = self._versions.stable
             is_calm = isinstance(stable.state, Model) and stable.failures == 0
             every = self._settings.model_check_seconds
-            self._wake.wait(every if is_calm else min(every, _RECHECK_SECONDS))
+            again = _BUSY_RECHECK_SECONDS if self._is_busy else _RECHECK_SECONDS
+            self._wake.wait(every if is_calm else min(every, again))
             if not self._stopping:
                 time.sleep(_PAUSE_SECONDS)
 
     def _check(self, version: ModelVersion) -> bool:
         """Check one version; False where no server answered."""
-        settings = self._settings
-        method = self._dialect.metadata
+        began = time.monotonic()
+        self._is_busy = False
         try:
-            response = self._channels.pool().metadata(
-                self._dialect.metadata_request(version),
-                timeout=min(_CHECK_TIMEOUT_SECONDS, settings.request_timeout_seconds),
-            )
+            response = self._ask(version)
         except grpc.RpcError as error:
-            self._count(method.name, error.code().name)
-            return self._fail(version, error.code(), error.details() or "")
+            return self._fail(version, error.code(), error.details() or "", began)
         except ValueError:  # the channel was closed: the process is ending
             return False
-        self._count(method.name, "OK")
+        finally:
+            version.checked = time.monotonic()
+        self._reached(version)
+        try:
+            self._accept(version, self._dialect.describe(response, version))
+        except Misfit as misfit:
+            _settle(version, str(misfit))
+        return True
+
+    def _ask(self, version: ModelVersion) -> Any:  # noqa: ANN401 - a message of the dialect
+        """A version's description. It takes a thread of the server as other calls do, and so a slot."""
+        method = self._dialect.metadata
+        code = "OK"
+        slots = self._channels.slots
+        has_slot = slots.acquire(time.monotonic() + _SLOT_SECONDS, first=True)
+        try:
+            return self._channels.pool().metadata(
+                self._dialect.metadata_request(version),
+                timeout=min(_CHECK_TIMEOUT_SECONDS, self._settings.request_timeout_seconds),
+            )
+        except grpc.RpcError as error:
+            code = error.code().name
+            raise
+        except ValueError:
+            code = ""
+            raise
+        finally:
+            if code:
+                self._count(method.name, code)
+            if has_slot:
+                slots.release()
+
+    def _reached(self, version: ModelVersion) -> None:
         if version.failures:
             # The server is back, and other channels than the one that has found it may wait before they try again.
             self._channels.renew()
         version.failures = 0
-        try:
-            model = self._dialect.describe(response, version)
-        except Misfit as misfit:
-            _settle(version, str(misfit))
-            return True
+
+    def _accept(self, version: ModelVersion, model: Model) -> None:
+        settings = self._settings
         payload = model.payload_bytes(
             min(settings.predict_batch_size, settings.max_photos),
             max(settings.max_body_bytes, settings.fetch_max_bytes),
         )
         # Room for the names and shapes around the tensor.
         self._channels.require_retry_buffer(payload + (64 << 10))
+        version.remember(model)
         _settle(version, model)
-        return True
 
-    def _fail(self, version: ModelVersion, code: grpc.StatusCode, details: str) -> bool:
+    def _fail(self, version: ModelVersion, code: grpc.StatusCode, details: str, began: float) -> bool:
         settings = self._settings
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            # A full server is not an absent one: it refuses checks as it refuses photos, and a known model stays known.
+            self._is_busy = True
+            self._reached(version)
+            if isinstance(version.state, str):
+                _settle(
+                    version,
+                    f"the model server at {settings.tf_serving_host} is too busy to describe its model ({code.name}: "
+                    f"{details}): raise its grpc_max_threads, or start more servers",
+                )
+            return False
+        if (
+            code is grpc.StatusCode.DEADLINE_EXCEEDED
+            and isinstance(version.state, Model)
+            and self._alive > began - settings.model_check_seconds
+        ):
+            return False  # slow, and alive: it answers photos
         version.failures += 1
         if code in OPERATOR_FAULTS:
-            _settle(
-                version,
-                f"the model server at {settings.tf_serving_host} does not serve model "
-                f"{settings.model_name!r}{version.words} ({code.name}: {details}): {version.fix}",
-            )
+            self._settle_missing(version, code, details)
             return True
         if code is grpc.StatusCode.UNAVAILABLE and version.failures % _LOST_AFTER == 0:
             # A new channel asks DNS anew: an old one that found no address waits longer each time, up to two minutes.
@@ -141,6 +231,24 @@ class Watcher:
                 version, f"the model server at {settings.tf_serving_host} can't be reached ({code.name}: {details})"
             )
         return False
+
+    def _settle_missing(self, version: ModelVersion, code: grpc.StatusCode, details: str) -> None:
+        settings = self._settings
+        server, name = settings.tf_serving_host, settings.model_name
+        before = version.state
+        _settle(
+            version,
+            f"the model server at {server} does not serve model {name!r}{version.words} ({code.name}: {details}): "
+            f"{version.fix}"
+            if isinstance(before, str) and not version.known
+            else f"the model server at {server} no longer serves model {name!r}{version.words} which it served "
+            f"({code.name}: {details}): put the version back where the server loads it from, or {version.fix}",
+        )
+        if isinstance(before, Model):
+            logger.error(
+                "a version of the model was unloaded while requests use it",
+                extra={"model": name, "version": before.version, "track": version.name, "fix": version.fix},
+            )
 
     def _settle_all(self, reason: str) -> None:
         for version in self._versions.by_name.values():
