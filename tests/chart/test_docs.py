@@ -14,7 +14,7 @@ ROWS = [
 ]
 
 
-def there_is(reference: str) -> bool:
+def exists(reference: str) -> bool:
     file, _, name = reference.partition("::" if "::" in reference else ": ")
     if file.endswith(".py"):
         path = ROOT / "tests" / ("" if "/" in file else "chart") / file
@@ -41,7 +41,7 @@ def test_chart_comparison_names_existing_tests():
         assert len(row) == len(ROWS[0]), row
         references = re.findall("`(.+?)`", row[-1])
         assert references, f"{row[0]}: no test"
-        missing += [f"{row[0]}: {reference}" for reference in references if not there_is(reference)]
+        missing += [f"{row[0]}: {reference}" for reference in references if not exists(reference)]
         for mark in row[1:-1]:
             assert mark[0] in "YP–?", f"{row[0]}: {mark}"
         assert row[-2][0] in "YP", row[0]
@@ -49,12 +49,12 @@ def test_chart_comparison_names_existing_tests():
 
 
 def test_missing_test_is_detected():
-    assert there_is("test_docs.py::test_missing_test_is_detected")
-    assert there_is("e2e/test_release.py::test_helm_test")
-    assert not there_is("test_docs.py::test_no")
-    assert not there_is("no.py::test_no")
-    assert there_is("validate_test.yaml: refuses nothing by default")
-    assert not there_is("validate_test.yaml: refuses everything")
+    assert exists("test_docs.py::test_missing_test_is_detected")
+    assert exists("e2e/test_release.py::test_helm_test")
+    assert not exists("test_docs.py::test_no")
+    assert not exists("no.py::test_no")
+    assert exists("validate_test.yaml: refuses nothing by default")
+    assert not exists("validate_test.yaml: refuses everything")
 
 
 def test_every_default_object_is_documented():
@@ -87,7 +87,7 @@ def test_every_threat_names_existing_tests():
         references = re.findall("`(.+?)`", tests)
         assert mechanism
         assert references, f"{threat}: no test"
-        missing += [f"{threat}: {reference}" for reference in references if not there_is(reference)]
+        missing += [f"{threat}: {reference}" for reference in references if not exists(reference)]
     assert missing == []
 
 

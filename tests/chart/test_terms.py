@@ -108,6 +108,14 @@ def test_contains_ignores_case_hyphens_and_line_ends():
     assert opening("# A\n\nb\n\n## C\n\nd\n") == "# A\n\nb\n\n"
 
 
+# ---- the changelog's form ----
+
+
+def test_changelog_has_one_line_for_each_change():
+    changes = (ROOT / "CHANGELOG.md").read_text().split("\n## ", 1)[1].splitlines()[1:]
+    assert [line for line in changes if line and not re.match(r"(## |### \w+$|- \S.{10,165}$)", line)] == []
+
+
 # ---- CONTRIBUTING.md's map ----
 
 
