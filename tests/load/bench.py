@@ -1,4 +1,4 @@
-"""make bench: what a photo costs, here and elsewhere.
+"""make bench: the CPU cost of a photo, in this gateway and in other servers.
 
 All systems run at the same time, and each is loaded in turn, round by round, so that a slow minute of the machine is
 everyone's. docs/performance.md says how to read what comes out.
@@ -52,7 +52,7 @@ def say(words: str) -> None:
 
 @dataclass
 class Bench:
-    """One run: the helpers, what is measured, and what came out."""
+    """One run: the helper processes, the systems, and the results."""
 
     model: Running
     model_address: str
@@ -190,7 +190,7 @@ class Bench:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Hold the cache while the block runs: two benchmarks at a time would measure each other."""
+    """Lock the cache: two concurrent benchmarks would measure each other."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         try:
@@ -202,7 +202,7 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def helpers(small: photos.Photos, large: photos.Photos) -> Iterator[tuple[Running, str, Running, str, dict[str, Path]]]:
-    """The model server and the photo server, and the lists of photos for the load generator."""
+    """Start the model server and the photo server; write the lists of photos for the load generator."""
     with (
         programs.model_server() as (model, model_address),
         programs.photo_server(small.folder, large.folder) as (photo_host, photo_address),
@@ -215,7 +215,7 @@ def helpers(small: photos.Photos, large: photos.Photos) -> Iterator[tuple[Runnin
 
 
 def machine() -> dict[str, Any]:
-    """Where it was measured."""
+    """The machine and its software versions."""
     cpu = "unknown"
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -230,7 +230,7 @@ def machine() -> dict[str, Any]:
 
 
 def choose(arguments: argparse.Namespace) -> list[System]:
-    """The systems that the command line names."""
+    """The systems named on the command line."""
     few = [OURS.name, "floor", "floor-2"]
     names = arguments.only or (few if arguments.quick else [system.name for system in SYSTEMS])
     unknown = set(names) - {system.name for system in SYSTEMS}
@@ -243,7 +243,7 @@ def choose(arguments: argparse.Namespace) -> list[System]:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, and give all that was measured."""
+    """Measure; returns all results."""
     quick = arguments.quick
     chosen = choose(arguments)
     rounds = arguments.rounds or (3 if quick else 5)
@@ -287,7 +287,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run, print and write; 0 also where a target is missed, as that is a result."""
+    """Run, print and write; returns 0 also for a missed target, as that is a result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="ours and the floor only, three rounds")
     parser.add_argument("--rounds", type=int, help="how many rounds instead of 5, or 3 with --quick")

@@ -1,4 +1,4 @@
-"""What the chart's dashboard shows, as a picture: the answers of a Prometheus to its queries.
+"""The chart's dashboard as a picture: a Prometheus's answers to its queries.
 
     gateway/.venv/bin/python tests/load/dashboard.py docs/pictures/dashboard.png
 
@@ -31,12 +31,12 @@ STOPPED_SECONDS = 25
 
 
 def say(text: str) -> None:
-    """Tell who waits."""
+    """Print progress."""
     print(f"==> {text}", flush=True)
 
 
 def trouble(system: Installation) -> None:
-    """The model server says nothing for a while, and goes on."""
+    """Stop the model server's process for a while (SIGSTOP), then continue it."""
     system.model.process.send_signal(signal.SIGSTOP)
     try:
         load(system, STOPPED_SECONDS, 2)
@@ -81,7 +81,7 @@ def record(folder: Path) -> list[dict[str, object]]:
 
 
 def main() -> int:
-    """Record, and draw."""
+    """Record the metrics and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("picture", type=Path, help="the PNG file to write")
     picture = parser.parse_args().picture

@@ -1,4 +1,4 @@
-"""The floor: the steps that no gateway can leave out, in a bare loop, on one thread.
+"""The floor: the steps that every gateway needs, in a bare loop, on one thread.
 
 It takes one client's connection and keeps it: the request is read from the socket and split by its Content-Length, a
 URL's photo comes over one connection that is kept alive, the photo is decoded, resized and normalised, the tensor is
@@ -80,7 +80,7 @@ def read(sock: socket.socket) -> tuple[bytes, bytes]:
 
 
 class PhotoHost:
-    """The connection to the one host that photos come from."""
+    """The connection to the photo server."""
 
     def __init__(self) -> None:
         self._sock: socket.socket | None = None
@@ -94,7 +94,7 @@ class PhotoHost:
 
 
 def pillow(data: bytes) -> Tensor:
-    """The photo as the model takes it, by Pillow and numpy."""
+    """The photo as the model's input, by Pillow and numpy."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=("JPEG",))
     if image.mode != "RGB":
         image = image.convert("RGB")
@@ -105,7 +105,7 @@ def pillow(data: bytes) -> Tensor:
 
 
 def decoder() -> tuple[str, Callable[[bytes], Tensor]]:
-    """The gateway's native core, where it is built, with nothing else of the gateway; else Pillow."""
+    """The native decoder alone, where it is built; else Pillow."""
     try:
         import clothing_jpeg
     except ImportError:

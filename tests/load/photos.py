@@ -1,4 +1,4 @@
-"""The photos that are sent, and the scores that are right for each.
+"""The benchmark's photos, with the right scores of each.
 
 Dataset photos: of the validation split, spread over the classes. Where the dataset is missing, drawn ones of the same
 size stand in, and the results say so. 12-megapixel photos: the same made large (Lanczos, 4000 x 3000), with noise in
@@ -57,7 +57,7 @@ class Photos:
 
 
 def scores(data: bytes, kind: str = "float32") -> list[float]:
-    """What the model server of the benchmark answers when every pixel is right: ten values of the tensor.
+    """The benchmark model server's answer when every pixel is right: ten values of the tensor.
 
     The pipeline is keras-image-helper's: Pillow's pixels, NEAREST, and its operations in float32. A model that takes
     uint8 gets the pixels, one that takes a string the file.
@@ -76,7 +76,7 @@ def scores(data: bytes, kind: str = "float32") -> list[float]:
 
 
 def _spread(values: npt.NDArray[Any]) -> list[float]:
-    """Ten values, each from the middle of a tenth of all, as modelserver/model.go takes them."""
+    """Ten values, each from the middle of a tenth of the tensor, as in modelserver/model.go."""
     return [float(values[(2 * i + 1) * values.size // (2 * SCORES)]) for i in range(SCORES)]
 
 
@@ -108,7 +108,7 @@ def _enlarged(data: bytes, seed: int) -> bytes:
 
 
 def prepare(cache: Path, say: Callable[[str], object], small: int = SMALL, large: int = LARGE) -> tuple[Photos, Photos]:
-    """The two sets, made when they are not in the cache."""
+    """The two sets, generated unless they are in the cache."""
     files = dataset_photos(small)
     source = "dataset" if files else "drawn"
     folder = cache / f"photos-{_RECIPE}-{source}-{small}-{large}"

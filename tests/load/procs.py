@@ -1,4 +1,4 @@
-"""What processes use, from /proc: each system with all the processes that it is made of."""
+"""CPU and memory of process groups, from /proc."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Since the processes began, with those of their children that have ended."""
+    """CPU seconds and page faults since the start, including ended children."""
 
     cpu_seconds: float
     minor_faults: int
@@ -58,7 +58,7 @@ def survivors(family: dict[int, list[str]]) -> list[int]:
 
 
 def usage(leader: int) -> Usage:
-    """What a process and all that it started have used."""
+    """CPU seconds and page faults of a process and its descendants."""
     ticks = faults = 0
     for fields in family(leader).values():
         faults += int(fields[7]) + int(fields[8])  # minflt, cminflt
@@ -67,13 +67,13 @@ def usage(leader: int) -> Usage:
 
 
 def machine_busy_seconds() -> float:
-    """CPU time that the whole machine has spent on anything."""
+    """Busy CPU time of the whole machine."""
     user, nice, system, _idle, _wait, irq, soft = map(int, (PROC / "stat").read_text().split("\n", 1)[0].split()[1:8])
     return (user + nice + system + irq + soft) / TICK
 
 
 def pss_bytes(leader: int) -> int:
-    """Memory of a process and all that it started, shared pages by their part of those who share them."""
+    """PSS of a process and its descendants, in bytes."""
     total = 0
     for pid in family(leader):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -84,7 +84,7 @@ def pss_bytes(leader: int) -> int:
 
 
 class PeakMemory:
-    """The highest memory of these processes while the block runs, looked at ten times a second."""
+    """Peak memory of these processes during the block, sampled ten times a second."""
 
     def __init__(self, leader: int) -> None:
         self._leader = leader

@@ -1,4 +1,4 @@
-"""The benchmark's programs: the Go ones built, the peers' environments made, processes started and stopped."""
+"""Builds the benchmark's Go programs and the peers' environments; starts and stops processes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ START_SECONDS = 90
 
 
 class BenchError(Exception):
-    """Something is missing or does not work; the text says what, and the way out."""
+    """Something is missing or fails; the text states the cause and the fix."""
 
 
 def build() -> None:
-    """Build the Go programs; Go's own cache makes this quick when nothing has changed."""
+    """Build the Go programs; quick with Go's cache when nothing has changed."""
     BIN.mkdir(parents=True, exist_ok=True)
     wanted = next(line.split()[1] for line in (HERE / "go.mod").read_text().splitlines() if line.startswith("go "))
     found = subprocess.run([ROOT / "ci/find-go", wanted], stdout=subprocess.PIPE, text=True, check=False)
@@ -51,7 +51,7 @@ def build() -> None:
 
 
 def environment(name: str, lock: Path, say: Callable[[str], object]) -> Path:
-    """A virtual environment from a hashed lock, made when it is not there or the lock has changed; its folder."""
+    """Create a virtual environment from a hashed lock, unless it is up to date; returns its folder."""
     folder = CACHE / "envs" / name
     digest = hashlib.sha256(lock.read_bytes()).hexdigest()
     stamp = folder / "stamp"
@@ -82,7 +82,7 @@ def build_jpeg(source: Path, folder: Path) -> None:
 
 @dataclass
 class Running:
-    """A process with all that it started, in a session of its own."""
+    """A process and its descendants, in a session of its own."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -111,7 +111,7 @@ class Running:
 
 
 def start(name: str, command: list[str | Path], folder: Path = ROOT, **variables: str) -> Running:
-    """Start a process; what it writes goes into its log."""
+    """Start a process with its output in a log file."""
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{name}.log"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "TF_SERVING_"))}
@@ -133,7 +133,7 @@ def stopping(running: Running) -> Iterator[Running]:
 
 
 def wait_until(running: Running, ready: Callable[[], object]) -> None:
-    """Wait until ``ready`` gives something true; it may raise OSError until then."""
+    """Wait until ``ready`` returns a true value; it may raise OSError until then."""
     end = time.monotonic() + START_SECONDS
     while True:
         running.check()
@@ -146,20 +146,20 @@ def wait_until(running: Running, ready: Callable[[], object]) -> None:
 
 
 def answers(url: str) -> bool:
-    """Whether a GET is answered with 200."""
+    """Whether a GET returns 200."""
     with urllib.request.urlopen(url, timeout=5) as answer:
         return bool(answer.status == 200)
 
 
 def connects(port: int) -> bool:
-    """Whether something listens."""
+    """Whether the port accepts connections."""
     socket.create_connection(("127.0.0.1", port), 1).close()
     return True
 
 
 @contextlib.contextmanager
 def model_server(*flags: str) -> Iterator[tuple[Running, str]]:
-    """The model server that answers at once, and its address."""
+    """Start the model server that answers at once; yields its address."""
     address = f"127.0.0.1:{free_port()}"
     with stopping(start("modelserver", [BIN / "modelserver", "-listen", address, *flags])) as running:
         wait_until(running, lambda: connects(int(address.rpartition(":")[2])))
@@ -168,7 +168,7 @@ def model_server(*flags: str) -> Iterator[tuple[Running, str]]:
 
 @contextlib.contextmanager
 def photo_server(*folders: Path, delay: str = "0s") -> Iterator[tuple[Running, str]]:
-    """The photo server, and its address."""
+    """Start the photo server; yields its address."""
     address = f"127.0.0.1:{free_port()}"
     command: list[str | Path] = [BIN / "photoserver", "-listen", address, "-delay", delay, *folders]
     with stopping(start("photoserver", command)) as running:
@@ -177,7 +177,7 @@ def photo_server(*folders: Path, delay: str = "0s") -> Iterator[tuple[Running, s
 
 
 def load(target: str, photos: Path, *flags: str) -> dict[str, object]:
-    """Run the load generator; what it measured."""
+    """Run the load generator; returns its measurements."""
     done = subprocess.run(
         [BIN / "loadgen", "-target", target, "-photos", photos, *flags],
         capture_output=True, text=True, check=False,

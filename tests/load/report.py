@@ -1,4 +1,4 @@
-"""What comes out: the table for people, Markdown and JSON for the docs, and the plot."""
+"""Reports: tables for the terminal, Markdown and JSON for the docs, and the plot."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def text(results: Results) -> str:
 
 
 def markdown(results: Results) -> str:
-    """The same for the docs."""
+    """Tables in Markdown for the docs."""
     out = [
         f"<!-- Written by `{results['command']}`; docs/performance.md says how to read it. -->",
         "# What a photo costs",
@@ -184,14 +184,14 @@ def markdown(results: Results) -> str:
 
 
 def write(results: Results, folder: Path) -> None:
-    """JSON and Markdown; also half-way, so that a run that is stopped leaves what it had."""
+    """Write JSON and Markdown; also during a run, so that an aborted one leaves its results."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{NAME}.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / f"{NAME}.md").write_text(markdown(results))
 
 
 def draw(results: Results, folder: Path, here: Path, say: Callable[[str], Any]) -> str:
-    """The plot, by matplotlib in an environment of its own; what was written, in words."""
+    """Draw the plot with matplotlib in its own environment; returns a description of the file."""
     files = f"{folder}/{NAME}.json, {NAME}.md"
     if not results["cells"]:
         return files

@@ -1,4 +1,4 @@
-"""The numbers' numbers: quantiles, medians with their spread, and ratios of rounds that belong together."""
+"""Statistics: quantiles, medians with their spread, and ratios of paired rounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """What several rounds gave."""
+    """Median, lowest and highest of several rounds."""
 
     median: float
     low: float
@@ -25,26 +25,26 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """The median, and how far the rounds lie apart."""
+    """Median, lowest and highest of the rounds."""
     if not values:
         raise ValueError("no rounds")
     return Spread(statistics.median(values), min(values), max(values), len(values))
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of all is not above (nearest rank): one that was really measured."""
+    """The quantile by nearest rank, a measured value: the smallest one that at least this share is not above."""
     if not values or not 0 < share <= 1:
         raise ValueError("a quantile needs values and a share above 0 and at most 1")
     return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
-    """Round by round, as the two were measured in the same minute; a machine's slow minute slows both."""
+    """Ratios round by round: both are measured in the same minute, so a slow minute affects both."""
     return spread([a / b for a, b in zip(above, below, strict=False)])
 
 
 def halves(values: Sequence[float]) -> tuple[float, float]:
-    """What 95 % of a series' first and of its second half stay below.
+    """The 95th percentiles of a series' first and second half.
 
     What grows shows between the two. A memory that breathes is compared at its height, and a spike is in neither.
     """

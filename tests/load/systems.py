@@ -1,4 +1,4 @@
-"""The systems that are compared: how each is started, and how photos are sent to it."""
+"""The compared systems: how to start each, and how to send photos to it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_":
 
 @dataclass(frozen=True)
 class Form:
-    """How a photo is sent: the load generator's flags."""
+    """How to send a photo: the load generator's flags."""
 
     path: str
     kind: str
@@ -43,7 +43,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Address:
-    """Where a system shall listen, and what it shall ask."""
+    """A system's ports, its number of workers, and the servers that it calls."""
 
     port: int
     admin_port: int
@@ -58,7 +58,7 @@ class Address:
 
 @dataclass(frozen=True)
 class System:
-    """One thing that takes photos."""
+    """A system under test."""
 
     name: str
     title: str
@@ -102,7 +102,7 @@ class System:
 
 
 def image_variables() -> dict[str, str]:
-    """What the image sets for the process, so that what is measured is what is shipped."""
+    """The environment that the image sets, so that the benchmark measures what is shipped."""
     text = IMAGE.read_text().replace("\\\n", " ")
     final = text[text.rindex("\nFROM ") :]
     found = dict(re.findall(r"([A-Za-z_]\w*)=(\S+)", " ".join(re.findall(r"^ENV (.*)$", final, re.MULTILINE))))
@@ -110,7 +110,7 @@ def image_variables() -> dict[str, str]:
 
 
 def _our_variables(address: Address) -> dict[str, str]:
-    """Everything that costs something per request is on; the limits are the defaults."""
+    """All features with a cost per request are on; limits are the defaults."""
     keys = CACHE / "keys"
     keys.write_text(f"bench {KEY}\n")
     return image_variables() | {

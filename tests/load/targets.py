@@ -1,4 +1,4 @@
-"""What is to be reached, and whether it was: each with its figure."""
+"""The benchmark's goals, with the measured figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True)
 class Check:
-    """A goal and what was measured; None where something that it needs was not."""
+    """A goal and its measurement; None where a needed figure is missing."""
 
     what: str
     goal: float
@@ -54,7 +54,7 @@ def column(results: Results, system: str, workload: str, clients: int, figure: s
 
 
 def best_peer(results: Results, workload: str) -> str | None:
-    """The peer that takes the least CPU."""
+    """The peer with the least CPU."""
     medians = {
         name: spread(column(results, name, workload, 8, "cpu_ms")).median
         for name, system in results["systems"].items()
@@ -64,7 +64,7 @@ def best_peer(results: Results, workload: str) -> str | None:
 
 
 def checks(results: Results) -> list[Check]:
-    """The goals, in the order in which they matter."""
+    """The goals, most important first."""
     ours = "clothing-gateway"
 
     def against(

@@ -1,4 +1,4 @@
-"""The benchmark's own parts: statistics, what is read from /proc, the Go programs, and a small load on the gateway.
+"""The benchmark itself: statistics, /proc readings, the Go programs, and a small load on the gateway.
 
 What make bench measures is no test: figures depend on the machine.
 """
@@ -137,7 +137,7 @@ def built():
 
 @pytest.fixture(scope="session")
 def small(built, tmp_path_factory):
-    """A few photos: the dataset's, drawn ones where it is missing."""
+    """A few photos: the dataset's, or generated ones."""
     return photos.prepare(tmp_path_factory.mktemp("photos"), print, small=6, large=0)[0]
 
 
