@@ -78,6 +78,7 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        fetch.limit_system_lookups()
         try:
             known = Clients(settings)
             self._tracer = tracing.from_environment(os.environ, __version__)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from clothing_gateway.fetch.client import USER_AGENT, Fetcher, Photo
 from clothing_gateway.fetch.policy import Policy
-from clothing_gateway.fetch.resolver import Resolver
+from clothing_gateway.fetch.resolver import Resolver, limit_system_lookups
 from clothing_gateway.limits.admission import ByteBudget
 from clothing_gateway.settings import Settings
 
-__all__ = ["Fetcher", "Photo", "Policy", "Resolver", "by_settings"]
+__all__ = ["Fetcher", "Photo", "Policy", "Resolver", "by_settings", "limit_system_lookups"]
 
 
 def by_settings(
