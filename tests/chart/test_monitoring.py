@@ -158,6 +158,9 @@ def test_runbook_links_resolve():
 def test_runbooks_name_existing_values():
     values = flatten(yaml.safe_load((CLASSIFIER / "values.yaml").read_text()))
     top = "|".join({path.partition(".")[0] for path in values})
+    values |= dict.fromkeys(
+        f"server.flags.{flag}" for flag in yaml.safe_load((CLASSIFIER / "files/server-flags.yaml").read_text())
+    )
     named_values = set(re.findall(rf"`((?:{top})\.[\w.]+)`", RUNBOOKS.read_text()))
     assert len(named_values) > 10
     assert {name for name in named_values if not any(f"{path}.".startswith(f"{name}.") for path in values)} == set()

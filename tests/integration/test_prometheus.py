@@ -70,7 +70,7 @@ def test_dashboard_legend_labels_exist(watched: Installation) -> None:
 
 
 def test_error_rate_is_zero_without_errors(watched: Installation) -> None:
-    (query,) = (t for t in targets(watched.monitoring.dashboard, RATE_INTERVAL) if t.panel == "Answered with 5xx")
+    (query,) = (t for t in targets(watched.monitoring.dashboard, RATE_INTERVAL) if t.panel == "5xx rate")
     (shown,) = watched.prometheus.value(query.expression.replace("5..", "599"))
     assert shown["value"][1] == "0"
 

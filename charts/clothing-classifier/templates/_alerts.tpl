@@ -1,5 +1,5 @@
-{{- /* The share of bad requests over each window that an alert looks at, recorded once. Requests without a photo, such as a load balancer's
-       probes, are none of them; a photo's own server that fails (424) is no fault of the release. */ -}}
+{{- /* The ratio of failed and of slow requests over each window of the alerts, recorded once. Requests without a photo, such as a load balancer's
+       probes, don't count; a photo's own server that fails (424) is no fault of the release. */ -}}
 {{- define "clothing-classifier.objectives" -}}
 {{- $photos := printf "%s,route=~\"/predict|/classify\"" (include "clothing-classifier.series" (dict "context" . "component" "gateway")) -}}
 {{- $labels := dict "namespace" .Release.Namespace "release" .Release.Name -}}
@@ -19,8 +19,8 @@
 {{- end }}
 {{- end -}}
 
-{{- /* An objective's budget is spent in 30 days at the rate 1. Two windows each: the long one says that it matters, the short one that it still
-       goes on. Usage: include "clothing-classifier.burn" (dict "context" . "ratio" "errors" "percent" 99.5 "pairs" (list (list "1h" "5m" 14.4))) */ -}}
+{{- /* Burn rate: 1 spends an objective's error budget in 30 days. Two windows each: the long one shows that it matters, the short one that it
+       continues. Usage: include "clothing-classifier.burn" (dict "context" . "ratio" "errors" "percent" 99.5 "pairs" (list (list "1h" "5m" 14.4))) */ -}}
 {{- define "clothing-classifier.burn" -}}
 {{- $budget := divf (subf 100 .percent) 100 -}}
 {{- $series := printf "{namespace=%q,release=%q}" .context.Release.Namespace .context.Release.Name -}}
@@ -45,7 +45,7 @@
   expr: {{ include "clothing-classifier.burn" (dict "context" . "ratio" "errors" "percent" $rules.availabilityPercent "pairs" $fast) | toJson }}
   for: 2m
   severity: critical
-  summary: {{ $name }} answers too many photos with 5xx; at this rate the month's share is used up within days
+  summary: {{ $name }} answers too many photos with 5xx; the error budget of 30 days lasts for days only
 - alert: ClassifierAvailabilityBurnSlow
   expr: {{ include "clothing-classifier.burn" (dict "context" . "ratio" "errors" "percent" $rules.availabilityPercent "pairs" $slow) | toJson }}
   for: 15m
@@ -55,7 +55,7 @@
   expr: {{ include "clothing-classifier.burn" (dict "context" . "ratio" "slow" "percent" $rules.latencyPercent "pairs" $fast) | toJson }}
   for: 2m
   severity: critical
-  summary: Too many answers of {{ $name }} take longer than {{ $rules.latencySeconds }} s; at this rate the month's share is used up within days
+  summary: Too many answers of {{ $name }} take longer than {{ $rules.latencySeconds }} s; the error budget of 30 days lasts for days only
 - alert: ClassifierLatencyBurnSlow
   expr: {{ include "clothing-classifier.burn" (dict "context" . "ratio" "slow" "percent" $rules.latencyPercent "pairs" $slow) | toJson }}
   for: 15m
@@ -65,12 +65,12 @@
   expr: {{ printf "sum(gateway_ready{%s}) < 1 or absent(gateway_ready{%s})" $gateway $gateway | toJson }}
   for: 2m
   severity: critical
-  summary: No gateway of {{ $name }} is ready, so nothing is answered
+  summary: No gateway of {{ $name }} is ready, so no request is answered
 - alert: ClassifierGatewayNotReady
   expr: {{ printf "min by (pod) (gateway_ready{%s}) == 0" $gateway | toJson }}
   for: 10m
   severity: warning
-  summary: {{ `"{{ $labels.pod }} is not ready; its /readyz and its log say why"` }}
+  summary: {{ `"{{ $labels.pod }} is not ready; its /readyz and its log have the reason"` }}
 - alert: ClassifierModelCallsFail
   expr: {{ printf "sum(rate(gateway_rpcs_total{%s,code!~\"OK|CANCELLED\"}[5m])) / sum(rate(gateway_rpcs_total{%s}[5m])) > 0.05" $gateway $gateway | toJson }}
   for: 5m
@@ -80,24 +80,39 @@
   expr: {{ printf "sum(rate(gateway_errors_total{%s,code=\"overloaded\"}[5m])) > 0" $gateway | toJson }}
   for: 10m
   severity: warning
-  summary: The gateways of {{ $name }} turn photos away, as all their places are taken
+  summary: The gateways of {{ $name }} reject requests with 503, as all their in-flight slots are taken
+- alert: ClassifierServerThreadsBusy
+  expr: {{ printf "sum(rate(gateway_errors_total{%s,code=\"model-busy\"}[5m])) > 0" $gateway | toJson }}
+  for: 5m
+  severity: warning
+  summary: Calls of {{ $name }} find no free gRPC thread of the model servers in time; raise server.flags.grpc_max_threads, or add servers
+- alert: ClassifierBatchQueueFull
+  expr: {{ printf "sum(rate(gateway_errors_total{%s,code=\"model-queue-full\"}[5m])) > 0" $gateway | toJson }}
+  for: 5m
+  severity: warning
+  summary: The batching queue of {{ $name }}'s model servers is full, and they refuse calls
+- alert: ClassifierServerOutOfMemory
+  expr: {{ printf "sum(rate(gateway_errors_total{%s,code=\"model-out-of-memory\"}[5m])) > 0" $gateway | toJson }}
+  for: 2m
+  severity: warning
+  summary: Predict runs out of memory on {{ $name }}'s model servers or their GPU; a retry fails the same way
 - alert: ClassifierPhotosPileUp
   expr: {{ printf "avg(gateway_in_flight_photos{%s}) > %v" $gateway (mulf 0.8 (default 32 .Values.gateway.maxInFlight)) | toJson }}
   for: 10m
   severity: warning
-  summary: The gateways of {{ $name }} have four fifths of the photos in work that they take
+  summary: The gateways of {{ $name }} use over 80 % of their in-flight slots
 {{- if .Values.server.monitoring.enabled }}
 - alert: ClassifierBatchQueueLong
   expr: {{ printf "histogram_quantile(0.95, sum by (le) (rate(:tensorflow:serving:batching_session:queuing_latency_bucket{%s}[5m]))) / 1e6 > %v" $server (round (divf $rules.latencySeconds 2) 4) | toJson }}
   for: 10m
   severity: warning
-  summary: Calls wait in the model servers' batching queue of {{ $name }} for half of the time that an answer may take
+  summary: Calls wait in the batching queue of {{ $name }}'s model servers for half of latencySeconds
 {{- end }}
 {{- if .Values.server.tls.certManager.enabled }}
 - alert: ClassifierCertificateExpires
   expr: {{ printf "min by (name) ((certmanager_certificate_expiration_timestamp_seconds{namespace=%q,name=~\"%s-(gateway|server)\"} or certmanager_certificate_expiration_timestamp_seconds{exported_namespace=%q,name=~\"%s-(gateway|server)\"}) - time()) < 14 * 86400" .Release.Namespace $name .Release.Namespace $name | toJson }}
   for: 1h
   severity: warning
-  summary: {{ `"The certificate {{ $labels.name }} ends within 14 days and has not been renewed"` }}
+  summary: {{ `"The certificate {{ $labels.name }} expires within 14 days and has not been renewed"` }}
 {{- end }}
 {{- end -}}
