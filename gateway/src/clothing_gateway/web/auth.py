@@ -25,6 +25,10 @@ class KeysError(Exception):
     """The key file is invalid; the text says why, and never holds a key."""
 
 
+class NoKeys(KeysError):
+    """The key file is empty or gone."""
+
+
 def parse(text: str) -> tuple[tuple[bytes, str], ...]:
     """Each key's SHA-256 digest and its holder's name, or KeysError."""
     keys: list[tuple[bytes, str]] = []
@@ -46,18 +50,23 @@ def parse(text: str) -> tuple[tuple[bytes, str], ...]:
                 f"line {number}: a key has 16 to 256 letters, digits and ._~+/- characters, or is sha256: and 64 digits"
             )
     if not keys:
-        raise KeysError("it holds no key")
+        raise NoKeys("it holds no key")
     return tuple(keys)
 
 
 class Keys:
-    """The keys of a file, reloaded when it changes; an invalid file leaves the keys as they were."""
+    """The keys of a file, reloaded when it changes.
+
+    An invalid file leaves the keys as they were: a slip must not lock all clients out. An empty or deleted one revokes
+    them all, once it has been seen so twice, as writing a file in place empties it for a moment.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
         self._lock = threading.Lock()
         self._reload_at = time.monotonic() + _RELOAD_SECONDS
         self._seen = self._stamp()
+        self._was_empty = False
         try:
             self._keys = self._read()
         except KeysError as error:
@@ -83,11 +92,18 @@ class Keys:
                 return
             self._reload_at = now + _RELOAD_SECONDS
             stamp = self._stamp()
-            if stamp == self._seen:
+            if stamp == self._seen and not self._was_empty:
                 return
             self._seen = stamp
+        was_empty, self._was_empty = self._was_empty, False
         try:
             self._keys = self._read()
+        except NoKeys as error:
+            if not was_empty:
+                self._was_empty = True
+            elif self._keys:
+                self._keys = ()
+                logger.error("all API keys are revoked, the key file has none: %s", error)  # noqa: TRY400
         except KeysError as error:
             logger.error("key file is invalid, the previous keys stay in force: %s", error)  # noqa: TRY400
         else:
@@ -103,6 +119,8 @@ class Keys:
     def _read(self) -> tuple[tuple[bytes, str], ...]:
         try:
             return parse(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise NoKeys(f"can't be read: {error.strerror}") from None
         except OSError as error:
             raise KeysError(f"can't be read: {error.strerror}") from None
         except UnicodeError:
