@@ -76,7 +76,7 @@ def test_stale_schema_is_detected(tmp_path):
     chart = tmp_path / "chart"
     shutil.copytree(PING, chart)
     text = (chart / "values.yaml").read_text()
-    text = text.replace("# -- Pods", "# -- Number of pods,\n# all alike").replace("replicas: 1", "replicas: 2")
+    text = text.replace("# -- Replicas", "# -- Number of pods,\n# all alike").replace("replicas: 1", "replicas: 2")
     (chart / "values.yaml").write_text(text)
     assert values_schema.generate(chart) != (chart / "values.schema.json").read_text()
     (chart / "values.schema.json").write_text(values_schema.generate(chart))
