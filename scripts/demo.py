@@ -131,6 +131,7 @@ def main() -> int:
             "--listen_host=127.0.0.1",
             "--model_name=clothing-model",
             f"--model_base_path={MODEL}",
+            "--grpc_max_threads=64",  # above 32 photos in flight: a call without a thread is refused
         )
         processes["gateway"] = start(
             "gateway",

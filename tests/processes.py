@@ -106,7 +106,7 @@ def model_server(
     ports = {"grpc": port or free_port(), "http": free_port()}
     command = [
         MODEL_BIN / "clothing-model", "serve", f"--port={ports['grpc']}", f"--rest_api_port={ports['http']}",
-        f"--model_name={name}", f"--model_base_path={base_path}", *flags,
+        f"--model_name={name}", f"--model_base_path={base_path}", "--grpc_max_threads=64", *flags,
     ]  # fmt: skip
     with started(log, command, ports) as server:
 

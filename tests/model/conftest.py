@@ -50,6 +50,7 @@ def server(models: dict[str, Made], tmp_path_factory: pytest.TempPathFactory) ->
             f"--model_config_file={folder / 'models.config'}",
             f"--monitoring_config_file={folder / 'monitoring.config'}",
             "--enable_grpc_healthcheck_service=true",
+            "--grpc_max_threads=64",
             "--file_system_poll_wait_seconds=0",
             "--max_num_load_retries=0",
             "--enable_profiler=false",

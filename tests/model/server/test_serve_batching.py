@@ -321,7 +321,7 @@ def test_batching_server(serve: Starter, models: dict[str, Made], tmp_path: Path
     )
     (tmp_path / "monitoring.config").write_text("prometheus_config { enable: true }")
     server = serve(
-        "--model_name=course", f"--model_base_path={made.version.parent}", "--enable_batching",
+        "--model_name=course", f"--model_base_path={made.version.parent}", "--enable_batching", "--grpc_max_threads=64",
         f"--batching_parameters_file={tmp_path / 'batching.config'}",
         f"--monitoring_config_file={tmp_path / 'monitoring.config'}",
     ).wait_until_up()  # fmt: skip

@@ -15,9 +15,10 @@ from served import FakeServable, free_port, manager_of
 from clothing_model.commands.cli import main
 from clothing_model.errors import ModelError
 from clothing_model.server import flags
-from clothing_model.server.cpus import available_cpus
+from clothing_model.server.cpus import available_cpus, schedulable_cpus
 from clothing_model.server.errors import RequestError
 from clothing_model.server.flags import FlagError, Flags
+from clothing_model.server.manager import next_action
 
 BASE = "--model_base_path=/models/m"
 
@@ -65,8 +66,13 @@ def test_values() -> None:
     arguments = "grpc.max_connection_age_ms=2000,grpc.primary_user_agent=x"
     parsed, _ = flags.parse([BASE, f"--grpc_channel_arguments={arguments}"])
     assert parsed.channel_arguments == [("grpc.max_connection_age_ms", 2000), ("grpc.primary_user_agent", "x")]
-    assert parsed.grpc_threads == parsed.rest_threads == 4 * available_cpus()
-    assert flags.parse([BASE, "--enable_batching"])[0].grpc_threads == 256  # those that wait for a batch hold one
+    assert parsed.grpc_threads == parsed.rest_threads == 4 * schedulable_cpus()
+    assert flags.parse([BASE, "--enable_batching"])[0].grpc_threads == parsed.grpc_threads
+    _, notes = flags.parse([BASE, "--grpc_max_threads=1", "--rest_api_num_threads=1", "--rest_api_port=1"])
+    assert [note.split(":")[0] for note in notes] == [
+        "--grpc_max_threads=1 refuses every call",
+        "--rest_api_num_threads=1 answers no request",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -397,3 +403,47 @@ def test_refused_configurations(tmp_path: Path, change: dict[str, Any], message:
     config.model_config_list.config.add(**change)
     with pytest.raises(Exception, match=message):
         manager.configure(config)
+
+
+@pytest.mark.parametrize(
+    ("up", "wanted", "new", "action"),
+    [
+        (set(), {1, 2}, {1, 2}, ("load", 2)),  # the highest first
+        ({1}, {2}, {2}, ("load", 2)),  # the old one serves meanwhile
+        ({1, 2}, {3}, {3}, ("unload", 1)),  # the lowest of several goes at once
+        ({1, 2}, {2}, set(), ("unload", 1)),
+        ({1}, {2}, set(), None),  # 2 has failed
+        ({1, 2}, set(), set(), ("unload", 1)),  # none of the wanted versions is on the volume
+        ({2}, set(), set(), ("unload", 2)),
+        ({2}, {2, 3}, {3}, ("load", 3)),
+        ({2, 3}, {2, 3}, set(), None),
+    ],
+)
+def test_next_action(up: set[int], wanted: set[int], new: set[int], action: tuple[str, int] | None) -> None:
+    """The cases of TensorFlow Serving's availability_preserving_policy.cc."""
+    assert next_action(up, wanted, new) == action
+
+
+def test_the_lowest_of_several_unwanted_versions_is_unloaded_before_the_load(tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+    seen: list[list[int]] = []
+
+    def load(*arguments: Any) -> FakeServable:
+        seen.append(versions_up(manager))
+        return FakeServable(*arguments)
+
+    manager = manager_of(tmp_path, load)
+    config = manager._models["m"].config
+    config.model_version_policy.all.SetInParent()
+    manager.poll()
+    (tmp_path / "3").mkdir()
+    config.model_version_policy.specific.versions.append(3)
+    manager.poll()
+    assert seen == [[], [2], [2]]  # before each load
+    assert versions_up(manager) == [3]
+    config.model_version_policy.specific.versions[:] = [9]
+    manager.poll()
+    assert versions_up(manager) == []  # a version that is not on the volume unloads the one that serves
+    stages = {version: state.stage.name for version, state in manager.states("m").items()}
+    assert stages == {1: "END", 2: "END", 3: "END"}

@@ -21,6 +21,7 @@ DESCRIPTION = Path("assets.extra") / "model.json"
 WARMUP = Path("assets.extra") / "tf_serving_warmup_requests"
 
 _LFS_START = b"version https://git-lfs.github.com/spec/"
+_MUST_COMPILE = "_XlaMustCompile"  # the attribute of a function with jit_compile=True
 _INDEX_MAGIC = 0xDB4775248B80FB57
 
 # tensorflow/core/framework/types.proto
@@ -142,6 +143,24 @@ def read(path: Path) -> SavedModel:
         has_variables=has_variables,
         problems=tuple(_variables_problems(folder) if has_variables else ()),
         description=_description(folder),
+    )
+
+
+def needs_xla(folder: Path) -> bool:
+    """Whether a version folder's graph has a function with ``jit_compile=True``.
+
+    TensorFlow Serving fails each call of such a function unless it was started with --xla_cpu_compilation_enabled.
+    """
+    pb = folder / "saved_model.pb"
+    data = pb.read_bytes() if pb.exists() else b""
+    if _MUST_COMPILE.encode() not in data:  # walking through a large graph takes a second
+        return False
+    return any(
+        protowire.integer(protowire.mapping(function, 5).get(_MUST_COMPILE, memoryview(b"")), 5)
+        for graph in protowire.messages(memoryview(data), 2)
+        for graph_def in protowire.messages(graph, 2)
+        for library in protowire.messages(graph_def, 2)
+        for function in protowire.messages(library, 1)
     )
 
 

@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: a container's limit counts, not the machine's size."""
+"""The CPUs of this process: those that it may be scheduled on, and those that its container's limit grants."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import os
 from pathlib import Path
 
 
+def schedulable_cpus() -> int:
+    """The CPUs of the affinity mask: what TensorFlow Serving counts, which knows no cgroup."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """The CPUs of the affinity mask, or fewer where the cgroup (version 2 or 1) grants less time; at least one."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = schedulable_cpus()
     limit = _limit(cgroup)
     return max(1, min(count, math.ceil(limit))) if limit else count
 

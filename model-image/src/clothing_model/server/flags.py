@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clothing_model.errors import ModelError
-from clothing_model.server.cpus import available_cpus
+from clothing_model.server.cpus import schedulable_cpus
 
-# A request that waits for its batch holds a thread and costs no CPU; there must be more than the queue takes.
-_WAITING = 256
+_THREADS_PER_CPU = 4  # main.cc
 
 
 class FlagError(ModelError):
@@ -39,7 +38,7 @@ class Flags:
     grpc_socket_path: str = _honoured("", "UNIX socket for gRPC, beside the port or instead of it")
     rest_api_port: int = _honoured(0, "HTTP port of the REST API and the metrics; 0: none")
     rest_api_num_threads: int = _honoured(
-        0, "REST requests worked on at a time; 0: 4 per CPU, and 256 at least with batching"
+        0, "threads of the REST server: N serve N-1 requests at a time, others wait; 0: 4 per CPU of the machine"
     )
     rest_api_timeout_in_ms: int = _honoured(30000, "longest time for a REST predict request")
     rest_api_enable_cors_support: bool = _honoured(False, "answer with CORS headers")
@@ -63,7 +62,7 @@ class Flags:
     monitoring_config_file: str = _honoured("", "MonitoringConfig in protobuf's text form: turns the metrics page on")
     grpc_channel_arguments: str = _honoured("", "gRPC's server arguments: key=value,key=value")
     grpc_max_threads: int = _honoured(
-        0, "gRPC requests worked on at a time; 0: 4 per CPU, and 256 at least with batching"
+        0, "threads of the gRPC server: N serve N-1 calls at a time, others are refused; 0: 4 per CPU of the machine"
     )
     ssl_config_file: str = _honoured("", "SSLConfig in protobuf's text form: TLS, and mTLS, for gRPC")
     enable_grpc_healthcheck_service: bool = _honoured(False, "serve grpc.health.v1")
@@ -79,6 +78,8 @@ class Flags:
         False, "batch only models with batching_params.pbtxt beside saved_model.pb, as it says; needs enable_batching"
     )
     per_process_gpu_memory_fraction: float = _honoured(0.0, "share of a GPU's memory; 0: TensorFlow chooses")
+    xla_cpu_compilation_enabled: bool = _honoured(False, "compute functions with jit_compile=True, which are refused")
+    xla_gpu_compilation_enabled: bool = _honoured(False, "the same, on a GPU, too")
     version: bool = _honoured(False, "print the versions and exit")
 
     num_load_threads: int = _accepted(0, "models are loaded one after the other, beside the requests")
@@ -91,25 +92,19 @@ class Flags:
     prefer_tflite_model: bool = _accepted(False, "TensorFlow Lite models are not served")
     num_tflite_pools: int = _accepted(0, "TensorFlow Lite models are not served")
     num_tflite_interpreters_per_pool: int = _accepted(1, "TensorFlow Lite models are not served")
-    xla_cpu_compilation_enabled: bool = _accepted(False, "XLA is left as TensorFlow's wheel has it")
-    xla_gpu_compilation_enabled: bool = _accepted(False, "XLA is left as TensorFlow's wheel has it")
     thread_pool_factory_config_file: str = _accepted("", "thread pools are TensorFlow's own")
     mixed_precision: str = _accepted("", "models run in the precision that they were saved with")
     skip_initialize_tpu: bool = _accepted(False, "there is no TPU")
 
     @property
     def grpc_threads(self) -> int:
-        """Threads for gRPC calls."""
-        return self.grpc_max_threads if self.grpc_max_threads > 0 else self._threads
+        """Threads for gRPC calls, one of which waits for the next call."""
+        return self.grpc_max_threads if self.grpc_max_threads > 0 else _THREADS_PER_CPU * schedulable_cpus()
 
     @property
     def rest_threads(self) -> int:
-        """Threads for REST requests."""
-        return self.rest_api_num_threads if self.rest_api_num_threads > 0 else self._threads
-
-    @property
-    def _threads(self) -> int:
-        return max(_WAITING if self.enable_batching else 0, 4 * available_cpus())
+        """Threads for REST requests, one of which runs the event loop."""
+        return self.rest_api_num_threads if self.rest_api_num_threads > 0 else _THREADS_PER_CPU * schedulable_cpus()
 
     @property
     def channel_arguments(self) -> list[tuple[str, int | str]]:
@@ -124,7 +119,7 @@ class Flags:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
-    """The flags, and a line for each one given that is accepted but changes nothing."""
+    """The flags, and a line for the log for each one that has no effect, or one that nobody can want."""
     known = {flag.name: flag for flag in dataclasses.fields(Flags)}
     given: dict[str, Any] = {}
     notes = []
@@ -138,6 +133,10 @@ def parse(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
             notes.append(f"--{name} is accepted without effect: {flag.metadata['help']}")
     flags = Flags(**given)
     _check(flags)
+    if flags.grpc_threads == 1:
+        notes.append("--grpc_max_threads=1 refuses every call: one thread waits for the next call; give 2 or more")
+    if flags.rest_api_port and flags.rest_threads == 1:
+        notes.append("--rest_api_num_threads=1 answers no request: one thread runs the event loop; give 2 or more")
     return flags, notes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +27,41 @@ from clothing_model.server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+_SHORT_CALLS = 64
+
+
+class ThreadLimit(grpc.ServerInterceptor):
+    """Refuses the call that finds no free thread, as TensorFlow Serving does (gRPC's ResourceQuota::SetMaxThreads).
+
+    Of N threads one waits for the next call, so N-1 calls run. The next is answered RESOURCE_EXHAUSTED at once, with no
+    details (2.19; from 2.20 "Server Threadpool Exhausted"), whatever its method, and no metric counts it. A cancelled
+    call keeps its thread until it has ended. grpc.health.v1 has a thread of its own and is always answered.
+
+    grpcio's own maximum_concurrent_rpcs counts health checks too, and frees the slot of a cancelled call at once.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._free = threading.Semaphore(threads - 1)
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        """The method's handler, behind the limit."""
+        handler = continuation(details)
+        if handler is None or details.method.startswith("/grpc.health.v1."):
+            return handler
+
+        def limited(request: Any, context: grpc.ServicerContext) -> Any:
+            if not self._free.acquire(blocking=False):
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "")
+            try:
+                return handler.unary_unary(request, context)
+            finally:
+                self._free.release()
+
+        return grpc.unary_unary_rpc_method_handler(limited, handler.request_deserializer, handler.response_serializer)
+
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
-    """Classify, Regress and MultiInference, which take tf.Example, answer UNIMPLEMENTED."""
+    """Predict and GetModelMetadata; a photo classifier has no signature for Classify, Regress and MultiInference."""
 
     def __init__(self, manager: Manager, metrics: Metrics, as_content: bool) -> None:
         self._manager = manager
@@ -61,6 +94,19 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
     def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Name, version and signatures of a model."""
         return _answer(context, lambda: model_info.metadata(self._manager, request))
+
+    def Classify(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Refused: no signature takes tf.Example."""
+        return _answer(context, lambda: predict.refuse_examples(self._manager, request, "classification"))
+
+    def Regress(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Refused: no signature takes tf.Example."""
+        return _answer(context, lambda: predict.refuse_examples(self._manager, request, "regression"))
+
+    def MultiInference(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Refused: no signature takes tf.Example."""
+        tasks = list(request.tasks) or [request]
+        return _answer(context, lambda: predict.refuse_examples(self._manager, tasks[0], "classification"))
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
@@ -109,7 +155,9 @@ def _answer(context: grpc.ServicerContext, work: Callable[[], Any]) -> Any:
 def start(flags: Flags, manager: Manager, metrics: Metrics) -> grpc.Server:
     """Listen. Until here the ports are closed: an open port means that the first models are loaded and warm."""
     server = grpc.server(
-        ThreadPoolExecutor(flags.grpc_threads, thread_name_prefix="grpc"),
+        # The calls that run, and those that are being received, refused, or are health checks.
+        ThreadPoolExecutor(flags.grpc_threads + _SHORT_CALLS, thread_name_prefix="grpc"),
+        interceptors=[ThreadLimit(flags.grpc_threads)],
         options=[
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),

@@ -1,7 +1,7 @@
 """Which versions of which models are served: watches folders, loads the new, unloads the old.
 
-A version that takes another's place is loaded and warmed up before the other is unloaded, and a version in use is
-unloaded only when its last request is done: there is no moment without an answer.
+A version that replaces another is loaded and warmed up before the other is unloaded, and a version in use is unloaded
+only after its last call: there is no moment without an answer, but where the version asked for is not on the volume.
 """
 
 from __future__ import annotations
@@ -183,28 +183,42 @@ class Manager:
                     # No traceback: upstream logs this line once a second while a folder is missing.
                     log.error("FileSystemStoragePathSource encountered a filesystem access error: %s", error)  # noqa: TRY400
                     continue
-                self._bring_up(name, model, wanted)
-                self._take_down(name, model, set(wanted))
+                self._settle(name, model, wanted)
 
-    def _bring_up(self, name: str, model: Model, wanted: dict[int, Path]) -> None:
-        for version, path in sorted(wanted.items()):
-            if self._stopping.is_set():
-                return
-            state = model.versions.get(version)
-            if state and (state.stage is not Stage.END or state.error):
-                continue  # up already; or failed, which is not tried again until the folder goes and comes back
-            self._set(model, version, VersionState(Stage.LOADING))
-            try:
-                servable = self._load_with_retries(name, version, path)
-            except RequestError as error:
-                self._set(model, version, VersionState(Stage.END, error))
+    def _settle(self, name: str, model: Model, wanted: dict[int, Path]) -> None:
+        """Load and unload, one version after the other, until the wanted versions are up or have failed."""
+        with self._changed:
+            for version in [v for v, state in model.versions.items() if v not in wanted and state.error]:
+                model.versions[version] = VersionState(Stage.END)  # may be tried again when its folder is back
+        while not self._stopping.is_set():
+            new = {
+                version
+                for version in wanted
+                if (state := model.versions.get(version)) is None or (state.stage is Stage.END and not state.error)
+            }
+            action = next_action(_available(model), set(wanted), new)
+            if action is None:
+                break
+            kind, version = action
+            if kind == "unload":
+                self._unload(name, model, version)
             else:
-                self._set(model, version, VersionState(Stage.AVAILABLE, servable=servable))
-                log.info("Successfully loaded servable version {name: %s version: %d}", name, version)
+                self._bring_up(name, model, version, wanted[version])
         if wanted:
             with self._changed:
                 model.waiting = False
                 self._changed.notify_all()
+
+    def _bring_up(self, name: str, model: Model, version: int, path: Path) -> None:
+        """Load a version. One that fails is not tried again until its folder goes and comes back."""
+        self._set(model, version, VersionState(Stage.LOADING))
+        try:
+            servable = self._load_with_retries(name, version, path)
+        except RequestError as error:
+            self._set(model, version, VersionState(Stage.END, error))
+        else:
+            self._set(model, version, VersionState(Stage.AVAILABLE, servable=servable))
+            log.info("Successfully loaded servable version {name: %s version: %d}", name, version)
 
     def _load_with_retries(self, name: str, version: int, path: Path) -> Servable:
         attempts = self._flags.max_num_load_retries + 1
@@ -231,25 +245,18 @@ class Manager:
                 return servable
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _take_down(self, name: str, model: Model, wanted: set[int]) -> None:
-        """Unload what is not wanted, unless nothing of what is wanted is up."""
-        up = _available(model)
-        if wanted and not up & wanted:
-            return
-        for version in sorted(up - wanted):
-            state = model.versions[version]
-            with self._changed:
-                state.stage = Stage.UNLOADING
-                self._changed.notify_all()
-                log.info("Unloading servable version {name: %s version: %d}", name, version)
-                self._changed.wait_for(lambda state=state: state.users == 0)  # type: ignore[misc]
-            if state.servable is not None:
-                state.servable.close()
-            self._set(model, version, VersionState(Stage.END))
-            log.info("Done unloading servable version {name: %s version: %d}", name, version)
+    def _unload(self, name: str, model: Model, version: int) -> None:
+        """Unload a version once its last call has ended."""
+        state = model.versions[version]
         with self._changed:
-            for version in [v for v, state in model.versions.items() if v not in wanted and state.error]:
-                model.versions[version] = VersionState(Stage.END)  # may be tried again when its folder comes back
+            state.stage = Stage.UNLOADING
+            self._changed.notify_all()
+            log.info("Unloading servable version {name: %s version: %d}", name, version)
+            self._changed.wait_for(lambda: state.users == 0)
+        if state.servable is not None:
+            state.servable.close()
+        self._set(model, version, VersionState(Stage.END))
+        log.info("Done unloading servable version {name: %s version: %d}", name, version)
 
     def _set(self, model: Model, version: int, state: VersionState) -> None:
         with self._changed:
@@ -307,6 +314,27 @@ class Manager:
         with self._changed:
             model = self._models.get(name)
             return dict(model.versions) if model else {}
+
+
+def next_action(up: set[int], wanted: set[int], new: set[int]) -> tuple[str, int] | None:
+    """The next version to unload or load, by TensorFlow Serving's availability_preserving_policy.cc.
+
+    An unwanted version stays only while it is the only one, or the highest, and no wanted one is up yet; and where no
+    version is wanted, such as one that is not on the volume, all are unloaded. The highest new version loads first.
+
+    Args:
+        up: versions that serve.
+        wanted: versions that the policy picks from the folders there are.
+        new: of the wanted, those that are neither up nor failed.
+
+    Returns:
+        "unload" or "load" and the version, or None.
+
+    """
+    unwanted = up - wanted
+    if unwanted and (not wanted or up & wanted or len(unwanted) > 1):
+        return "unload", min(unwanted)
+    return ("load", max(new)) if new else None
 
 
 def _available(model: Model) -> set[int]:

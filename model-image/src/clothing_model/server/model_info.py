@@ -33,14 +33,17 @@ def metadata(manager: Manager, request: Any) -> Any:
 
 
 def status(manager: Manager, request: Any) -> Any:
-    """A GetModelStatusRequest's answer: all versions, newest first, or the one asked for."""
+    """A GetModelStatusRequest's answer: all versions, newest first, or the one asked for.
+
+    Unloaded versions (END) are among them. A label is ignored, as by TensorFlow Serving (get_model_status_impl.cc):
+    GetModelMetadata tells which version a label names.
+    """
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
     spec = request.model_spec
     states = manager.states(spec.name)
-    choice = spec.WhichOneof("version_choice")
-    if choice is not None:
-        version = spec.version.value if choice == "version" else manager.labelled(spec.name, spec.version_label)
+    if spec.HasField("version"):
+        version = spec.version.value
         if version not in states:
             raise not_found(f"Could not find version {version} of model {spec.name}")
         states = {version: states[version]}

@@ -9,17 +9,17 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 import tensorflow as tf
 from google.protobuf import json_format
-from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
+from tensorflow_serving.apis import classification_pb2, get_model_metadata_pb2, get_model_status_pb2, model_pb2
 
 from clothing_model.errors import ModelError
 from clothing_model.server import model_info, predict, tensors
-from clothing_model.server.errors import RequestError, from_number, invalid
+from clothing_model.server.errors import RequestError, invalid
 from clothing_model.server.flags import Flags
 from clothing_model.server.manager import Manager
 from clothing_model.server.metrics import Metrics
@@ -30,6 +30,7 @@ _POST = re.compile(
     r"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?:(classify|regress|predict)", re.IGNORECASE
 )
 _GET = re.compile(r"/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?(?:/(metadata))?", re.IGNORECASE)
+_NEVER = re.compile(r"(?!)")
 _MAX_BODY = 1 << 30  # gRPC's messages end at 2 GiB, and JSON's numbers are longer
 _IDLE_SECONDS = 60
 _HTTP_STATUS = {
@@ -52,7 +53,7 @@ class RestServer(ThreadingHTTPServer):
         self.manager = manager
         self.metrics = metrics
         self.metrics_path = metrics_path
-        self.workers = threading.BoundedSemaphore(flags.rest_threads)
+        self.workers = threading.BoundedSemaphore(flags.rest_threads - 1)  # one thread runs the event loop
         try:
             super().__init__((flags.listen_host, flags.rest_api_port), RestHandler)
         except OSError as error:
@@ -72,55 +73,70 @@ class RestHandler(BaseHTTPRequestHandler):
     server_version = "clothing-model"
 
     def do_GET(self) -> None:
-        """Status, metadata, or the metrics page."""
-        path = urlsplit(self.path).path
+        """Answer a request of any method; the path and the method decide together what it is."""
+        body = self._body()
+        if body is None:
+            return
+        path = self.path.partition("?")[0]
         if path == self.server.metrics_path:
-            self._send(200, self.server.metrics.page().encode(), "text/plain")
-            return
-        self._handle(path, None)
-
-    def do_POST(self) -> None:
-        """Predict."""
-        length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) > _MAX_BODY:
-            self.close_connection = True
-            code, reason = (413, "too large") if length.isdigit() else (411, "without a Content-Length")
-            self._send_error_text(code, f"Malformed request: POST {self.path}: its body is {reason}")
-            return
-        self._handle(urlsplit(self.path).path, self.rfile.read(int(length)))
-
-    def do_OPTIONS(self) -> None:
-        """A CORS preflight."""
-        if self.headers.get("Origin", "").startswith(("http://", "https://")):
-            self._send(200, b"", "application/json")
-        else:
-            self._send_error_text(400, "Origin header is missing in CORS preflight")
-
-    def _handle(self, path: str, body: bytes | None) -> None:
-        if not path.lower().startswith("/v1/"):
+            self._metrics()
+        elif not path.lower().startswith("/v1/"):
             self._send(404, b"", "text/html")
+        elif self.command == "OPTIONS":
+            self._preflight()
+        else:
+            self._handle(body)
+
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_GET  # noqa: N815 - http.server's names
+
+    def _body(self) -> bytes | None:
+        """The request's body; None where it was refused."""
+        length = self.headers.get("Content-Length", "" if self.command == "POST" else "0")
+        if length.isdigit() and int(length) <= _MAX_BODY:
+            return self.rfile.read(int(length))
+        self.close_connection = True
+        code, reason = (413, "too large") if length.isdigit() else (411, "without a Content-Length")
+        self._send_error_text(code, f"Malformed request: {self.command} {self.path}: its body is {reason}")
+        return None
+
+    def _metrics(self) -> None:
+        """The metrics page, whatever the method; a query is refused."""
+        if self.path != self.server.metrics_path:
+            text = f"Unexpected path: {self.path}. Should be {self.server.metrics_path}"
+            self._send(400, text.encode(), "text/plain")
             return
+        with self.server.workers:
+            self._send(200, self.server.metrics.page().encode(), "text/plain")
+
+    def _preflight(self) -> None:
+        allowed = self.headers.get("Origin", "").startswith(("http://", "https://"))
+        self._send(200 if allowed else 400, b"", "application/json")
+
+    def _handle(self, body: bytes) -> None:
         started = time.perf_counter()
         name, api, status, answer = "", "", "OK", b""
-        pattern = _GET if body is None else _POST
-        match = pattern.fullmatch(path)
+        # As upstream, of the path with its query: a query is a part of the name, or makes the path a malformed one.
+        match = {"GET": _GET, "POST": _POST}.get(self.command, _NEVER).fullmatch(self.path)
         try:
             if match is None:
-                raise invalid(f"Malformed request: {self.command} {path}")
+                raise invalid(f"Malformed request: {self.command} {self.path}")
             name = unquote(match[1] or "")
             spec = _spec(name, match[2], match[3])
             with self.server.workers:
-                if body is None:
+                if self.command == "GET":
                     answer = self._metadata(spec) if match[4] else self._status(spec)
                 else:
                     api = match[4].lower()
-                    answer = self._predict(spec, api, body)
+                    answer = self._predict(spec, body) if api == "predict" else self._examples(spec, api, body)
         except RequestError as error:
             status = error.code.name
             self._send_error_text(_HTTP_STATUS.get(error.code, 500), error.message)
+        except RecursionError:
+            status = "INVALID_ARGUMENT"
+            self._send_error_text(400, "JSON Parse error: nested too deeply")
         except Exception:
             status = "INTERNAL"
-            log.exception("%s %s failed", self.command, path)
+            log.exception("%s %s failed", self.command, self.path)
             self._send_error_text(500, "Internal error")
         else:
             self._send(200, answer, "application/json")
@@ -148,15 +164,16 @@ class RestHandler(BaseHTTPRequestHandler):
             + _json(signatures) + b"}\n}\n"
         )  # fmt: skip
 
-    def _predict(self, spec: Any, api: str, body: bytes) -> bytes:
-        if api != "predict":
-            raise from_number(12, f"{api} is not implemented by this server: use predict")
-        try:
-            document = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise invalid(f"JSON Parse error: {error}") from error
-        if not isinstance(document, dict):
-            raise invalid(f"JSON Value: {str(document)[:256]} Is not object")
+    def _examples(self, spec: Any, api: str, body: bytes) -> NoReturn:
+        """Refuse :classify and :regress, which bring tf.Example, in the order in which upstream looks at them."""
+        examples = _document(body).get("examples")
+        if not isinstance(examples, list) or not examples:
+            raise invalid("When method is classify, key 'examples' is expected and was not found")
+        request = classification_pb2.ClassificationRequest(model_spec=spec)
+        predict.refuse_examples(self.server.manager, request, "classification" if api == "classify" else "regression")
+
+    def _predict(self, spec: Any, body: bytes) -> bytes:
+        document = _document(body)
         signature_name = document.get("signature_name", "")
         if not isinstance(signature_name, str):
             raise invalid("'signature_name' key must be a string value.")
@@ -196,11 +213,31 @@ class RestHandler(BaseHTTPRequestHandler):
             self.send_header("Access-Control-Allow-Methods", "POST, GET")
             self.send_header("Access-Control-Allow-Headers", "Content-Type")
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Requests are logged at debug level."""
         log.debug(format, *args)
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    """A request's JSON object.
+
+    TensorFlow Serving's parser is recursive: 50,000 brackets end the whole server with SIGSEGV, for all clients
+    (tensorflow/serving#4116). This server is run by people, too, and refuses them (RecursionError, in _handle).
+
+    Raises:
+        RequestError: no JSON, or no object.
+
+    """
+    try:
+        document = json.loads(body)
+    except ValueError as error:
+        raise invalid(f"JSON Parse error: {error}") from error
+    if not isinstance(document, dict):
+        raise invalid(f"JSON Value: {str(document)[:256]} Is not object")
+    return document
 
 
 def _spec(name: str, version: str | None, label: str | None) -> Any:

@@ -31,6 +31,7 @@ class Settings:
     warmup: bool
     warmup_iterations: int
     check_method_names: bool
+    xla: bool = False
     metrics: Metrics = field(default_factory=Metrics)
     batching_parameters: batching.Parameters | None = None
     per_model_batching: bool = False
@@ -59,6 +60,7 @@ class Settings:
             warmup=flags.enable_model_warmup,
             warmup_iterations=max(1, flags.num_request_iterations_for_warmup),
             check_method_names=flags.enable_signature_method_name_check,
+            xla=flags.xla_cpu_compilation_enabled or flags.xla_gpu_compilation_enabled,
             batching_parameters=parameters,
             per_model_batching=flags.enable_per_model_batching_parameters,
             scheduler=batching.Scheduler(parameters.num_batch_threads, parameters.thread_pool_name)
@@ -75,6 +77,7 @@ class Servable:
         self.version = version
         self.path = path
         self._settings = settings
+        self._fed: dict[str, Any] = {}  # by a signature's tensor name, the placeholder that takes its place
         self._session, self.signatures = self._load()
         try:
             self._batching = self._batching_session()
@@ -84,11 +87,17 @@ class Servable:
 
     def _load(self) -> tuple[Any, dict[str, Any]]:
         _refuse_incomplete(self.path)
+        self._needs_xla = not self._settings.xla and savedmodel.needs_xla(self.path)
+        if self._needs_xla:
+            log.warning("%s has functions with jit_compile=True: its calls fail without XLA", self.path)
         graph = tf.Graph()
         session = tf.compat.v1.Session(graph=graph, config=self._settings.session)
         try:
             with graph.as_default():
-                meta = tf.compat.v1.saved_model.load(session, list(self._settings.tags), str(self.path))
+                inputs = _open_inputs(self.path)
+                meta = tf.compat.v1.saved_model.load(
+                    session, list(self._settings.tags), str(self.path), input_map=inputs
+                )
         except tf.errors.OpError as error:
             session.close()
             raise from_number(error.error_code, error.message) from error
@@ -100,6 +109,7 @@ class Servable:
             kept = type(signature)()
             kept.CopyFrom(signature)
             kept.ClearField("defaults")  # as TensorFlow Serving does before it shows them
+            self._fed |= {info.name: inputs[info.name] for info in kept.inputs.values() if info.name in inputs}
             signatures[key] = kept
         return session, signatures
 
@@ -152,9 +162,14 @@ class Servable:
         return self._compute(feeds, fetches, timeout_ms)
 
     def _compute(self, feeds: dict[str, Array], fetches: list[str], timeout_ms: int) -> list[Array]:
+        if self._needs_xla:
+            raise from_number(
+                13, "XLA compilation disabled: the server was started without xla_cpu_compilation_enabled"
+            )
         options = tf.compat.v1.RunOptions(timeout_in_ms=timeout_ms) if timeout_ms else None
+        fed = {self._fed.get(name, name): array for name, array in feeds.items()}
         try:
-            found: list[Array] = self._session.run(fetches, feeds, options=options)
+            found: list[Array] = self._session.run(fetches, fed, options=options)
         except tf.errors.OpError as error:
             raise from_number(error.error_code, error.message) from error
         except (ValueError, TypeError) as error:  # the session's own check of shapes and dtypes
@@ -169,6 +184,23 @@ class Servable:
         self._session.close()
         self._session = None
         gc.collect()  # a graph refers to itself, and holds the weights until it is collected
+
+
+def _open_inputs(path: Path) -> dict[str, Any]:
+    """Placeholders of any size for the signatures' inputs, by tensor name.
+
+    TensorFlow Serving's sessions check no shapes: photos of another size are computed where the graph can. Python's
+    session does, by the placeholder's shape. The rank stays: oneDNN ends the process for a convolution of another rank.
+    """
+    if not (path / "saved_model.pb").exists():
+        return {}
+    found: dict[str, Any] = {}
+    for signature in savedmodel.read(path).signatures.values():
+        for tensor in signature.inputs.values():
+            if tensor.shape and tensor.name not in found:
+                dtype = tf.as_dtype(tensor.dtype.removeprefix("DT_").lower().replace("double", "float64"))
+                found[tensor.name] = tf.compat.v1.placeholder(dtype, [None] * len(tensor.shape))
+    return found
 
 
 def _refuse_incomplete(path: Path) -> None:
