@@ -158,7 +158,7 @@ TF_SERVING_IMAGE ?= $(shell test "$$(uname -m)" = x86_64 && docker info >/dev/nu
 .PHONY: conformance
 conformance: model-image/.venv/dev.stamp ## Is it TensorFlow Serving? TF_SERVING_ADDRESS=host:port, else its image by Docker, else ours
 	@image='$(if $(TF_SERVING_ADDRESS),,$(TF_SERVING_IMAGE))'; echo "==> conformance of $${TF_SERVING_ADDRESS:-$${image:-the portable server}}"; \
-	  TF_SERVING_IMAGE="$$image" $(MODEL_PYTEST) \
+	  TF_SERVING_IMAGE="$$image" TF_SERVING_REPORT=$${TF_SERVING_REPORT:-.cache/conformance.yaml} $(MODEL_PYTEST) \
 	  --confcutdir tests/model/conformance tests/model/conformance
 
 test-charts: dev ## Charts: helm-unittest, renders, schemas

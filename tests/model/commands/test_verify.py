@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from served import MODELS, Made
 
@@ -275,6 +276,34 @@ def test_warm_up_requests(version: Path, capsys: pytest.CaptureFixture[str]) -> 
     code, lines = verify(capsys, version)
     assert code == 0
     assert any("it is empty" in line for line in lines)
+
+
+def test_jit_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TensorFlow Serving fails each call of it, unless XLA is turned on; the wheel computes it."""
+    import tensorflow as tf
+
+    from clothing_model.server.errors import RequestError
+    from clothing_model.server.flags import Flags
+    from clothing_model.server.servable import Servable, Settings
+
+    module = tf.Module()
+    spec = tf.TensorSpec((None, 32, 32, 3), tf.float32, name="photo")
+    inner = tf.function(lambda photo: tf.reduce_sum(photo, (1, 2)), jit_compile=True)
+    module.serve = tf.function(lambda photo: {"scores": inner(photo)}, input_signature=[spec])
+    tf.saved_model.save(module, str(tmp_path / "m/1"), signatures={"serving_default": module.serve})
+    assert "it has functions with jit_compile=True" in refusal(capsys, tmp_path / "m")
+    assert verify(capsys, tmp_path / "m", "--xla")[0] == 0
+    feeds = {"serving_default_photo:0": np.ones((1, 32, 32, 3), np.float32)}
+    for xla in (False, True):
+        settings = Settings.of(Flags(model_base_path="/m", xla_cpu_compilation_enabled=xla))
+        servable = Servable("m", 1, tmp_path / "m/1", settings)
+        fetches = [servable.signatures["serving_default"].outputs["scores"].name]
+        if xla:
+            assert servable.run(feeds, fetches)[0].tolist() == [[1024, 1024, 1024]]
+        else:
+            with pytest.raises(RequestError, match="XLA compilation disabled"):
+                servable.run(feeds, fetches)
+        servable.close()
 
 
 def test_access(version: Path, capsys: pytest.CaptureFixture[str]) -> None:

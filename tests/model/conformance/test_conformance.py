@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from conformance_target import SIGNATURE, Target, tensor, values
+from conformance_target import NARROW_THREADS, SIGNATURE, Target, configuration, tensor, values
 from google.protobuf import text_format
 from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_management_pb2
@@ -30,6 +31,13 @@ def refused(call: Any, message: Any, timeout: float = 60) -> tuple[str, str]:
         call(message, timeout=timeout)
     error: Any = caught.value
     return error.code().name, error.details()
+
+
+def eventually(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"not within {seconds:g} s: {what}"
+        time.sleep(0.05)
 
 
 # Model and metadata
@@ -62,6 +70,9 @@ def test_status(target: Target) -> None:
     versions = [status.version for status in statuses]
     assert versions == sorted(versions, reverse=True)
     assert all(status.status.error_code == 0 for status in statuses if status.state == status.AVAILABLE)
+    request.model_spec.version_label = "nobody"
+    ignoring = target.models.GetModelStatus(request, timeout=60).model_version_status
+    assert [status.version for status in ignoring] == versions  # a label is ignored, known or not
     request.model_spec.version.value = max(versions)
     (status,) = target.models.GetModelStatus(request, timeout=60).model_version_status
     assert (status.version, status.state) == (max(versions), status.AVAILABLE)
@@ -78,7 +89,7 @@ def test_health(target: Target) -> None:
         answer = health_pb2_grpc.HealthStub(target.channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
     except grpc.RpcError as error:
         without: Any = error
-        if target.base_path or without.code() is not grpc.StatusCode.UNIMPLEMENTED:
+        if target.started or without.code() is not grpc.StatusCode.UNIMPLEMENTED:
             raise  # ours is started with it
         pytest.skip("the server runs without --enable_grpc_healthcheck_service")
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -127,6 +138,9 @@ def test_version_output_filter_and_default_signature(target: Target) -> None:
 
 
 def test_clients_at_a_time_get_their_own(target: Target) -> None:
+    """Fewer calls at a time than the server has threads: none is refused."""
+    if not target.started:
+        pytest.skip("the number of the server's threads isn't known")
     array = target.rows(8)
     wanted = target.scores(array)
 
@@ -137,6 +151,19 @@ def test_clients_at_a_time_get_their_own(target: Target) -> None:
 
     with ThreadPoolExecutor(16) as clients:
         list(clients.map(ask, range(64)))
+
+
+def test_photos_of_another_size_are_computed(target: Target) -> None:
+    """Sessions check no shapes, only the graph does; the gateway has to check sizes itself."""
+    _, info = target.input()
+    sizes = [dimension.size for dimension in info.tensor_shape.dim]
+    if not target.started or len(sizes) != 4 or target.model != "clothing-model":
+        pytest.skip("whether the model's graph takes photos of another size isn't known")
+    array = target.rows(1)
+    wider = np.concatenate([array, array[:, :, :1]], axis=2)
+    assert target.scores(wider).shape == target.scores(array).shape
+    code, text = target.http(f"/v1/models/{target.model}:predict", {"instances": array[:, :1, :1].tolist()})
+    assert code == 200, text
 
 
 def other_model(message: Any) -> None:
@@ -288,6 +315,13 @@ def test_rest_predict(target: Target) -> None:
     assert_close(outputs[min(outputs)] if isinstance(outputs, dict) else outputs, wanted)
 
 
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("path", "body", "code"),
     [
@@ -300,17 +334,40 @@ def test_rest_predict(target: Target) -> None:
         ("{model}:predict", {"instances": [1], "inputs": [1]}, 400),
         ("{model}:predict", {"instances": [1], "signature_name": "nobody"}, 400),
         ("{model}:nonsense", {}, 400),
+        ("{model}:classify", {}, 400),
+        ("{model}:classify", {"examples": [{"x": 1}]}, 400),
+        ("{model}:regress", {"examples": [{"x": 1}]}, 400),
+        ("nobody:classify", {"examples": [{"x": 1}]}, 404),
+        ("{model}/metadata?query", None, 400),
+        ("{model}?query", None, 404),
+        ("{model}:predict", {"instances": nested(300)}, 400),  # 50,000 end the real one
     ],
+    ids=lambda value: re.sub(r"[\[\]]{9,}", "[…]", str(value)),
 )
 def test_rest_refused(target: Target, path: str, body: Any, code: int) -> None:
     got, text = target.http(f"/v1/models/{path.format(model=target.model)}", body)
     assert (got, bool(json.loads(text)["error"])) == (code, True), text
 
 
+@pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "PATCH"])
+def test_rest_methods(target: Target, method: str) -> None:
+    assert target.http(f"/v1/models/{target.model}", method=method)[0] == 400
+    assert target.http("/elsewhere", method=method)[0] == 404
+    code, _ = target.http("/monitoring/prometheus/metrics", method=method)
+    assert code == 200 or (code == 404 and not target.started)  # whatever the method
+
+
+def test_rest_metrics_page_by_post_and_with_a_query(target: Target) -> None:
+    if not target.started:
+        pytest.skip("whether the server has a metrics page isn't known")
+    assert target.http("/monitoring/prometheus/metrics", b"")[0] == 200
+    assert target.http("/monitoring/prometheus/metrics?query")[0] == 400
+
+
 def test_metrics(target: Target) -> None:
     def page() -> str:
         code, text = target.http("/monitoring/prometheus/metrics")
-        if code == 404 and not target.base_path:
+        if code == 404 and not target.started:
             pytest.skip("the server runs without a monitoring_config_file")
         assert code == 200
         return text
@@ -336,3 +393,147 @@ def test_metrics(target: Target) -> None:
     after = [number(name) for name in names]
     assert all(now > was for was, now in zip(before, after, strict=True)), dict(zip(names, after, strict=True))
     assert 'le="+Inf"' in page()
+
+
+# A server with few threads: of N threads N-1 serve calls, and the next call is refused
+
+
+class Held:
+    """Calls that keep all of a narrow server's threads busy for seconds: large batches of one repeated value."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        started = time.monotonic()
+        target.prediction.Predict(self._request(8), timeout=120)
+        photo = (time.monotonic() - started) / 8
+        rows = min(256, max(32, int(1.5 / photo)))
+        calls = NARROW_THREADS - 1
+        self.calls = [target.prediction.Predict.future(self._request(rows), timeout=300) for _ in range(calls)]
+        time.sleep(0.3)  # in which they arrive; a probe between them would take a thread of theirs
+        self.error = self.wait_for_refusal()
+
+    def _request(self, rows: int) -> Any:
+        target = self.target
+        message = target.request(target.rows(1))
+        ((_, value),) = message.inputs.items()
+        if value.string_val:
+            value.string_val.extend([value.string_val[0]] * (rows - 1))
+        else:
+            value.tensor_content = b""
+            (value.float_val if value.dtype == types_pb2.DT_FLOAT else value.int_val).append(1)
+        value.tensor_shape.dim[0].size = rows
+        return message
+
+    def probe(self) -> Any:
+        """The error of GetModelMetadata, or None where it is answered."""
+        try:
+            self.target.metadata()
+        except grpc.RpcError as error:
+            return error
+        return None
+
+    def wait_for_refusal(self) -> Any:
+        found: list[Any] = []
+        eventually(
+            lambda: found.append(self.probe()) or found[-1] is not None, "a call is refused for want of a thread"
+        )
+        return found[-1]
+
+    def wait_for_room(self) -> None:
+        eventually(lambda: self.probe() is None, "the threads are free again")
+
+
+def assert_refused_for_threads(error: Any) -> None:
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.details() in ("", "Server Threadpool Exhausted")  # until 2.19, and from 2.20
+
+
+def test_calls_beyond_the_threads_are_refused_at_once(narrow: Target) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    one = narrow.request(narrow.rows(1))
+    held = Held(narrow)
+    assert_refused_for_threads(held.error)
+    with pytest.raises(grpc.RpcError) as caught:
+        narrow.prediction.Predict(one, timeout=60)
+    assert_refused_for_threads(caught.value)
+    with pytest.raises(grpc.RpcError) as caught:
+        narrow.states()
+    assert_refused_for_threads(caught.value)
+    answer = health_pb2_grpc.HealthStub(narrow.channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    assert narrow.http(f"/v1/models/{narrow.model}")[0] == 200  # REST has threads of its own
+    assert not any(call.done() for call in held.calls), (
+        "the calls ended before the others were refused: hold them longer"
+    )
+    for call in held.calls:
+        call.result()
+    held.wait_for_room()
+    assert "RESOURCE_EXHAUSTED" not in narrow.http("/monitoring/prometheus/metrics")[1]  # no metric counts a refusal
+
+
+def test_cancelled_calls_keep_their_threads(narrow: Target) -> None:
+    held = Held(narrow)
+    for call in held.calls:
+        assert call.cancel()
+    time.sleep(0.2)  # in which the server hears of it
+    assert_refused_for_threads(held.probe())
+    held.wait_for_room()
+
+
+# Versions and labels; each case leaves the model with versions 1 and 2, and the label stable at 2
+
+
+def reload(target: Target, **given: Any) -> None:
+    request = model_management_pb2.ReloadConfigRequest()
+    text_format.Parse(configuration(target.base_path, target.model, **given), request.config)
+    assert target.models.HandleReloadConfigRequest(request, timeout=120).status.error_code == 0
+
+
+@pytest.fixture
+def versions(narrow: Target) -> Iterator[Target]:
+    yield narrow
+    reload(narrow)
+    eventually(
+        lambda: {narrow.states("versions")[version] for version in (1, 2)} == {"AVAILABLE"}, "both versions are back"
+    )
+
+
+def test_status_ignores_a_label_and_metadata_resolves_it(versions: Target) -> None:
+    for label in ("stable", "nobody"):
+        code, text = versions.http(f"/v1/models/versions/labels/{label}")
+        assert code == 200, text
+        assert {each["version"] for each in json.loads(text)["model_version_status"]} >= {"1", "2"}
+    code, text = versions.http("/v1/models/versions/labels/stable/metadata")
+    assert (code, json.loads(text)["model_spec"]["version"]) == (200, "2")
+    assert versions.http("/v1/models/versions/labels/nobody/metadata")[0] == 400
+
+
+def test_status_lists_unloaded_versions(versions: Target) -> None:
+    reload(versions, versions=[2])
+    eventually(lambda: versions.states("versions")[1] == "END", "version 1 is unloaded")
+    assert versions.states("versions")[2] == "AVAILABLE"
+    assert versions.states("versions", version={"value": 1}) == {1: "END"}
+
+
+def test_the_lowest_of_several_unwanted_versions_is_unloaded_at_once(versions: Target) -> None:
+    """Not when the new version is up: it is broken, and never will be."""
+    reload(versions, versions=[3], label=0)
+    wanted = {1: "END", 2: "AVAILABLE", 3: "END"}
+    eventually(lambda: versions.states("versions") == wanted, "version 1 is unloaded, and 3 has failed")
+    assert versions.metadata("versions").model_spec.version.value == 2
+
+
+def test_a_version_that_is_not_on_the_volume_unloads_the_one_that_serves(versions: Target) -> None:
+    reload(versions, versions=[9], label=0)
+    eventually(lambda: set(versions.states("versions").values()) == {"END"}, "all versions are unloaded")
+    assert versions.http("/v1/models/versions/metadata")[0] == 404
+
+
+def test_jit_compile_is_refused(narrow: Target) -> None:
+    """XLA is off unless --xla_cpu_compilation_enabled is given: the model loads, and each of its calls fails."""
+    assert narrow.states("compiled") == {1: "AVAILABLE"}
+    message = narrow.request(narrow.rows(1))
+    message.model_spec.name = "compiled"
+    code, _ = refused(narrow.prediction.Predict, message)
+    assert code not in {"RESOURCE_EXHAUSTED", "NOT_FOUND", "UNAVAILABLE"}

@@ -45,7 +45,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the gateway is configured with; empty is discovered, as there."""
+    """What gateway and server are configured with; what is empty is read from the model, as the gateway does."""
 
     labels: tuple[str, ...] | None = None
     name: str = ""
@@ -53,6 +53,7 @@ class Expected:
     input: str = ""
     output: str = ""
     size: tuple[int, int] | None = None  # height, width
+    xla: bool = False
 
 
 @dataclass
@@ -93,6 +94,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--input-name", default="", metavar="NAME", help="model.inputName (default: the only one)")
     parser.add_argument("--output-name", default="", metavar="NAME", help="model.outputName (default: the only one)")
     parser.add_argument("--image-size", metavar="N|WxH", help="model.imageSize, for a model whose input leaves it open")
+    parser.add_argument(
+        "--xla", action="store_true", help="the server will run with --xla_cpu_compilation_enabled (or _gpu_)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -109,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         input=args.input_name,
         output=args.output_name,
         size=image_size(args.image_size),
+        xla=args.xla,
     )
     report = verify(args.path, expected)
     failed = bool(report.count(ERROR) or (args.strict and report.count(WARNING)))
@@ -230,6 +235,12 @@ def _check_version(report: Report, path: Path, expected: Expected) -> None:
             ERROR, path,
             f"its tags are {', '.join(model.tags) or 'none'}, and TensorFlow Serving loads `serve`: save it with "
             "tf.saved_model.save",
+        )  # fmt: skip
+    if not expected.xla and savedmodel.needs_xla(path):
+        report.add(
+            ERROR, path,
+            "it has functions with jit_compile=True, and TensorFlow Serving fails each call of them: save it with "
+            "jit_compile=False, or start the server with --xla_cpu_compilation_enabled (here: --xla)",
         )  # fmt: skip
     found = _check_signature(report, model, expected)
     if found is not None:

@@ -97,10 +97,20 @@ class Manager:
             self._changed.notify_all()
 
     def reload(self, config: Any) -> None:
-        """Take over a configuration and bring its models up before returning."""
+        """Take over a configuration and bring its models up before returning.
+
+        Raises:
+            RequestError: the configuration is refused, or a new model has no version up (server_core.cc: one that was
+                configured before may lose all its versions without an error).
+
+        """
+        with self._changed:
+            before = {name for name, model in self._models.items() if model.config.base_path}
         self.configure(config)
         self.poll()
         for model in config.model_config_list.config:
+            if model.name in before:
+                continue
             states = self.states(model.name)
             failed = [f"version {version}: {state.error}" for version, state in states.items() if state.error]
             if not any(state.stage is Stage.AVAILABLE for state in states.values()):
