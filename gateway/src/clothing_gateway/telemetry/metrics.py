@@ -14,6 +14,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from clothing_gateway import __version__
+from clothing_gateway.errors import all_errors
 
 # Without the time at which each series was created: as many lines again, and no query uses them.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -89,6 +90,10 @@ class Metrics:
             ("code",),
             registry=self.registry,
         )
+        for error in all_errors():
+            if error.status >= 500:
+                # At 0 from the start: rate() does not see a series that begins with its first error.
+                self.errors.labels(error.code)
         self.fetches = Counter(
             "gateway_fetches_total", "Fetched photos, by result.", ("result",), registry=self.registry
         )
