@@ -53,7 +53,10 @@ server:
     enabled: true
     behavior: {scaleDown: {stabilizationWindowSeconds: 600}}
     keda: {enabled: true, prometheusAddress: "http://p", targetCallsPerSecond: 20, targetQueueMilliseconds: 12.5}
-networkPolicy: {enabled: true, ipFamilies: [IPv4, IPv6]}
+networkPolicy:
+  enabled: true
+  ipFamilies: [IPv4, IPv6]
+  metrics: {from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]}
 monitoring: {podMonitor: {enabled: true}, rules: {enabled: true}, dashboard: {enabled: true}}
 """
 
