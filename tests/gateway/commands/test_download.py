@@ -166,6 +166,48 @@ def test_what_is_in_the_cache_is_not_fetched_again(server, get, capsys):
     assert "is in the cache" in capsys.readouterr().out
 
 
+def link(path):
+    path.rename(elsewhere := path.parents[1] / "elsewhere")
+    path.symlink_to(elsewhere)
+
+
+GRAPH = "1/saved_model.pb"
+OTHER = tar(MODEL | {GRAPH: b"GRAPH" * 100})
+# What a pod that shares the cache could do to a model in it, given its folder.
+CHANGES = {
+    "changed": lambda folder: (folder / GRAPH).write_bytes(b"GRAPH" * 100),
+    "shorter": lambda folder: (folder / GRAPH).write_bytes(b"graph" * 99),
+    "longer": lambda folder: (folder / GRAPH).write_bytes(b"graph" * 101),
+    "missing": lambda folder: (folder / GRAPH).unlink(),
+    "more": lambda folder: (folder / "1/labels.txt").touch(),
+    "linked file": lambda folder: link(folder / GRAPH),
+    "linked folder": lambda folder: link(folder / "1"),
+    "linked model": link,
+    "archive too": lambda folder: (
+        (folder / GRAPH).write_bytes(b"GRAPH" * 100),
+        folder.with_name(f"{folder.name}.archive").write_bytes(OTHER),
+    ),
+    "no archive": lambda folder: folder.with_name(f"{folder.name}.archive").unlink(),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize("pack", [tar, zipped])
+def test_a_cached_model_that_was_changed_is_fetched_again(server, get, tmp_path, capsys, pack, what):
+    packed = pack(MODEL)
+    sha256 = hashlib.sha256(packed).hexdigest()
+    server.files["/a"] = packed
+    get(f"{server.base}/a#sha256={sha256}")
+    CHANGES[what](tmp_path / "cache" / sha256)
+    versions = get(f"{server.base}/a#sha256={sha256}")
+    assert len(server.asked) == 2
+    assert "has not the content of its SHA-256: it is fetched again" in capsys.readouterr().out
+    assert {f"1/{name}": content for name, content in contents(versions["1"]).items()} == MODEL
+    assert left_over(tmp_path) == [sha256]
+    get(f"{server.base}/a#sha256={sha256}")
+    assert len(server.asked) == 2
+
+
 def test_versions_of_several_archives_and_none_that_is_no_longer_asked_for(server, get):
     second = zipped({"flowers/saved_model.pb": b"two"})
     server.files |= {"/1.tar.gz": PACKED, "/2.zip": second}

@@ -1,8 +1,9 @@
 """The command ``clothing-gateway download``: fetches archives with a model, before the model server starts.
 
 An archive is pinned by its SHA-256, which is compared before anything of it is unpacked. It is unpacked beside its
-place and renamed, so that nobody ever sees half of it, and it stays in the cache under its SHA-256: the next pod that
-shares the cache fetches nothing. The model's folder gets a link for each version.
+place and renamed, so that no process ever sees half of it. Both stay in the cache under the SHA-256: the next pod that
+shares the cache fetches nothing, but compares the archive with its SHA-256 and the files with the archive, as a pod
+that can write to the cache could have changed either. The model's folder gets a link for each version.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tarfile
 import time
 import zipfile
@@ -124,12 +126,14 @@ def download(archives: list[Archive], *, name: str, to: Path, cache: Path, max_b
 
 def _cached(archive: Archive, cache: Path, max_bytes: int) -> Path:
     """The archive's content, from the cache or fetched into it."""
-    place = cache / archive.sha256
+    place, packed = cache / archive.sha256, cache / f"{archive.sha256}.archive"
     cache.mkdir(parents=True, exist_ok=True)
     with _alone(cache / f".{archive.sha256}.lock") as alone:
         if place.is_dir():
-            print(f"{archive} is in the cache")
-            return place
+            if _holds(archive, packed, place, max_bytes):
+                print(f"{archive} is in the cache, with the content of its SHA-256")
+                return place
+            print(f"{archive} in the cache has not the content of its SHA-256: it is fetched again", flush=True)
         if alone:  # what a pod left that was killed
             for left in cache.glob(f".{archive.sha256}.partial-*"):
                 shutil.rmtree(left, ignore_errors=True)
@@ -141,6 +145,9 @@ def _cached(archive: Archive, cache: Path, max_bytes: int) -> Path:
             content.mkdir()
             unpack(archive, file, content, max_bytes)
             find_versions(content, archive)
+            file.replace(packed)
+            with contextlib.suppress(FileNotFoundError):
+                place.rename(partial / "replaced")
             with contextlib.suppress(FileExistsError):  # another pod was first; what it has is the same
                 content.rename(place)
         except OSError as error:
@@ -149,6 +156,36 @@ def _cached(archive: Archive, cache: Path, max_bytes: int) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return place
+
+
+def _holds(archive: Archive, packed: Path, folder: Path, max_bytes: int) -> bool:
+    """Whether a cached archive has its SHA-256, and the folder the archive's files, byte for byte, and no other."""
+    if folder.is_symlink():
+        return False
+    try:
+        with packed.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != archive.sha256:
+                return False
+        expected = set()
+        for name, source in _content(archive, packed, max_bytes):
+            expected.add(folder / name)
+            with _plain(folder / name).open("rb") as file:
+                while True:
+                    chunk = source.read(_CHUNK_BYTES)
+                    if file.read(len(chunk) or 1) != chunk:
+                        return False
+                    if not chunk:
+                        break
+        found = {path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    except (OSError, DownloadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError):
+        return False
+    return found == expected
+
+
+def _plain(path: Path) -> Path:
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise FileNotFoundError(errno.ENOENT, "no plain file", str(path))
+    return path
 
 
 @contextlib.contextmanager
@@ -303,15 +340,8 @@ def _reason(error: Exception) -> str:
 
 def unpack(archive: Archive, file: Path, folder: Path, max_bytes: int) -> None:
     """Unpack a tar (plain, gzip, bzip2, xz) or zip file: plain files only, in the folder only, so much only."""
-    seen = total = 0
     try:
-        for name, size, source in _members(archive, file):
-            seen, total = seen + 1, total + size
-            if total > max_bytes or seen > _MAX_FILES:
-                raise DownloadError(
-                    f"{archive} unpacks to more than {max_bytes} bytes or {_MAX_FILES} files: raise --max-bytes "
-                    "(model.source.download.maxBytes) if it is meant"
-                )
+        for name, source in _content(archive, file, max_bytes):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as target:
@@ -323,6 +353,19 @@ def unpack(archive: Archive, file: Path, folder: Path, max_bytes: int) -> None:
         raise DownloadError(f"{archive} has a file and a folder of one name: {error.filename}") from None
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise DownloadError(f"{archive} is broken, or packed in a way that isn't known: {error}") from None
+
+
+def _content(archive: Archive, file: Path, max_bytes: int) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+    """Name and content of each plain file, within the limits."""
+    seen = total = 0
+    for name, size, source in _members(archive, file):
+        seen, total = seen + 1, total + size
+        if total > max_bytes or seen > _MAX_FILES:
+            raise DownloadError(
+                f"{archive} unpacks to more than {max_bytes} bytes or {_MAX_FILES} files: raise --max-bytes "
+                "(model.source.download.maxBytes) if it is meant"
+            )
+        yield name, source
 
 
 def _members(archive: Archive, file: Path) -> Iterator[tuple[PurePosixPath, int, IO[bytes]]]:
