@@ -57,6 +57,41 @@ def gif(size, *, disposal=0, transparent=None, interlaced=False, before=b""):
     return whole[:start] + before + control + whole[at:]
 
 
+def _bits(value, count):
+    return f"{value:0{count}b}"[::-1]
+
+
+_ONE_SYMBOL = "1000"
+
+
+def lossless_stream(size, groups):
+    """A lossless WebP stream from its transforms on, of one colour and any number of groups of prefix codes."""
+    bits, blocks = next(
+        (bits, blocks)
+        for bits in range(2, 10)
+        if (blocks := -(-size[0] // 2**bits) * -(-size[1] // 2**bits)) <= 1 << 17
+    )
+    every = "0" + _bits(8, 4)  # a code of 256 symbols of 8 bits: of the code lengths only 0 and 8 are used
+    every += "".join(_bits(length in (0, 8), 3) for length in (17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8)) + "0" + "1" * 256
+    numbers = (number % groups for number in range(blocks))
+    out = ["0", "0", "1" + _bits(bits - 2, 3), "0", every + "0" * 24, every, _ONE_SYMBOL * 3]
+    out += [f"{number & 255:08b}{number >> 8:08b}" for number in numbers]
+    coded = "".join(out) + _ONE_SYMBOL * 5 * groups
+    return int(coded[::-1], 2).to_bytes(-(-len(coded) // 8), "little")
+
+
+def riff(*chunks):
+    """A WebP file of chunks (name, body)."""
+    body = b"".join(name + struct.pack("<I", len(one)) + one + bytes(len(one) & 1) for name, one in chunks)
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def lossless(size, groups):
+    """A lossless WebP."""
+    head = "".join((_bits(0x2F, 8), _bits(size[0] - 1, 14), _bits(size[1] - 1, 14), "0000"))
+    return riff((b"VP8L", int(head[::-1], 2).to_bytes(5, "little") + lossless_stream(size, groups)))
+
+
 def bmp(size, depth, compression=0, data=None):
     """A BMP; ``data`` replaces its pixels."""
     width, height = size

@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 from fakes import image_bytes
-from pictures import arithmetic, bmp, by_pillow, empty_scans, gif, png
+from pictures import arithmetic, bmp, by_pillow, empty_scans, gif, lossless, png
 from PIL import Image
 
 MIB = 1 << 20
@@ -70,6 +70,7 @@ KINDS = {
     "webp alpha": lambda size: by_pillow("WEBP", clipped(size), "RGBA", method=0),
     "webp lossless": lambda size: by_pillow("WEBP", clipped(size), lossless=True, method=0),
     "webp lossless alpha": lambda size: by_pillow("WEBP", clipped(size), "RGBA", lossless=True, method=0),
+    "webp of many prefix codes": lambda size: lossless(clipped(size), 3000),
     "webp animated": lambda size: frames_of("WEBP")(clipped(size)),
 }
 
@@ -78,6 +79,9 @@ def clipped(size):
     """WebP's sides have 16,383 pixels at most."""
     return tuple(min(side, SIDE - 1) for side in size)
 
+
+# How many groups of prefix codes there are is known only in decoding: 3,000 are counted, of 20 kB each.
+MAY_BE_LOSSLESS = {name for name in KINDS if name.startswith("webp ")}
 
 MEASURE = textwrap.dedent("""
     import pathlib, pickle, sys
@@ -124,4 +128,4 @@ def test_decoding_takes_no_more_memory_than_it_is_counted_for(name, core, tmp_pa
     for shape, (taken, counted) in measured.items():
         assert taken <= counted, shape
         # And not far more, or photos would be refused for nothing.
-        assert counted <= 2 * taken + 4 * MIB, shape
+        assert counted <= 2 * taken + (67 if name in MAY_BE_LOSSLESS else 4) * MIB, shape

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from fakes import image_bytes
 from jpegs import with_segment
-from pictures import arithmetic, bmp, chunk, empty_scans, gif, png, segment, zeros
+from pictures import arithmetic, bmp, chunk, empty_scans, gif, lossless, lossless_stream, png, riff, segment, zeros
 from PIL import Image
 
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import BrokenImage, NotAnImage, OutOfTime, TooComplex, TooManyPixels, UnsupportedImage
-from clothing_gateway.image import decode, layout
+from clothing_gateway.image import decode, layout, vp8l
 
 MIB = 1 << 20
 CORE = pytest.param(True, marks=pytest.mark.skipif(decode.core is None, reason="the native core is not installed"))
@@ -225,6 +225,55 @@ def test_webp_chunks_before_the_pixels_are_limited():
     assert np.array_equal(pixels_of(with_chunks(997)), pixels_of(photo))
     with pytest.raises(TooComplex, match="chunks"):
         pixels_of(with_chunks(1000))
+
+
+def side(pixels):
+    return (pixels - 1).to_bytes(3, "little")
+
+
+def in_frame(file):
+    """The picture of a WebP as an animation's first one."""
+    canvas = side(256) * 2
+    frame = bytes(6) + canvas + bytes(4) + file[12:]
+    return riff((b"VP8X", b"\2\0\0\0" + canvas), (b"ANIM", bytes(6)), (b"ANMF", frame))
+
+
+def with_alpha(groups):
+    """A lossy WebP with losslessly coded alpha."""
+    lossy = image_bytes((256, 256), "WEBP")
+    alpha = b"\1" + lossless_stream((256, 256), groups)
+    return riff((b"VP8X", b"\x10\0\0\0" + side(256) * 2), (b"ALPH", alpha), (b"VP8 ", lossy[20:]))
+
+
+@pytest.mark.parametrize("make", [
+    lambda groups: lossless((256, 256), groups), lambda groups: in_frame(lossless((256, 256), groups)), with_alpha,
+    lambda groups: in_frame(riff((b"ALPH", with_alpha(groups)[38:-8]), (b"VP8 ", b""))),
+], ids=["picture", "frame", "alpha", "frame's alpha"])  # fmt: skip
+def test_prefix_codes_of_lossless_webp_are_limited(make):
+    with pytest.raises(TooComplex, match="prefix codes"):
+        pixels_of(make(3001))
+    try:
+        assert pixels_of(make(3000)) is not None
+    except BrokenImage:  # the last one is of no picture
+        assert make(1)[-4:] == bytes(4)
+
+
+def test_transforms_of_lossless_webp_are_limited(monkeypatch):
+    data = image_bytes((300, 200), "WEBP", lossless=True, method=6, quality=100)
+    monkeypatch.setattr(vp8l, "MAX_SYMBOLS", 10)
+    with pytest.raises(TooComplex, match="transforms"):
+        pixels_of(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+@pytest.mark.parametrize("method", [0, 4, 6])
+def test_lossless_webp_as_encoders_write_it(mode, method):
+    """Every symbol read here is one of the stream, or the few bits behind the last one would be no prefix codes."""
+    for size in ((1, 1), (7, 5), (300, 200)):
+        for quality in (0, 100):
+            data = image_bytes(size, "WEBP", mode, lossless=True, exact=True, method=method, quality=quality)
+            with Image.open(io.BytesIO(data)) as image:
+                assert np.array_equal(pixels_of(data, size), np.asarray(image.convert("RGB")))
 
 
 # ---- BMP ----

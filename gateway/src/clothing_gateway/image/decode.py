@@ -171,6 +171,7 @@ def _decode_by_pillow(
     data: bytes, header: Header, found: layout.Layout, size: tuple[int, int] | None, deadline: Deadline | None
 ) -> Pixels | None:
     layout.require_scans(data, found)
+    layout.require_few_groups(data, found)
     opened: Image.Image | None = None
     try:
         opened = Image.open(_File(layout.essence(data, found), deadline), formats=(header.format,))

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from clothing_gateway.errors import BrokenImage, TooComplex, UnsupportedImage
+from clothing_gateway.image import vp8l
 
 # Segments, chunks or blocks before the pixels. Each costs up to 1 us here. A phone's photo has 10 to 30, one with a
 # depth map of 6 MB in its XMP 100 more.
@@ -311,6 +312,7 @@ def _webp(data: bytes) -> Layout:
         raise BrokenImage(cause="the file is cut off")
     width, height = _webp_size(data)
     kept: list[slice] = []
+    names: set[bytes] = set()
     at = 12
     for _ in range(MAX_PARTS):
         name, length = struct.unpack_from("<4sI", data, at)
@@ -322,8 +324,13 @@ def _webp(data: bytes) -> Layout:
             # Two canvases and the picture (or its copy for Pillow), then Pillow's own; alpha has a plane. Of the file
             # there are the essence and two copies of Pillow's.
             memory = 4 * rows(width, height, 4) + width * height + 3 * len(data) + _FLAT
+            if any(_is_lossless(data, part) for part in kept):
+                blocks = -(-width // 4) * -(-height // 4)  # of the smallest size that may have a group of its own
+                groups = min(vp8l.MAX_GROUPS, blocks, 8 * len(data) // vp8l.GROUP_BITS)
+                memory += groups * vp8l.GROUP_BYTES
             return Layout("WEBP", width, height, memory, tuple(kept), at)
-        if name in _WEBP_KEPT:
+        if name in _WEBP_KEPT and name not in names:  # libwebp takes the first one
+            names.add(name)
             kept.append(slice(at, next_at))
         at = next_at
     raise _too_many("chunks")
@@ -341,6 +348,44 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         if chunk == b"VP8X":
             return int.from_bytes(start[4:7], "little") + 1, int.from_bytes(start[7:10], "little") + 1
     raise BrokenImage(cause="no WebP header")
+
+
+def _is_lossless(data: bytes, part: slice) -> bool:
+    """Whether a chunk may hold a lossless stream: a picture, a picture's alpha, or an animation's picture."""
+    name = data[part.start : part.start + 4]
+    return name in (b"VP8L", b"ANMF") or (name == b"ALPH" and data[part.start + 8] & 3 == 1)
+
+
+def require_few_groups(data: bytes, layout: Layout) -> None:
+    """TooComplex where a WebP has a lossless stream for which libwebp would take more memory than is counted."""
+    if layout.format == "WEBP":
+        for part in layout.kept:
+            for start, stop, width, height in _lossless_streams(data, part, layout.width, layout.height):
+                vp8l.require_few_groups(data, start, stop, width, height)
+
+
+def _lossless_streams(data: bytes, part: slice, width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Start, end, width and height of the streams in a chunk: at most one of alpha and one of all."""
+    name, length = struct.unpack_from("<4sI", data, part.start)
+    body, stop = part.start + 8, part.start + 8 + length
+    if name == b"VP8L" and length >= 5:
+        bits = int.from_bytes(data[body + 1 : body + 5], "little")
+        yield body + 5, stop, (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif name == b"ALPH" and length and data[body] & 3 == 1:
+        yield body + 1, stop, width, height
+    elif name == b"ANMF":
+        width, height = (int.from_bytes(data[body + at : body + at + 3], "little") + 1 for at in (6, 9))
+        at, names = body + 16, set[bytes]()
+        for _ in range(MAX_PARTS):
+            if at + 8 > stop:
+                return
+            name, length = struct.unpack_from("<4sI", data, at)
+            end = min(at + 8 + length, stop)
+            if name in {b"ALPH", b"VP8L"} - names:
+                names.add(name)
+                yield from _lossless_streams(data, slice(at, end), width, height)
+            at = end + (length & 1)
+        raise _too_many("chunks")
 
 
 def _webp_essence(data: bytes, layout: Layout) -> bytes:
