@@ -9,7 +9,8 @@ To add a setting, write one row (a field of ``Settings``) and a test of what it 
 - ``_setting`` takes the default as an operator writes it, a Kind (how a text becomes the value), the unit, and the
   reason: what the setting does, and why the default is what it is;
 - ``chart`` is the path of the chart's value behind it; give that a default (null leaves the gateway's own) and a
-  comment in values.yaml. Without one the setting is reached by ``gateway.extraEnv``: right for what nothing turns.
+  comment in values.yaml. Without one the setting is reached by ``gateway.extraEnv``: right for what nothing turns;
+- ``classify=True`` makes it a flag of ``classify --server``, too, which does the preprocessing itself.
 
 ``make docs`` (scripts/gateway_settings.py) writes what follows from the rows: the table in gateway/README.md, the
 chart's templates/gateway/_env.tpl and the settings' types in values.schema.json. ``doctor`` reads the rows themselves.
@@ -81,6 +82,7 @@ class Setting:
     derive: Callable[[Mapping[str, Any]], Any] | None = None  # the value, from those above it, where none is given
     derived: str = ""  # what ``derive`` gives, in words
     environment: str = ""  # the variable, where it is not the name with GATEWAY_
+    classify: bool = False  # of the model and its preprocessing: a flag of ``classify --server``, too
     name: str = ""
 
     @property
@@ -326,6 +328,7 @@ class Settings:
         "TLS to the model server; off is plain text inside a cluster.",
         chart="gateway.serverTls.secretName",
         template='ternary "on" "" $tls',
+        classify=True,
     )
     model_tls_ca_file: str = _setting(
         "",
@@ -335,6 +338,7 @@ class Settings:
         "three files are reloaded when they change.",
         chart="gateway.serverTls.secretName",
         template='ternary "/etc/clothing-gateway/server-tls/ca.crt" "" $tls',
+        classify=True,
     )
     model_tls_certificate_file: str = _setting(
         "",
@@ -343,6 +347,7 @@ class Settings:
         "The gateway's client certificate (PEM), for a model server that requires one (mTLS).",
         chart="gateway.serverTls.mutual",
         template='ternary "/etc/clothing-gateway/server-tls/tls.crt" "" (and $tls .Values.gateway.serverTls.mutual)',
+        classify=True,
     )
     model_tls_key_file: str = _setting(
         "",
@@ -351,6 +356,7 @@ class Settings:
         "The private key of that certificate (PEM), with no password.",
         chart="gateway.serverTls.mutual",
         template='ternary "/etc/clothing-gateway/server-tls/tls.key" "" (and $tls .Values.gateway.serverTls.mutual)',
+        classify=True,
     )
     model_tls_server_name: str = _setting(
         "",
@@ -360,6 +366,7 @@ class Settings:
         chart="gateway.serverTls.serverName",
         template='ternary (default (printf "%s-server-headless" (include "clothing-classifier.fullname" .)) '
         '.Values.gateway.serverTls.serverName) "" $tls',
+        classify=True,
     )
     listen_host: str = _setting(
         "127.0.0.1",
@@ -374,7 +381,9 @@ class Settings:
         "port",
         "Health and metrics, on threads of their own, so that full load never starves a probe.",
     )
-    model_name: str = _setting("clothing-model", _NAME, "name", "The model's name on the server.", chart="model.name")
+    model_name: str = _setting(
+        "clothing-model", _NAME, "name", "The model's name on the server.", chart="model.name", classify=True
+    )
     model_version: int | None = _setting(
         "",
         _VERSION,
@@ -382,6 +391,7 @@ class Settings:
         "Model version to request; empty is the newest that is loaded.",
         chart="model.version",
         template='include "clothing-classifier.modelVersion" .',
+        classify=True,
     )
     model_label: str = _setting(
         "",
@@ -390,6 +400,7 @@ class Settings:
         "Model version to request by its label (version_labels of the model server's configuration), in place of its "
         "number: the label can be moved without restarting the gateway.",
         chart="model.versionLabel",
+        classify=True,
     )
     canary_version: int | None = _setting(
         "",
@@ -428,12 +439,13 @@ class Settings:
         "name",
         "The signature to call; Keras saves this one.",
         chart="model.signatureName",
+        classify=True,
     )
     input_name: str = _setting(
-        "", _TEXT, "name", "The signature's input; empty takes the only one.", chart="model.inputName"
+        "", _TEXT, "name", "The signature's input; empty takes the only one.", chart="model.inputName", classify=True
     )
     output_name: str = _setting(
-        "", _TEXT, "name", "The signature's output; empty takes the only one.", chart="model.outputName"
+        "", _TEXT, "name", "The signature's output; empty takes the only one.", chart="model.outputName", classify=True
     )
     image_size: tuple[int, int] | None = _setting(
         "",
@@ -441,6 +453,7 @@ class Settings:
         "pixels",
         'Width and height, "299" or "320x240", for a signature that leaves them open; empty takes the signature\'s.',
         chart="model.imageSize",
+        classify=True,
     )
     labels: tuple[str, ...] = _setting(
         CLOTHING_LABELS,
@@ -448,6 +461,7 @@ class Settings:
         "list",
         "Class names of the scores, in the output's order: a,b,c or a JSON list. As many as the output is wide.",
         chart="model.labels",
+        classify=True,
     )
     preprocessing: str = _setting(
         "tf",
@@ -455,6 +469,7 @@ class Settings:
         ", ".join(PREPROCESSINGS),
         "How pixels become float32; Xception, and so the course's model, was trained with tf.",
         chart="model.preprocessing",
+        classify=True,
     )
     resampling: str = _setting(
         "nearest",
@@ -462,6 +477,7 @@ class Settings:
         ", ".join(RESAMPLINGS),
         "Resize filter, by Pillow's names: the one the model was trained with. The course's was trained with nearest.",
         chart="model.resampling",
+        classify=True,
     )
     jpeg_scaling: bool = _setting(
         "off",
@@ -470,6 +486,7 @@ class Settings:
         "Decodes large JPEGs at a half, a quarter or an eighth of their size: faster, but with other pixels than in "
         "training.",
         chart="gateway.jpegScaling",
+        classify=True,
     )
     model_check_seconds: float = _setting(
         "5",
@@ -484,6 +501,7 @@ class Settings:
         "seconds",
         "Deadline of a request, from its first byte to its answer: fetch, queue and model. The course's deadline.",
         chart="gateway.requestTimeoutSeconds",
+        classify=True,
     )
     max_body_bytes: int = _setting(
         str(20 * MIB),

@@ -22,27 +22,6 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 # Not GATEWAY_…, as it is no setting of the gateway.
 KEY_VARIABLE = "CLOTHING_GATEWAY_KEY"
 
-# The settings of the model and its preprocessing; the others are about serving.
-_MODEL_SETTINGS = (
-    "model_tls",
-    "model_tls_ca_file",
-    "model_tls_certificate_file",
-    "model_tls_key_file",
-    "model_tls_server_name",
-    "model_name",
-    "model_version",
-    "model_label",
-    "signature_name",
-    "input_name",
-    "output_name",
-    "image_size",
-    "labels",
-    "preprocessing",
-    "resampling",
-    "jpeg_scaling",
-    "request_timeout_seconds",
-)
-
 
 class CommandError(Exception):
     """Failure of a command; the text is the cause."""
@@ -204,7 +183,7 @@ def _add_classify(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
     server = classify.add_argument_group("with --server")
     for row in ROWS:
-        if row.name in _MODEL_SETTINGS:
+        if row.classify:
             _add_flag(server, row)
 
 
