@@ -27,7 +27,7 @@ from clothing_gateway.fetch import Fetcher, Policy, Resolver, client
 from clothing_gateway.fetch.client import ACCEPT
 from clothing_gateway.fetch.policy import NotAllowed
 from clothing_gateway.fetch.resolver import NoAddress
-from clothing_gateway.image.decode import FORMATS
+from clothing_gateway.image.layout import FORMATS
 from clothing_gateway.limits.admission import ByteBudget
 
 
