@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 
 from clothing_gateway import __version__, fetch
@@ -31,7 +33,7 @@ from clothing_gateway.telemetry.tracing import TracingError
 from clothing_gateway.web.admin import create_admin
 from clothing_gateway.web.app import PHOTO_ROUTES, create_app
 from clothing_gateway.web.auth import KeysError
-from clothing_gateway.web.limits import Limits
+from clothing_gateway.web.limits import PortLimits
 from clothing_gateway.web.rate_limit import Clients
 from clothing_gateway.web.requests import Lifecycle
 from clothing_gateway.web.server import Listener
@@ -40,9 +42,17 @@ logger = logging.getLogger(__name__)
 
 # Beyond the in-flight slots: for refusals, /ping, and other requests that block on nothing.
 _SPARE_THREADS = 4
-_ADMIN_THREADS = 2
-_ADMIN_CONNECTIONS = 100
+# The admin port: enough that no client of it keeps the kubelet out, which opens a connection for each probe.
+_ADMIN_THREADS = 4
+_ADMIN_CONNECTIONS = 256
+_ADMIN_CONNECTIONS_PER_CLIENT = 64
 _ADMIN_BODY_BYTES = 64 * 1024
+_ADMIN_IDLE_SECONDS = 10
+# Not alive after this many request timeouts without a finished request while others wait, and not before a minute.
+_STUCK_TIMEOUTS = 3
+_STUCK_SECONDS = 60
+# Files beside clients' connections: the admin port's, photo servers', model servers', and the process's own.
+_OTHER_FILES = _ADMIN_CONNECTIONS + 256
 
 
 class StartError(Exception):
@@ -73,6 +83,17 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
     return sock
 
 
+def _connections(wanted: int) -> int:
+    """Raise the limit of open files to its hard limit; the number of clients' connections that fit in it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS refuses an infinite one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    fit = wanted if hard == resource.RLIM_INFINITY else min(wanted, max(hard - _OTHER_FILES, 1))
+    if fit < wanted:
+        logger.warning("GATEWAY_MAX_CONNECTIONS=%d: %d fit in the limit of %d open files", wanted, fit, hard)
+    return fit
+
+
 class Gateway:
     """One gateway, made from settings and run once."""
 
@@ -99,24 +120,37 @@ class Gateway:
         self.predictor = Predictor(settings, count=self.metrics.count_rpc)
         fetcher = fetch.by_settings(settings, budget, count=self.metrics.count_fetch)
         classifier = Classifier(settings, self.predictor, fetcher, gate, self.metrics)
+        connections = _connections(settings.max_connections)
         lifecycle = Lifecycle(settings.request_timeout_seconds, self.metrics, self._tracer)
         self.listener = Listener(
             create_app(settings, classifier, slots, known, lifecycle),
             clients,
-            Limits(max_body_bytes=settings.max_body_bytes, budget=budget, slots=slots, slotted=PHOTO_ROUTES),
+            PortLimits(
+                max_body_bytes=settings.max_body_bytes,
+                budget=budget,
+                max_connections=connections,
+                max_connections_per_client=min(settings.max_connections_per_client, connections),
+                slots=slots,
+                slotted=PHOTO_ROUTES,
+            ),
             lifecycle,
             threads=settings.max_in_flight + _SPARE_THREADS,
             concurrency=cgroup.available_cores() + 1,
-            max_connections=settings.max_connections,
         )
         self.admin = Listener(
-            create_admin(self.not_ready, self.metrics),
+            create_admin(self.not_ready, self.not_alive, self.metrics),
             operators,
-            Limits(max_body_bytes=_ADMIN_BODY_BYTES, budget=ByteBudget(_ADMIN_CONNECTIONS * _ADMIN_BODY_BYTES)),
+            PortLimits(
+                max_body_bytes=_ADMIN_BODY_BYTES,
+                budget=ByteBudget(_ADMIN_CONNECTIONS * _ADMIN_BODY_BYTES),
+                max_connections=_ADMIN_CONNECTIONS,
+                max_connections_per_client=_ADMIN_CONNECTIONS_PER_CLIENT,
+                idle_seconds=_ADMIN_IDLE_SECONDS,
+                max_pipelined=2,
+            ),
             Lifecycle(settings.request_timeout_seconds, self.metrics),
             threads=_ADMIN_THREADS,
             concurrency=_ADMIN_THREADS,
-            max_connections=_ADMIN_CONNECTIONS,
         )
         self._stop = threading.Event()
         self._hurry = threading.Event()
@@ -126,6 +160,13 @@ class Gateway:
     def not_ready(self) -> str | None:
         """Why the gateway is not ready, in words; None when it is ready."""
         return "the gateway is shutting down" if self._stop.is_set() else self.predictor.versions.not_ready
+
+    def not_alive(self) -> str | None:
+        """Why the process should be restarted, in words; None while requests finish."""
+        seconds = 0.0 if self._stop.is_set() else self.listener.stuck_seconds()
+        if seconds < max(_STUCK_SECONDS, _STUCK_TIMEOUTS * self.settings.request_timeout_seconds):
+            return None
+        return f"requests wait, and none has finished for {seconds:.0f} s"
 
     def stop(self, *, delay: bool = True) -> None:
         """Start the shutdown; a second call ends it at once."""

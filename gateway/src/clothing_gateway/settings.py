@@ -520,7 +520,17 @@ class Settings:
         "1000",
         _integer(1, 60000),
         "connections",
-        "Open connections; further ones wait in the kernel. waitress's 100 are few behind an ingress with keep-alive.",
+        "Open connections. Above it the longest idle one is closed in favour of a new one; where none is idle, new ones "
+        "wait in the kernel. waitress's 100 are few behind an ingress with keep-alive.",
+    )
+    max_connections_per_client: int = _setting(
+        "",
+        _integer(1, 60000),
+        "connections",
+        "Open connections of one TCP peer, a client or a load balancer (of IPv6 its /64). Empty is half of all, so that "
+        "no address takes them all.",
+        derive=lambda values: max(values.get("max_connections", 1000) // 2, 1),
+        derived="half of all",
     )
     max_in_flight: int = _setting(
         "32",

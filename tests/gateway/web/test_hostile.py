@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import resource
 import socket
+import threading
 import time
 
 import pytest
@@ -123,28 +127,146 @@ def test_endless_headers_are_431(gateway):
     assert b" 431 " in one[:15]
 
 
-def test_silent_and_slow_connections_keep_no_client_out(gateway):
-    silent = [socket.create_connection(("127.0.0.1", gateway.port), timeout=10) for _ in range(200)]
-    for number, connection in enumerate(silent):
-        connection.sendall((b"", b"G", HEAD, HEAD + length(1000) + b"\r\n" + b"x")[number % 4])
-    try:
-        for _ in range(5):
-            start = time.monotonic()
-            assert gateway.post("/predict", PHOTO)[0] == 200
-            assert time.monotonic() - start < 2
-        end = time.monotonic() + 10
-        closed = 0
-        for number, connection in enumerate(silent):
-            if number % 4 == 0:
-                continue  # it has asked for nothing yet, and may wait as an idle connection does
-            connection.settimeout(max(end - time.monotonic(), 0.1))
+@pytest.fixture
+def many_files():
+    """Room for the connections of a thousand clients in this process."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def opened(port, count, address):
+    """Connections from one address of the loopback network."""
+    return [socket.create_connection(("127.0.0.1", port), 10, (address, 0)) for _ in range(count)]
+
+
+def is_closed_within(connections, seconds):
+    """How many of the connections the other side closes within so many seconds."""
+    until, closed = time.monotonic() + seconds, 0
+    for connection in connections:
+        connection.settimeout(max(until - time.monotonic(), 0.01))
+        try:
             while connection.recv(65536):
                 pass
             closed += 1
-        assert closed == 150
+        except TimeoutError:
+            pass
+        except ConnectionError:
+            closed += 1
+    return closed
+
+
+def asks(gateway, number=5):
+    """Honest requests on connections of their own, each answered in time."""
+    for _ in range(number):
+        start = time.monotonic()
+        assert gateway.post("/predict", PHOTO)[0] == 200
+        assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"G", HEAD, HEAD + length(1000) + b"\r\nx"], ids=["silent", "byte", "head", "body"]
+)
+def test_1000_slow_connections_of_one_client_keep_no_other_out(start_gateway, model_server, many_files, sent):
+    """It has half of GATEWAY_MAX_CONNECTIONS at most, and for seconds."""
+    gateway = start_gateway(model_server.address, request_timeout_seconds=5)
+    slow = []
+    try:
+        for _ in range(1000):
+            slow += opened(gateway.port, 1, "127.0.1.1")
+            with contextlib.suppress(ConnectionError):
+                slow[-1].sendall(sent)
+        asks(gateway)
+        assert is_closed_within(slow, 15) == 1000
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def test_silent_connections_of_many_clients_give_way(start_gateway, model_server, many_files):
+    """Over the limit the longest idle connection is closed in favour of the new one."""
+    gateway = start_gateway(model_server.address)
+    silent = [connection for number in range(1, 13) for connection in opened(gateway.port, 100, f"127.0.1.{number}")]
+    try:
+        asks(gateway)
+        assert is_closed_within(silent[:200], 1) == 200
+        assert is_closed_within(silent, 15) == 1200
     finally:
         for connection in silent:
             connection.close()
+
+
+def test_pipelined_requests_whose_responses_nobody_reads_hold_no_thread(start_gateway, model_server):
+    """40 connections: one more than there are threads, and some."""
+    gateway = start_gateway(model_server.address)
+    one = b"GET /openapi.yaml HTTP/1.1\r\nHost: a\r\n\r\n"
+    stalled = []
+    for _ in range(40):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", gateway.port))
+        connection.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            connection.send(one * (65536 // len(one)))
+        stalled.append(connection)
+    asks(gateway)
+    assert gateway.admin("/healthz")[0] == 200
+    for connection in stalled:
+        connection.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\n\r\n", b"GET /metrics HTTP/1.1\r\n\r\n" * 2000])
+def test_clients_of_the_admin_port_keep_no_probe_out(start_gateway, many_files, sent):
+    """300 connections, more than it has: from the kubelet's own address, too."""
+    gateway = start_gateway("127.0.0.1:1", wait_ready=False)
+    held = []
+    for number in range(6):
+        for connection in opened(gateway.admin_port, 50, f"127.0.0.{number + 1}"):
+            held.append(connection)
+            connection.setblocking(False)
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                connection.send(sent)
+    for _ in range(5):
+        start = time.monotonic()
+        assert gateway.admin("/healthz")[0] == 200
+        assert time.monotonic() - start < 2
+    assert is_closed_within(held, 25) == 300
+    for connection in held:
+        connection.close()
+
+
+def test_slow_urls_in_one_request_delay_no_other(start_gateway, model_server, photo_server):
+    """More requests of two slow URLs than there are permits to work."""
+    go = threading.Event()
+    photo_server.paths["/slow"] = lambda handler: go.wait(20)
+    gateway = start_gateway(
+        model_server.address, fetch_allowed_networks="127.0.0.0/8", fetch_allowed_ports=photo_server.port
+    )
+    body = json.dumps({"urls": [f"{photo_server.url}/slow"] * 2}).encode()
+    head = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n" + length(len(body)) + b"\r\n"
+    slow = opened(gateway.port, len(os.sched_getaffinity(0)) + 4, "127.0.0.1")
+    for connection in slow:
+        connection.sendall(head + body)
+    end = time.monotonic() + 10
+    while len(photo_server.asked) < 2 * len(slow):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    asks(gateway)
+    go.set()
+    for connection in slow:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [b"1\r\nx\r\n" * 20_000, b"1;" + b"a" * 20_000, b"0\r\n" + b"X: y\r\n" * 20_000, b"0\r\nX: " + b"a" * 20_000],
+    ids=["bytes", "extension", "trailers", "trailer"],
+)
+def test_chunked_bodies_that_are_no_content_are_refused(gateway, rest):
+    received = talk(gateway, HEAD + CHUNKED + b"\r\n" + rest)
+    assert received == b"" or received.startswith(b"HTTP/1.1 400 ")
+    asks(gateway, 1)
 
 
 def test_chunked_http_1_0_is_refused(gateway):

@@ -300,7 +300,8 @@ def test_over_capacity(app):
 
 
 def samples(app):
-    lines = [line.rsplit(" ", 1) for line in app.metrics.render().decode().splitlines() if line[0] != "#"]
+    text = app.metrics.render(time.monotonic()).decode()
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#"]
     return {name: float(value) for name, value in lines if "python" not in name and "process" not in name}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import select
 import socket
 import threading
@@ -12,7 +14,7 @@ from waitress.channel import HTTPChannel
 
 from clothing_gateway.limits.admission import ByteBudget
 from clothing_gateway.telemetry.metrics import Metrics
-from clothing_gateway.web.limits import Limits
+from clothing_gateway.web.limits import Connections, PortLimits
 from clothing_gateway.web.requests import Lifecycle
 from clothing_gateway.web.server import Listener
 from clothing_gateway.web.workers import Workers
@@ -31,17 +33,27 @@ def application(environ, start_response):
 
 
 @pytest.fixture(params=["epoll", "poll"])
-def listener(request, monkeypatch):
+def serve(request, monkeypatch):
+    """Start a listener with limits of the test's own; it is drained at the end."""
     if request.param == "poll":  # as on macOS
         monkeypatch.delattr(select, "epoll")
-    sock = socket.create_server(("127.0.0.1", 0))
-    limits = Limits(max_body_bytes=100_000, budget=ByteBudget(1 << 20))
-    lifecycle = Lifecycle(0.5, Metrics(""))
-    one = Listener(application, sock, limits, lifecycle, threads=4, concurrency=2, max_connections=50)
-    stop = threading.Event()
-    loop = threading.Thread(target=one.serve, args=(stop,))
-    loop.start()
-    yield one
+    with contextlib.ExitStack() as stack:
+
+        def start(**limits):
+            sock = socket.create_server(("127.0.0.1", 0), backlog=1024)
+            limits = {"max_connections": 50, "max_connections_per_client": 50} | limits
+            limits = PortLimits(max_body_bytes=100_000, budget=ByteBudget(1 << 20), **limits)
+            one = Listener(application, sock, limits, Lifecycle(0.5, Metrics("")), threads=4, concurrency=2)
+            stop = threading.Event()
+            loop = threading.Thread(target=one.serve, args=(stop,))
+            loop.start()
+            stack.callback(end, one, stop, loop)
+            return one
+
+        yield start
+
+
+def end(one, stop, loop):
     stop.set()
     one.wake()
     loop.join(5)
@@ -49,11 +61,35 @@ def listener(request, monkeypatch):
     one.stop_accepting()
     assert one.drain(threading.Event(), until=time.monotonic() + 5) == 0
     assert not one.active_channels
+    assert len(one.connections) == 0
     one.trigger.close()
 
 
-def connect(listener):
-    return socket.create_connection(("127.0.0.1", listener.port), timeout=10)
+@pytest.fixture
+def listener(serve):
+    return serve()
+
+
+def connect(listener, source="127.0.0.1"):
+    return socket.create_connection(("127.0.0.1", listener.port), timeout=10, source_address=(source, 0))
+
+
+def is_open(connection):
+    """Whether the other side has the connection open, now."""
+    connection.settimeout(0.05)
+    try:
+        return connection.recv(1) != b""
+    except TimeoutError:
+        return True
+    except ConnectionError:
+        return False
+
+
+def wait_for(condition, seconds=5):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def request(path, body=b"", *headers):
@@ -152,28 +188,163 @@ def test_disconnects_release_everything(listener):
     assert listener.limits.budget.reserved == 0
 
 
-def test_connections_over_the_limit_wait_for_a_free_one(listener):
-    connections = [connect(listener) for _ in range(60)]
-    answered = []
-    for connection in connections:
+def test_busy_connections_over_the_limit_wait_for_a_free_one(serve):
+    listener = serve(max_connections=3)
+    busy = [connect(listener) for _ in range(3)]
+    for connection in busy:
+        connection.sendall(request(b"slow"))
+    wait_for(lambda: listener.connections.full)
+    more = [connect(listener) for _ in range(4)]
+    for connection in more:
         connection.sendall(request(b"a"))
-    for connection in connections[:40]:
-        answered.append(read(connection, 2)[-2:])
+    for connection in busy:
+        assert read(connection, 5).endswith(b"/slow")
+    for connection in more:
+        assert read(connection, 2).endswith(b"/a")
+    for connection in (*busy, *more):
         connection.close()
-    for connection in connections[40:]:
-        answered.append(read(connection, 2)[-2:])
-        connection.close()
-    assert answered == [b"/a"] * 60
 
 
-def test_late_requests_and_idle_connections_are_closed(listener):
-    late, idle = connect(listener), connect(listener)
+def test_longest_idle_connection_is_closed_in_favour_of_a_new_one(serve):
+    listener = serve(max_connections=3)
+    first, second, third = (connect(listener) for _ in range(3))
+    for connection in (second, third, first):  # the second has been idle for the longest
+        connection.sendall(request(b"a"))
+        assert read(connection, 2).endswith(b"/a")
+        time.sleep(0.02)
+    fourth = connect(listener)
+    fourth.sendall(request(b"b"))
+    assert read(fourth, 2).endswith(b"/b")
+    assert [is_open(one) for one in (first, second, third, fourth)] == [True, False, True, True]
+    assert len(listener.connections) == 3
+    for connection in (first, second, third, fourth):
+        connection.close()
+
+
+def test_one_client_has_its_share_of_the_connections(serve):
+    listener = serve(max_connections=6, max_connections_per_client=3)
+    mine = [connect(listener) for _ in range(3)]
+    for connection in mine:
+        connection.sendall(request(b"a", b"12")[:-1])  # a request that is being received is not idle
+    wait_for(lambda: not listener.connections.idle(9))
+    with connect(listener) as beyond:
+        assert beyond.recv(1) == b""
+    assert all(map(is_open, mine))
+    others = [connect(listener, f"127.0.0.{number}") for number in (2, 3, 4)]
+    for connection in others:
+        connection.sendall(request(b"b"))
+        assert read(connection, 2).endswith(b"/b")
+    for connection in mine:
+        connection.sendall(b"2")
+        assert read(connection, 4).endswith(b"/a12")
+    with connect(listener) as instead:  # of the first, which is idle now
+        instead.sendall(request(b"c"))
+        assert read(instead, 2).endswith(b"/c")
+        assert [is_open(one) for one in (*mine, *others)] == [False, True, True, True, True, True]
+    for connection in (*mine, *others):
+        connection.close()
+
+
+def test_counted_connections():
+    connections = Connections(4, 2)
+    for number, client in enumerate("aabc"):
+        connections.add(number, client)
+    assert (connections.crowded, connections.full, len(connections)) == (True, False, 4)
+    assert [connections.crowded_by(client) for client in "abcd"] == [True, False, False, False]
+    connections.set_busy(0)
+    connections.set_idle(1)
+    assert (connections.idle(9), connections.idle(1), connections.idle(9, "a")) == ([2, 3, 1], [2], [1])
+    for number in (1, 2, 3):
+        connections.set_busy(number)
+    assert connections.full
+    connections.discard(0)
+    connections.discard(0)
+    connections.set_idle(0)
+    assert (connections.crowded_by("a"), connections.full, connections.idle(9)) == (False, False, [])
+
+
+def test_silent_late_and_idle_connections_are_closed(serve):
+    listener = serve(first_byte_seconds=0.5, head_seconds=0.5, idle_seconds=3)
+    silent, late, idle = (connect(listener) for _ in range(3))
     late.sendall(b"POST /a HTTP/1.1\r\n")
-    assert late.recv(100) == b""
-    listener.adj.channel_timeout = 0
-    assert idle.recv(100) == b""
-    late.close()
-    idle.close()
+    idle.sendall(request(b"a"))
+    assert read(idle, 2).endswith(b"/a")
+    start = time.monotonic()
+    assert silent.recv(1) == late.recv(1) == b""
+    assert time.monotonic() - start < 2.5
+    assert is_open(idle)
+    idle.settimeout(10)
+    assert idle.recv(1) == b""
+    assert time.monotonic() - start > 2.5
+    for connection in (silent, late, idle):
+        connection.close()
+
+
+def test_accepting_pauses_when_file_descriptors_are_exhausted(listener, monkeypatch, caplog):
+    accept, failed = listener.accept, []
+
+    def exhausted():
+        if not failed:
+            failed.append(time.monotonic())
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept()
+
+    monkeypatch.setattr(listener, "accept", exhausted)
+    with connect(listener) as connection:
+        connection.sendall(request(b"a"))
+        assert read(connection, 2).endswith(b"/a")
+    assert time.monotonic() - failed[0] > 0.9
+    assert [record.getMessage() for record in caplog.records] == ["accepting paused: Too many open files"]
+
+
+def test_response_that_its_client_does_not_take_ends_the_connection(serve):
+    """Also with requests behind it, whose worker would wait for the client for ever."""
+    listener = serve(stalled_seconds=0.5)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", listener.port))
+        connection.sendall(request(b"large") * 9)
+        wait_for(lambda: listener.active_channels)
+        wait_for(lambda: not listener.active_channels)
+    with connect(listener) as other:
+        other.sendall(request(b"a"))
+        assert read(other, 2).endswith(b"/a")
+
+
+def test_sixteen_pipelined_requests_and_no_more(listener):
+    def answered(count):
+        with connect(listener) as connection:
+            connection.sendall(b"".join(request(b"a", b"%02d" % number) for number in range(count)))
+            data = b""
+            try:
+                while data.count(b"HTTP/1.1 200 OK") < count or not data.endswith(b"%02d" % (count - 1)):
+                    piece = connection.recv(65536)
+                    if not piece:
+                        break
+                    data += piece
+            except ConnectionError:
+                pass
+            return data
+
+    assert b"Connection: close" not in answered(16)
+    data = answered(17)
+    assert data.count(b"HTTP/1.1 200 OK") == 16
+    assert data.count(b"Connection: close") == 1
+    assert data.rpartition(b"Connection: close")[2].endswith(b"/a15")
+    assert answered(1000).count(b"HTTP/1.1 200 OK") == 16
+
+
+def test_stuck_workers_are_noticed(serve):
+    listener = serve()
+    tasks, go = [], threading.Event()
+    for _ in range(5):  # one more than there are threads
+        tasks.append(Task(lambda: go.wait(5)))
+        listener.task_dispatcher.add_task(tasks[-1], urgent=True)
+    time.sleep(0.3)
+    assert 0.25 < listener.task_dispatcher.stuck_seconds() < 2
+    go.set()
+    assert all(task.done.wait(5) for task in tasks)
+    assert listener.task_dispatcher.stuck_seconds() == 0
 
 
 class Task:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -64,6 +66,9 @@ class Metrics:
 
     def __init__(self, jpeg_decoder: str) -> None:
         self.registry = CollectorRegistry()
+        self._rendering = threading.Lock()
+        self._rendered_at = 0.0
+        self._rendered = b""
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -179,6 +184,13 @@ class Metrics:
         """Observe one photo's time in a stage."""
         self._stage[stage].observe(seconds)
 
-    def render(self) -> bytes:
-        """The text exposition format."""
-        return prometheus_client.generate_latest(self.registry)
+    def render(self, since: float) -> bytes:
+        """The text exposition format, as of ``since`` (``time.monotonic``) or later.
+
+        Requests that arrive together share one text, which takes 7 ms: hundreds of them would keep probes waiting.
+        """
+        with self._rendering:
+            if self._rendered_at < since:
+                self._rendered_at = time.monotonic()
+                self._rendered = prometheus_client.generate_latest(self.registry)
+            return self._rendered

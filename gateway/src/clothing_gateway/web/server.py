@@ -6,6 +6,7 @@ import threading
 import time
 
 from clothing_gateway.web.waitress_adapter import Server
+from clothing_gateway.web.workers import Workers
 
 # How long the event loop sleeps at most, and so how late it notices a stop that nothing announces.
 _TURN_SECONDS = 1.0
@@ -38,6 +39,11 @@ class Listener(Server):
             self.turn(_SETTLE_SECONDS / 10)
         self.shut_down_workers()
         return cut
+
+    def stuck_seconds(self) -> float:
+        """Seconds for which the event loop has not run, or for which requests wait and no worker finishes one."""
+        workers: Workers = self.task_dispatcher
+        return max(time.monotonic() - self.turned, workers.stuck_seconds())
 
     def _unfinished(self) -> int:
         return sum(not channel.idle for channel in self.channels)

@@ -9,7 +9,9 @@ waitress itself loses requests at SIGTERM (Pylons/waitress#198, #269; a change i
 
 from __future__ import annotations
 
+import errno
 import functools
+import logging
 import re
 import select
 import socket
@@ -27,20 +29,24 @@ from waitress.task import ErrorTask, WSGITask
 
 from clothing_gateway import errors
 from clothing_gateway.context import CONTEXT
-from clothing_gateway.errors import GatewayError, Overloaded, RequestTooSlow, TooManyBytes
+from clothing_gateway.errors import BadRequest, GatewayError, Overloaded, RequestTooSlow, TooManyBytes
 from clothing_gateway.limits.admission import Slot
-from clothing_gateway.web.limits import Limits, Pauses
+from clothing_gateway.web.chunked import ChunkedBody
+from clothing_gateway.web.limits import Connections, Pauses, PortLimits
+from clothing_gateway.web.rate_limit import client_address
 from clothing_gateway.web.requests import Lifecycle
 from clothing_gateway.web.workers import Workers
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+logger = logging.getLogger(__name__)
+
 # The attributes and methods of waitress 3.0 that are overridden, called, read or set here, by class.
 LEANED_ON: dict[type, str] = {
     HTTPRequestParser: (
-        "body_bytes_received body_rcv chunked close command completed content_length error expect_continue headers "
-        "headers_finished parse_header path received"
+        "body_bytes_received body_rcv chunked close command completed content_length empty error expect_continue "
+        "header_bytes_received headers headers_finished parse_header path received"
     ),
     WSGITask: (
         "build_response_header channel complete content_bytes_written content_length execute get_environment has_body "
@@ -48,12 +54,13 @@ LEANED_ON: dict[type, str] = {
     ),
     ErrorTask: "channel content_length execute request response_headers set_close_on_finish status write",
     HTTPChannel: (
-        "_fileno add_channel del_channel error_task_class handle_close last_activity parser_class readable request "
-        "requests requests_lock server service socket task_class total_outbufs_len will_close writable write_soon"
+        "_fileno add_channel del_channel error_task_class handle_close last_activity parser_class readable received "
+        "request requests requests_lock send server service socket task_class total_outbufs_len will_close writable "
+        "write_soon"
     ),
     TcpWSGIServer: (
-        "_fileno _map active_channels add_task adj channel_class del_channel effective_port handle_accept maintenance "
-        "pull_trigger readable socket task_dispatcher trigger"
+        "_fileno _map accept active_channels add_task adj del_channel effective_port handle_accept maintenance "
+        "pull_trigger readable set_socket_options socket task_dispatcher trigger"
     ),
 }
 
@@ -65,6 +72,11 @@ _EVENTS = 64
 # Bytes that are read of a refused body: a photo that is too large is so by some megabytes, and its client is to see
 # 413. A gigabyte costs half a second of CPU: where the head announces one, nothing of the body is read.
 _DISCARDED_BYTES = 16 << 20
+# How long nothing is accepted when the process or the machine has no file descriptor left.
+_EXHAUSTED_SECONDS = 1.0
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# Idle connections that are looked at to evict one: some may have received a request a moment ago.
+_EVICTION_CANDIDATES = 8
 
 
 class _Refusal:
@@ -97,15 +109,18 @@ class _Request(HTTPRequestParser):
     """
 
     error: Any
+    body_rcv: Any
     completed: bool
     expect_continue: bool
 
-    def __init__(self, limits: Limits, adj: Adjustments) -> None:
+    def __init__(self, channel: _Channel, adj: Adjustments) -> None:
         super().__init__(adj)
         self.started = time.monotonic()
         self.cut = False  # whether the rest of the body won't be read
+        self.last = False  # whether the connection closes after its response
         self.slot: Slot | None = None
-        self._limits = limits
+        self._channel = channel
+        self._limits: PortLimits = channel.server.limits
         self._reserved = 0
         self._discarded = 0
 
@@ -116,7 +131,14 @@ class _Request(HTTPRequestParser):
 
     def received(self, data: bytes) -> int:
         in_body = self.headers_finished
+        if not self.header_bytes_received and len(self._channel.requests) >= self._limits.max_pipelined:
+            # Dropped, and so is what follows: the client sends again what was not answered (RFC 9112, 9.3.2).
+            self._channel.requests[-1].last = True
+            self.completed = self.empty = True
+            return len(data)
         consumed: int = super().received(data)
+        if isinstance(self.body_rcv, ChunkedBody) and self.body_rcv.error:
+            self.error = _Refusal(BadRequest("The chunked body is malformed.", cause=self.body_rcv.error))
         if self.error is None and self.headers_finished:
             largest = self._limits.max_body_bytes
             if (self.body_bytes_received if in_body else self.content_length) > largest:
@@ -147,6 +169,8 @@ class _Request(HTTPRequestParser):
             self.chunked and ("CONTENT_LENGTH" in self.headers or encodings > 1 or not _CHUNKED.search(header_plus))
         ):
             raise ParsingError("a body with two lengths")
+        if self.chunked:
+            self.body_rcv = ChunkedBody(self.body_rcv.getbuf())
 
     def refuse(self, error: GatewayError) -> None:
         """Answer with an error instead of running the application."""
@@ -176,8 +200,8 @@ class _Task(WSGITask):
     wrote_header: bool
 
     def execute(self) -> None:
-        if self.channel.server.draining:
-            self.set_close_on_finish()  # the client's next request goes to another pod
+        if self.request.last or self.channel.server.draining:
+            self.set_close_on_finish()  # while draining, the client's next request goes to another pod
         super().execute()
 
     def write(self, data: bytes) -> None:
@@ -227,7 +251,9 @@ class _Channel(HTTPChannel):
     request: _Request | None
 
     def __init__(self, server: Server, *args: object, **kwargs: object) -> None:
-        self.parser_class = functools.partial(_Request, server.limits)
+        self.parser_class = functools.partial(_Request, self)
+        self.silent = True  # whether nothing has arrived
+        self.opened = self.taken = time.monotonic()  # taken: when the client last took bytes, or a response began
         super().__init__(server, *args, **kwargs)
 
     def client_gone(self) -> bool:
@@ -241,6 +267,13 @@ class _Channel(HTTPChannel):
             return False
         except (OSError, AttributeError):  # reset, or closed on our side
             return True
+
+    def has_arrived(self) -> bool:
+        """Whether anything has arrived that has not been read yet."""
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
 
     def blocking(self) -> AbstractContextManager[object]:
         """Release this worker's concurrency permit while it blocks on I/O."""
@@ -265,6 +298,7 @@ class _Channel(HTTPChannel):
     def del_channel(self, map: object = None) -> None:  # noqa: A002 - waitress's name
         with self.server.arming:
             super().del_channel(map)
+            self.server.connections.discard(self)
 
     def readable(self) -> bool:
         return self not in self.server.pauses and bool(super().readable())
@@ -274,6 +308,18 @@ class _Channel(HTTPChannel):
             return False  # all is sent, and the connection closes after its pause
         return bool(super().writable())
 
+    def received(self, data: bytes) -> bool:
+        self.silent = False
+        with self.server.arming:
+            self.server.connections.set_busy(self)
+        return bool(super().received(data))
+
+    def send(self, data: bytes, do_close: bool = True) -> int:  # noqa: FBT001, FBT002 - waitress's signature
+        sent: int = super().send(data, do_close=do_close)
+        if sent:
+            self.taken = time.monotonic()
+        return sent
+
     def service(self) -> None:
         if self.requests[0].pauses:
             self.server.pause(self)
@@ -281,6 +327,8 @@ class _Channel(HTTPChannel):
         self.server.arm(self)
 
     def write_soon(self, data: Any) -> int:  # noqa: ANN401 - waitress's word
+        if not self.total_outbufs_len:
+            self.taken = time.monotonic()
         written: int = super().write_soon(data)
         if self.total_outbufs_len:
             self.server.arm(self)  # the client reads slowly: the event loop sends the rest
@@ -293,10 +341,28 @@ class _Channel(HTTPChannel):
             request.close()  # it will never be complete: release its bytes
         super().handle_close()
 
-    def end_late_request(self, now: float, timeout: float) -> None:
-        """Answer a request with 408 that has not arrived within ``timeout`` seconds."""
+    def maintain(self, now: float, timeout: float) -> None:
+        """Close the connection where it is stalled or idle for too long; answer a late request with 408.
+
+        ``now`` is on the clock of ``time.monotonic``; ``timeout`` is a request's, in seconds.
+        """
+        limits: PortLimits = self.server.limits
         request = self.request
-        if request is None or now - request.started < timeout:
+        if self.total_outbufs_len and now - self.taken > limits.stalled_seconds:
+            self.handle_close()  # at once, as end() would wait for the client; wakes a worker that writes
+        elif request is not None:
+            self._end_late(request, now, timeout, limits.head_seconds)
+        elif not self.requests:
+            if self.silent:
+                late = now - self.opened > limits.first_byte_seconds
+            else:
+                late = time.time() - self.last_activity > limits.idle_seconds
+            if late:
+                self.end()
+
+    def _end_late(self, request: _Request, now: float, timeout: float, head_timeout: float) -> None:
+        age = now - request.started
+        if age < timeout and (request.headers_finished or age < head_timeout):
             return
         with self.requests_lock:
             if self.request is not request or self.requests:
@@ -320,30 +386,32 @@ class _Channel(HTTPChannel):
 class Server(TcpWSGIServer):
     """A listening socket, its connections and its event loop."""
 
-    channel_class = _Channel
-
     def __init__(
         self,
         application: WSGIApplication,
         sock: socket.socket,
-        limits: Limits,
+        limits: PortLimits,
         lifecycle: Lifecycle,
         *,
         threads: int,
         concurrency: int,
-        max_connections: int,
     ) -> None:
         self.limits = limits
         self.lifecycle = lifecycle
         self.pauses: Pauses[_Channel] = Pauses()
+        # Used with ``arming`` held.
+        self.connections: Connections[_Channel] = Connections(limits.max_connections, limits.max_connections_per_client)
         self.draining = False
         # Held while a connection's next events are chosen and registered with epoll, and while it is unregistered.
         self.arming = threading.Lock()
         self._epoll: select.epoll | None = None
         self._accepts = True
+        self._accepts_again = 0.0  # after the file descriptors were exhausted
+        self.turned = time.monotonic()  # when the event loop last ran
         adjustments = Adjustments(
             threads=threads,
-            connection_limit=max_connections,
+            # Counted here, as waitress stops accepting at its limit, where an idle connection could be closed.
+            connection_limit=_NO_LIMIT,
             # select() ends at file descriptor 1024.
             asyncore_use_poll=True,
             # A photo in few reads: each costs a turn of the event loop.
@@ -355,9 +423,9 @@ class Server(TcpWSGIServer):
             # Checked by _Request, which discards what it refuses.
             max_request_body_size=_NO_LIMIT,
             max_request_header_size=64 * 1024,
-            # Longer than the 60 s of most load balancers, so that they close idle connections first.
-            channel_timeout=120,
-            # How often late requests are looked for.
+            # What one connection's responses may buffer before a worker waits for the client.
+            outbuf_high_watermark=1 << 20,
+            # How often late requests and idle connections are looked for.
             cleanup_interval=1,
             ident="",
         )
@@ -409,11 +477,16 @@ class Server(TcpWSGIServer):
         ask again, which costs 0.2 ms a response at 8 connections, and more at more.
         """
         if self._epoll is None:
+            if channel.idle:
+                with self.arming:
+                    self.connections.set_idle(channel)
             self.wake()
             return
         with self.arming:
             if self._map.get(channel.descriptor) is not channel:
                 return  # closed meanwhile
+            if channel.idle:
+                self.connections.set_idle(channel)
             events = select.EPOLLIN if channel.readable() else 0
             if channel.writable():
                 events |= select.EPOLLOUT
@@ -433,20 +506,64 @@ class Server(TcpWSGIServer):
         self.trigger.pull_trigger()
 
     def maintenance(self, now: float) -> None:
-        """Close idle connections, and answer late requests; waitress calls it from ``readable``."""
-        clock, oldest = time.monotonic(), now - self.adj.channel_timeout
+        """Look after every connection, once a second; waitress calls it from ``readable``."""
+        del now
+        clock = time.monotonic()
         for channel in self.channels:
-            if not channel.requests and channel.last_activity < oldest:
-                channel.end()
-            else:
-                channel.end_late_request(clock, self.lifecycle.timeout_seconds)
+            channel.maintain(clock, self.lifecycle.timeout_seconds)
+
+    def readable(self) -> bool:
+        """Whether a connection can be accepted now, if need be in place of an idle one."""
+        return bool(super().readable()) and not self.connections.full and time.monotonic() >= self._accepts_again
+
+    def handle_accept(self) -> None:
+        """Accept a connection, unless none fits; it then waits in the kernel."""
+        if not self.connections.full:
+            self._accept()
+
+    def _accept(self) -> bool:
+        """Accept a connection; over a limit an idle one is closed in its favour. Whether the kernel gave one."""
+        try:
+            accepted = self.accept()
+            if accepted is None:
+                return False
+            conn, addr = accepted
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                self._accepts_again = time.monotonic() + _EXHAUSTED_SECONDS
+                logger.error("accepting paused: %s", error.strerror)  # noqa: TRY400 - the trace is always the same
+            return False
+        client = client_address(str(addr[0]), None, ())
+        with self.arming:
+            by_client, crowded = self.connections.crowded_by(client), self.connections.crowded
+            candidates = self.connections.idle(_EVICTION_CANDIDATES, client if by_client else None)
+        if (by_client or crowded) and not self._evict(candidates) and by_client:
+            conn.close()
+            return True
+        try:
+            self.set_socket_options(conn)
+        except OSError:  # the client has already disconnected (macOS)
+            conn.close()
+            return True
+        channel = _Channel(self, conn, addr, self.adj, map=self._map)
+        with self.arming:
+            self.connections.add(channel, client)
+        return True
+
+    def _evict(self, candidates: list[_Channel]) -> bool:
+        """Close the first connection that is still idle; whether there was one."""
+        for channel in candidates:
+            if channel.idle and not channel.has_arrived():
+                channel.handle_close()
+                return True
+        return False
 
     def stop_accepting(self) -> None:
         """Accept the connections that the kernel has established, and close the listening socket."""
         ready = select.poll()
         ready.register(self.socket, select.POLLIN)
-        while ready.poll(0):
-            self.handle_accept()
+        while ready.poll(0) and self._accept():
+            pass
         self.del_channel()
         # Not close(), which closes the trigger as well, by which the workers wake the loop.
         self.socket.close()
@@ -457,6 +574,7 @@ class Server(TcpWSGIServer):
 
     def turn(self, seconds: float) -> None:
         """Handle the events of one turn, waiting for them up to ``seconds``."""
+        self.turned = time.monotonic()
         for channel in self.pauses.resume():
             self.arm(channel)
         seconds = self.pauses.seconds(seconds)
@@ -468,9 +586,14 @@ class Server(TcpWSGIServer):
             if accepts != self._accepts:
                 self._accepts = accepts
                 self._epoll.modify(self.socket, select.EPOLLIN if accepts else 0)
+        accept = None
         for descriptor, events in self._epoll.poll(max(seconds, 0), _EVENTS):
             one = self._map.get(descriptor)
-            if one is not None:
+            if one is self:
+                accept = events  # last, as a new connection may get the descriptor of one that closes in this turn
+            elif one is not None:
                 wasyncore.readwrite(one, events)
                 if isinstance(one, _Channel):
                     self.arm(one)
+        if accept is not None:
+            wasyncore.readwrite(self, accept)

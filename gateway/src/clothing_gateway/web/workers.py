@@ -49,6 +49,7 @@ class Workers:
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._working = 0
+        self._queued_at = self._finished_at = time.monotonic()  # when a task began to wait, and when one last finished
         self._queue: deque[Task] = deque()
         self._urgent: deque[Task] = deque()
         self._stopping = False
@@ -63,6 +64,8 @@ class Workers:
     def add_task(self, task: Task, *, urgent: bool = False) -> None:
         """Enqueue a task; urgent ones bypass the concurrency limit and must be cheap."""
         with self._lock:
+            if not self._queue and not self._urgent:
+                self._queued_at = time.monotonic()
             (self._urgent if urgent else self._queue).append(task)
             worker = self._next()
         if worker is not None:
@@ -88,6 +91,13 @@ class Workers:
         finally:
             with self._lock:
                 self._working += 1
+
+    def stuck_seconds(self) -> float:
+        """Seconds for which tasks have been waiting and none has finished; 0 where none waits."""
+        with self._lock:
+            if not self._queue and not self._urgent:
+                return 0.0
+            return time.monotonic() - max(self._queued_at, self._finished_at)
 
     def shutdown(self, *, cancel_pending: bool = True, timeout: float = 5) -> bool:
         """Stop the threads after their current tasks; whether queued tasks were cancelled."""
@@ -129,6 +139,7 @@ class Workers:
         self._this.worker = worker
         while True:
             with self._lock:
+                self._finished_at = time.monotonic()
                 if worker.counts:
                     worker.counts = False
                     self._working -= 1
