@@ -103,6 +103,7 @@ type load struct {
 	limit     int64
 	keep      int
 	pause     time.Duration
+	patient   bool
 	count     string
 	moments   bool
 	start     time.Time
@@ -126,6 +127,7 @@ func main() {
 	requests := flag.Int64("requests", 0, "how many in all; 0: as many as fit into -seconds")
 	seconds := flag.Float64("seconds", 0, "for how long; 0: until -requests are sent, or until SIGTERM")
 	keep := flag.Int("keep", 0, "how many requests go over one connection; 0: as many as the server takes")
+	patient := flag.Bool("patient", false, "wait as long as a 503's Retry-After says")
 	pause := flag.Duration("pause", 0, "how long a client waits between an answer and its next photo")
 	count := flag.String("count", "", "`name` of a header by whose values the answers are counted")
 	tolerance := flag.Float64("tolerance", 0, "how far a score may be from the expected one")
@@ -147,7 +149,7 @@ func main() {
 	if *clients < 1 {
 		log.Fatal("-clients: at least one")
 	}
-	l := &load{address: address, timeout: *timeout, limit: *requests, keep: *keep, pause: *pause, count: *count, tolerance: *tolerance, moments: *moments}
+	l := &load{address: address, timeout: *timeout, limit: *requests, keep: *keep, pause: *pause, patient: *patient, count: *count, tolerance: *tolerance, moments: *moments}
 	if *answer != "" {
 		l.answer = strings.Split(*answer, ".")
 	}
@@ -327,9 +329,13 @@ func (l *load) client(seen *result) {
 			conn.Close()
 			conn = nil
 		}
-		if l.pause > 0 {
+		wait := l.pause
+		if seconds, bad := strconv.Atoi(header.Get("Retry-After")); l.patient && bad == nil {
+			wait = max(wait, time.Duration(seconds)*time.Second)
+		}
+		if wait > 0 {
 			select {
-			case <-time.After(l.pause):
+			case <-time.After(wait):
 			case <-l.end.Done():
 			}
 		}

@@ -1,7 +1,11 @@
 // Command modelserver speaks TensorFlow Serving's PredictionService and answers at once, so that a benchmark measures
 // what asks it. The ten scores of a photo are ten values of its tensor, spread over all of it: a wrong pixel shows.
 //
-//	modelserver -listen 127.0.0.1:0 -input float32 -size 299
+//	modelserver -listen 127.0.0.1:0 -input float32 -size 299 [-delay 200ms] [-threads 8]
+//
+// With -threads N it refuses calls as TensorFlow Serving does with grpc_max_threads N: N-1 run, the next one is answered
+// RESOURCE_EXHAUSTED at once, with no text, metadata included (thread_manager.cc of gRPC's synchronous server). A call whose
+// client has left keeps its thread until it ends.
 //
 // It prints the address that it listens on. Requests are walked where they lie, in the pieces that came from the
 // socket: nothing is copied and no message is built.
@@ -16,6 +20,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -44,10 +49,19 @@ func main() {
 	listen := flag.String("listen", "127.0.0.1:0", "`address` to listen on; port 0 takes a free one")
 	input := flag.String("input", "float32", "what the model takes: float32, uint8 or string")
 	size := flag.Int("size", 299, "`pixels`: the width and the height that the signature asks for")
+	delay := flag.Duration("delay", 0, "how long a Predict takes")
+	threads := flag.Int("threads", 0, "the server's threads; 0: as many as there are calls")
 	flag.Parse()
+	if *threads < 0 || *threads == 1 {
+		log.Fatalf("-threads %d: one thread waits for calls, so that fewer than 2 answer none", *threads)
+	}
 	model, err := newModel(*input, *size)
 	if err != nil {
 		log.Fatal(err)
+	}
+	model.delay = *delay
+	if *threads > 0 {
+		model.free = make(chan struct{}, *threads-1)
 	}
 	listener, err := net.Listen("tcp", *listen)
 	if err != nil {
@@ -77,6 +91,14 @@ func main() {
 
 // serve answers any call of any service: which one it is stands in the method's name.
 func (m *model) serve(_ any, stream grpc.ServerStream) error {
+	if m.free != nil {
+		select {
+		case m.free <- struct{}{}:
+			defer func() { <-m.free }()
+		default:
+			return status.Error(codes.ResourceExhausted, "")
+		}
+	}
 	method, _ := grpc.MethodFromServerStream(stream)
 	var request mem.BufferSlice
 	if err := stream.RecvMsg(&request); err != nil {
@@ -87,6 +109,7 @@ func (m *model) serve(_ any, stream grpc.ServerStream) error {
 	var err error
 	switch method {
 	case "/tensorflow.serving.PredictionService/Predict":
+		time.Sleep(m.delay)
 		answer, err = m.predict(request)
 	case "/tensorflow.serving.PredictionService/GetModelMetadata":
 		answer, err = m.metadata(request)

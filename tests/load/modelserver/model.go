@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
@@ -28,6 +29,8 @@ const (
 )
 
 type model struct {
+	delay time.Duration
+	free  chan struct{} // a place for each call that may run; nil: no limit
 	dtype int
 	size  int
 	width int // bytes of a number
@@ -36,11 +39,11 @@ type model struct {
 func newModel(input string, size int) (*model, error) {
 	switch input {
 	case "float32":
-		return &model{dtFloat, size, 4}, nil
+		return &model{dtype: dtFloat, size: size, width: 4}, nil
 	case "uint8":
-		return &model{dtUint8, size, 1}, nil
+		return &model{dtype: dtUint8, size: size, width: 1}, nil
 	case "string":
-		return &model{dtString, 0, 1}, nil
+		return &model{dtype: dtString, width: 1}, nil
 	}
 	return nil, fmt.Errorf("-input %q is none of float32, uint8, string", input)
 }
