@@ -22,7 +22,7 @@ from clothing_gateway.fetch.resolver import NoAddress, NoAnswer, Resolver
 from clothing_gateway.limits import memory
 from clothing_gateway.limits.admission import ByteBudget
 from clothing_gateway.limits.cgroup import available_cores, memory_limit
-from clothing_gateway.settings import MIB, ROWS, Settings, SettingsError
+from clothing_gateway.settings import MIB, Settings, SettingsError
 from clothing_gateway.web.auth import Keys, KeysError
 
 Address = IPv4Address | IPv6Address
@@ -105,7 +105,7 @@ def load_settings(
             )
         )
     given = sum(source != "default" for source in sources.values())
-    ok = f"{given} of {len(ROWS)} set, the others at their defaults; all valid"
+    ok = f"{given} are set, the others at their defaults; all valid"
     return settings, [Finding("settings", OK, ok), *findings]
 
 
