@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 
+from fakes import image_bytes
 from PIL import Image
 
 # Colour type: channels.
@@ -107,6 +108,15 @@ def bmp(size, depth, compression=0, data=None):
 def segment(marker, body):
     """A segment of a JPEG."""
     return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+
+
+def exif_bomb():
+    """A JPEG with an EXIF block of 32 kB: 2,700 entries, each of which names the same 32 kB, so 86 MB."""
+    entries = b"".join(struct.pack("<HHII", tag, 7, 32_000, 8) for tag in range(2700))
+    block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2700) + entries + bytes(4)
+    # Without a resolution in the JFIF segment Pillow would look for it in the block.
+    photo = image_bytes().replace(b"JFIF\0\x01\x01\x01", b"JFIF\0\x01\x01\0")
+    return photo[:2] + segment(0xE1, block) + photo[2:]
 
 
 def empty_scans(size, scans, components=1):

@@ -117,7 +117,7 @@ class Classifier:
     def _decode(self, data: bytes, model: Model, context: RequestContext, one: _Prepared) -> None:
         one.bytes = len(data)
         self._metrics.photo_bytes.observe(len(data))
-        header = read_header(data, self._settings, self._gate.memory_bytes)
+        header = read_header(data, self._settings, self._gate.memory_bytes, model.size)
         one.pixels = header.pixels
         self._metrics.photo_pixels.observe(header.pixels)
         start = perf_counter()
@@ -128,7 +128,9 @@ class Classifier:
                 one.element = prepare(data, header, model, self._settings, context.deadline)
 
 
-def read_header(data: bytes, settings: Settings, max_cost: int) -> decode.Header:
+def read_header(
+    data: bytes, settings: Settings, max_cost: int, size: tuple[int, int] | None = None
+) -> decode.Header:
     """A photo's format, size and decoding cost; raises the error of a file that isn't decoded."""
     return decode.read_header(
         data,
@@ -137,6 +139,7 @@ def read_header(data: bytes, settings: Settings, max_cost: int) -> decode.Header
         settings.resampling,
         jpeg_scaling=settings.jpeg_scaling,
         max_side=settings.max_side_pixels,
+        size=size,
     )
 
 

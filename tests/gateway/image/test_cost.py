@@ -93,11 +93,12 @@ MEASURE = textwrap.dedent("""
 
     if sys.argv[2] == "False":
         decode.core = None
+    resampling = sys.argv[3]
     files = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
     for number, data in enumerate(files):
         before = status("VmRSS")
         open("/proc/self/clear_refs", "w").write("5")
-        header = decode.read_header(data, 1 << 40, 1 << 40)
+        header = decode.read_header(data, 1 << 40, 1 << 40, resampling, size=(299, 299))
         decode.decode(data, header, (299, 299))
         if number:  # the first one is to load what is loaded once
             print(status("VmHWM") - before, header.cost)
@@ -107,17 +108,19 @@ MEASURE = textwrap.dedent("""
 # Those that the native core decodes, by Pillow as well.
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-    ("name", "core"),
-    [(name, True) for name in KINDS] + [(name, False) for name in KINDS if name.startswith("jpeg")],
+    ("name", "core", "resampling"),
+    [(name, True, "nearest") for name in KINDS]
+    + [(name, False, "nearest") for name in KINDS if name.startswith("jpeg")]
+    + [(name, True, "bicubic") for name in ("jpeg 4:2:0", "png rgb", "png rgba", "png palette")],
 )
-def test_decoding_takes_no_more_memory_than_it_is_counted_for(name, core, tmp_path):
+def test_decoding_takes_no_more_memory_than_it_is_counted_for(name, core, resampling, tmp_path):
     file = tmp_path / "photos"
     files = [image_bytes(kind="PNG"), *(KINDS[name](shape) for shape in SHAPES)]
     file.write_bytes(pickle.dumps(files))
     # So that a decoding leaves nothing in the heap for the next one, which would not be measured.
     environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, file, str(core)],
+        [sys.executable, "-c", MEASURE, file, str(core), resampling],
         capture_output=True,
         text=True,
         check=True,

@@ -204,6 +204,12 @@ def test_files_that_are_no_images(data):
         decode.read_header(data, 10**8, 1 << 40)
 
 
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif"])
+def test_heic_and_avif_are_named(brand):
+    with pytest.raises(NotAnImage, match="HEIC and AVIF are not supported; send JPEG"):
+        decode.read_header(b"\0\0\0\x18ftyp" + brand + bytes(16), 10**8, 1 << 40)
+
+
 CUT = {name: data for name, data in KINDS.items() if len(data) > 300}
 
 

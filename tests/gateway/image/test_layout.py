@@ -11,7 +11,20 @@ import numpy as np
 import pytest
 from fakes import image_bytes
 from jpegs import with_segment
-from pictures import arithmetic, bmp, chunk, empty_scans, gif, lossless, lossless_stream, png, riff, segment, zeros
+from pictures import (
+    arithmetic,
+    bmp,
+    chunk,
+    empty_scans,
+    exif_bomb,
+    gif,
+    lossless,
+    lossless_stream,
+    png,
+    riff,
+    segment,
+    zeros,
+)
 from PIL import Image
 
 from clothing_gateway.deadline import Deadline
@@ -79,13 +92,6 @@ def test_megabytes_of_metadata_are_passed_over():
     large = with_segment(large, 0xE1, b"Exif\0\0" + b"\0" * 60_000)
     assert len(large) > 6 * MIB
     assert np.array_equal(pixels_of(large), pixels_of(photo))
-
-
-def exif_bomb():
-    """An EXIF block of 32 kB: 2,700 entries, each of which names the same 32 kB, so 86 MB."""
-    entries = b"".join(struct.pack("<HHII", tag, 7, 32_000, 8) for tag in range(2700))
-    block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2700) + entries + bytes(4)
-    return with_segment(image_bytes().replace(b"JFIF\0\x01\x01\x01", b"JFIF\0\x01\x01\0"), 0xE1, block)
 
 
 @pytest.mark.usefixtures("decoder")

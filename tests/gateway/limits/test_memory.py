@@ -8,6 +8,7 @@ import threading
 
 import pytest
 from fakes import FakeModel, ModelServer, image_bytes, multipart
+from pictures import arithmetic, bmp, chunk, empty_scans, exif_bomb, gif, lossless, png, zeros
 from PIL import Image
 from tensorflow.core.framework import types_pb2
 
@@ -60,6 +61,73 @@ def test_64_uploads_of_50_megapixels_at_once(start_gateway, stack):
     assert answers.total() == 64
     assert set(answers) <= {(200, None), (503, "overloaded"), (504, "out-of-time"), (408, "request-too-slow")}
     assert answers[503, "overloaded"]
+    assert gateway.post("/predict", image_bytes())[0] == 200
+
+
+MANY = 20 * MIB - 4096
+HOSTILE = {
+    "a column of pixels": lambda: png((1, 50 * MIB), 8, 0),
+    "segments": lambda: with_segments(image_bytes(mode="CMYK"), b"\xff\xe5\0\2" * (MANY // 4)),
+    "segments of a plain JPEG": lambda: with_segments(image_bytes(), b"\xff\xe5\0\4ab" * (MANY // 6)),
+    "fill bytes": lambda: with_segments(image_bytes(mode="CMYK"), b"\xff" * MANY),
+    "scans": lambda: empty_scans(WIDE, 60_000, 3),
+    "scans with arithmetic coding": lambda: arithmetic(WIDE, 100, 4, b"\x55\x12" * 60),
+    "comments": lambda: gif((8, 8), before=b"\x21\xfe" + b"\1a" * (MANY // 2) + b"\0"),
+    "bytes between blocks": lambda: gif((8, 8), before=bytes(MANY)),
+    "chunks": lambda: png((8, 8), before=chunk(b"teSt", b"") * (MANY // 12)),
+    "chunks of pixels": lambda: png((8, 8), pixels=chunk(b"IDAT", b"") * (MANY // 12)),
+    "profiles": lambda: png((8, 8), before=chunk(b"iCCP", b"a\0\0" + zeros(MIB)) * 990),
+    "texts": lambda: png((8, 8), before=chunk(b"zTXt", b"a\0\0" + zeros(200 * MIB)) * 90),
+    "run-length coding": lambda: bmp((50 * MIB, 1), 8, 1, b"\1\5\0\0\0\1"),
+    "run-length coding of a small picture": lambda: bmp((8192, 6144), 4, 2, b"\xff\x12" * 200_000),
+    "prefix codes": lambda: lossless((1024, 1024), 65_536),
+    "prefix codes within the limit": lambda: lossless((1024, 1024), 3000),
+    "sixteen bits": lambda: png(WIDE, 16, 6, interlaced=True),
+    "exif": exif_bomb,
+}
+
+
+def with_segments(photo, segments):
+    return photo[:2] + segments + photo[2:]
+
+
+def test_hostile_files_take_no_more_memory(start_gateway, stack):
+    """Each twice at a time, beside a client with photos."""
+    server = ModelServer(FakeModel(inputs={"input_8": (types_pb2.DT_FLOAT, (-1, 299, 299, 3))}))
+    stack.callback(server.stop)
+    gateway = start_gateway(server.address)
+    done, honest = threading.Event(), collections.Counter()
+
+    def classify():
+        while not done.wait(0.1):
+            honest[gateway.post("/predict", image_bytes())[0]] += 1
+
+    client = threading.Thread(target=classify)
+    client.start()
+    answers = {}
+
+    def ask(name, data):
+        status, body, _ = gateway.post("/predict", data, "application/octet-stream")
+        answers.setdefault(name, set()).add((status, body.get("code")))
+
+    for name, make in HOSTILE.items():
+        data = make()
+        assert len(data) <= 20 * MIB, name
+        threads = [threading.Thread(target=ask, args=(name, data)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    done.set()
+    client.join()
+    most = memory.most_bytes(Settings())
+    print(f"{peak(gateway.pid) // MIB} of {most // MIB} MiB, {dict(honest)}, {answers}")
+    assert peak(gateway.pid) < most
+    assert set(honest) == {200}
+    decoded = {"profiles", "texts", "exif", "prefix codes within the limit", "sixteen bits"}
+    refused = {(413, "too-complex"), (413, "too-many-pixels"), (415, "unsupported-image")}
+    for name, got in answers.items():
+        assert got <= ({(200, None)} if name in decoded else refused), name
     assert gateway.post("/predict", image_bytes())[0] == 200
 
 

@@ -53,6 +53,10 @@ MAX_SIDE = 16_384
 # Buffers that don't grow with the picture.
 _CORE_FLAT = 1 << 20
 
+# iPhones' format, and its relative.
+_HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"}
+_HEIF = "HEIC and AVIF are not supported; send JPEG, PNG or WebP."
+
 # The limit of pixels is ours (GATEWAY_MAX_PIXELS), checked on the header, before Pillow would warn of 89 million.
 Image.MAX_IMAGE_PIXELS = None
 # Harmless: it recommends another way to keep a palette's transparency, which is dropped here.
@@ -99,21 +103,27 @@ def read_header(
     *,
     jpeg_scaling: bool = False,
     max_side: int = MAX_SIDE,
+    size: tuple[int, int] | None = None,
 ) -> Header:
     """The header of a file, within the limits (pixels, bytes of memory, pixels of the longer side).
+
+    ``size`` is the model's, in which other filters than NEAREST scale each row first.
 
     Reads at most layout.MAX_PARTS parts of the file, which takes under a millisecond, and decodes nothing. Raises
     NotAnImage, UnsupportedImage, BrokenImage, TooManyPixels or TooComplex.
     """
     kind = _sniff(data)
     if kind is None:
-        raise NotAnImage
+        raise NotAnImage(_HEIF if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS else None)
     header = None
     if kind == "JPEG" and resampling == "nearest" and not jpeg_scaling:
         header = _plain_header(data)
     if header is None:
         found = layout.read(data, kind)
-        header = Header(kind, found.width, found.height, found.memory, found, resampling, jpeg_scaling)
+        cost = found.memory
+        if resampling != "nearest" and size is not None:
+            cost += layout.rows(size[0], found.height, 4)
+        header = Header(kind, found.width, found.height, cost, found, resampling, jpeg_scaling)
     if header.pixels > max_pixels:
         raise TooManyPixels(
             f"The photo has {header.width} x {header.height} pixels, and this gateway takes {max_pixels} at most."
