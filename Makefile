@@ -107,7 +107,8 @@ lint-charts: dev
 	@ci/tools/install helm ct helm-docs
 	@echo "==> charts"
 	@ct lint --config ci/ct.yaml
-	@echo "==> what is generated: READMEs, schemas and golden renders"
+	@echo "==> what is generated: settings, READMEs, schemas and golden renders"
+	@$(PYTEST) --quiet tests/chart/test_gateway_in_step.py -k generated
 	@$(PYTEST) --quiet tests/chart/test_values.py -k "readme or schema"
 	@$(PYTEST) --quiet tests/chart/test_contract.py -k golden
 

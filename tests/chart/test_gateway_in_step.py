@@ -116,6 +116,15 @@ def test_threads_and_alerts_count_the_photos_that_a_gateway_takes_by_default():
         assert counted == [str(Settings().max_in_flight)]
 
 
+def test_templates_compute_with_the_gateways_own_defaults():
+    """What is derived from a null value (threads, a proxy's limits, alerts) uses the setting's default."""
+    defaults = {row.chart: row.default for row in ROWS}
+    templates = "".join(file.read_text() for file in (CLASSIFIER / "templates").rglob("*") if file.is_file())
+    written = re.findall(r"default (\d+) \$?\.Values\.(gateway\.\w+)", templates)
+    assert len(written) >= 4
+    assert [(number, path) for number, path in written if defaults[path] != number] == []
+
+
 def test_the_doctor_names_values_that_there_are():
     values = flatten(yaml.safe_load((CLASSIFIER / "values.yaml").read_text()))
     top = "|".join({path.partition(".")[0] for path in values})
