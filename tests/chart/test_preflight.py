@@ -128,7 +128,7 @@ def cut_short(model: Path) -> None:
         ),
         (no_index, "variables lacks variables.index or variables.data-…; it has: variables.data-00000-of-00001"),
         (no_weights, "variables lacks variables.index or variables.data-…; it has: variables.index"),
-        (no_variables, "/models/photos/1/variables is empty: copy what lies in it as well"),
+        (no_variables, "/models/photos/1/variables is empty: copy its content as well"),
         (cut_short, "/models/photos/1/saved_model.pb is empty: the copy was cut short, make it again"),
     ],
 )
@@ -159,4 +159,4 @@ def test_preflight_names_unreadable_files(shell):
         result = run(shell, script, folder, "photos", cwd=folder, **who)
     user, group = (65532, 65532) if who else (os.getuid(), os.getgid())
     assert result.returncode == 1
-    assert f"user {user} can't read {graph}: give it to group {group}, or let everybody read it" in result.stderr
+    assert f"user {user} can't read {graph}: give it to group {group}, or make it readable for all" in result.stderr

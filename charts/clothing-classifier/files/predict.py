@@ -1,12 +1,12 @@
-"""Sends a photo to the gateway, as a form's file, as a plain body and by its address, and looks at what comes back.
+"""Send a photo to the gateway as a form's file, as a raw body and by URL, and check the responses.
 
 Usage: predict.py GATEWAY_URL PHOTO WANTED      (PHOTO in base64)
 
-WANTED is JSON: "labels", each of which gets a score; "label", which gets the highest, and "photoUrl", where they are
-not empty; "maxSeconds" that an answer may take; and "canary", where there is one, with the "percent" of the requests
-that it gets, its "version", and the version "stable" of the others.
+WANTED is JSON: "labels", each of which gets a score; "label", which gets the highest, and "photoUrl", unless they are
+empty; "maxSeconds", the maximum response time; and "canary", unless it is null, with its "percent" of the requests, its
+"version", and the "stable" version.
 
-The environment's GATEWAY_KEY is the key, where the gateway asks for one.
+The environment variable GATEWAY_KEY is the API key, where the gateway has authentication on.
 """
 
 # ruff: noqa: INP001, S310, T201 - a program of one file, given its address, that prints

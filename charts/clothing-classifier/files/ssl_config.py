@@ -1,8 +1,8 @@
-"""Writes TensorFlow Serving's SSLConfig, which holds certificates as text, from a Secret's tls.crt, tls.key and ca.crt.
+"""Write TensorFlow Serving's SSLConfig, which has certificates as text, from a Secret's tls.crt, tls.key and ca.crt.
 
-Usage: ssl_config.py SECRET_FOLDER FILE MUTUAL      (MUTUAL true: clients must show a certificate by ca.crt's authority)
+Usage: ssl_config.py SECRET_FOLDER FILE MUTUAL      (MUTUAL true: clients need a certificate of ca.crt's authority)
 
-A Secret that has a ready ssl.config is taken as it is.
+An ssl.config in the Secret is copied as it is.
 """
 
 # ruff: noqa: INP001, T201 - a program of one file that prints

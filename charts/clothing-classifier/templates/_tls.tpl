@@ -1,4 +1,4 @@
-{{- /* Secrets with the certificates, the operator's or cert-manager's; empty is plain text. */ -}}
+{{- /* Secrets with the certificates, the operator's or cert-manager's; empty is plaintext. */ -}}
 {{- define "clothing-classifier.server.tlsSecretName" -}}
 {{- if .Values.server.tls.certManager.enabled -}}
 {{ include "clothing-classifier.fullname" . }}-server-tls
@@ -15,7 +15,7 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* What both Certificates have. */ -}}
+{{- /* The part that both Certificates share. */ -}}
 {{- define "clothing-classifier.certificate" -}}
 {{- with .Values.server.tls.certManager -}}
 issuerRef:

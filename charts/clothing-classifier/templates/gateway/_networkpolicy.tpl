@@ -1,4 +1,4 @@
-{{- /* Where photos come from: the internet less what the gateway refuses as well (clothing_gateway/fetch/policy.py; a test compares the lists), and
+{{- /* Peers that photos come from: the internet without what the gateway refuses as well (clothing_gateway/fetch/policy.py; a test compares the lists), and
        the operator's own networks. */ -}}
 {{- define "clothing-classifier.networkPolicy.photoPeers" -}}
 {{- $fetch := .Values.gateway.fetch -}}

@@ -136,7 +136,7 @@ model_config_list {
 {{- max 64 $calls $batched -}}
 {{- end -}}
 
-{{- /* A gateway pings a silent connection every 5 seconds; without leave the server would close it. A connection's age makes gateways ask DNS. */ -}}
+{{- /* A gateway pings a silent connection every 5 seconds; unless allowed, the server would close it. A connection's age makes gateways ask DNS again. */ -}}
 {{- define "clothing-classifier.server.channelArguments" -}}
 grpc.http2.min_ping_interval_without_data_ms=4000
 {{- with .Values.server.maxConnectionAgeSeconds -}}
@@ -175,7 +175,7 @@ recreate
 {{- add .Values.server.startup.maxSeconds (include "clothing-classifier.server.minReadySeconds" .) 300 -}}
 {{- end -}}
 
-{{- /* What startup and liveness probes ask: gRPC health, or the port where the server has none, or speaks TLS, which the kubelet's gRPC probes don't. */ -}}
+{{- /* Startup and liveness probe: gRPC health, or TCP where the server has none, or serves TLS, which the kubelet's gRPC probes can't. */ -}}
 {{- define "clothing-classifier.server.alive" -}}
 {{- if and (include "clothing-classifier.server.knowsGrpcHealth" .) (not (include "clothing-classifier.server.tlsSecretName" .)) -}}
 grpc: {port: 8500}
