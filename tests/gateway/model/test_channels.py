@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -16,10 +17,15 @@ import grpc
 import pytest
 from fakes import FakeModel, ModelServer, NameServer
 from models import ask, wait_until
+from tensorflow.core.framework import types_pb2
+from tensorflow.core.framework.tensor_pb2 import TensorProto
+from tensorflow_serving.apis import predict_pb2
 
 from clothing_gateway.model import channels as channels_module
 from clothing_gateway.model.channels import channel_options, target_of
-from clothing_gateway.model.tensorflow_serving import SERVICE
+from clothing_gateway.model.tensorflow_serving import SERVICE, TensorFlowServing
+
+CHART = Path(__file__).parents[3] / "charts/clothing-classifier/templates/server/_config.tpl"
 
 
 def at_once(predictor, calls):
@@ -211,3 +217,36 @@ def test_proxy_variables_of_the_environment_are_ignored(make, model_server, monk
     predictor.watcher.check()
     assert predictor.versions.not_ready is None
     assert len(ask(predictor).scores) == 1
+
+
+def code_of_a_long_call(server_options, client_options):
+    """The status of a Predict call during which seven keepalive pings are due, a second apart."""
+    server = ModelServer(FakeModel(delay=7.5), options=server_options)
+    options = [one for one in channel_options(SERVICE, 1 << 20, 32) if one[0] != "grpc.service_config"]
+    photo = TensorProto(dtype=types_pb2.DT_FLOAT, tensor_content=bytes(8 * 8 * 3 * 4))
+    for size in (1, 8, 8, 3):
+        photo.tensor_shape.dim.add().size = size
+    request = predict_pb2.PredictRequest(inputs={"input_8": photo})
+    request.model_spec.name = "clothing-model"
+    with grpc.insecure_channel(server.address, [*options, *client_options]) as channel:
+        call = channel.unary_unary(TensorFlowServing.predict.path).future(request.SerializeToString(), timeout=30)
+        code, details = call.code(), call.details()
+    server.stop()
+    return code, details
+
+
+def test_keepalive_pings_end_no_long_call(monkeypatch):
+    """By effect, as gRPC ignores an argument that it does not know: a server ends connections with too many pings."""
+    monkeypatch.setattr(channels_module, "_PING_SECONDS", 1)
+    name, milliseconds = re.search(r"(grpc\.http2\.\w*ping\w*)=(\d+)", CHART.read_text()).groups()
+    told = [(name, int(milliseconds) // 5)]  # as the pings are five times as many here
+    unthrottled = [("grpc.http2.max_pings_without_data", 0)]  # what grpcio does not do, and other clients may
+    cases = {
+        "by itself the gateway stays below the limit of a server that was told nothing": ([], []),
+        "the chart's argument lets a server take all pings": (told, unthrottled),
+        "without it they are too many": ([], unthrottled),
+    }
+    with futures.ThreadPoolExecutor(len(cases)) as pool:
+        outcomes = dict(zip(cases, pool.map(lambda case: code_of_a_long_call(*case), cases.values()), strict=True))
+    ok, too_many = (grpc.StatusCode.OK, ""), (grpc.StatusCode.UNAVAILABLE, "Too many pings")
+    assert list(outcomes.values()) == [ok, ok, too_many], outcomes
