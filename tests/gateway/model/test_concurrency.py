@@ -46,7 +46,7 @@ def test_after_refusals_the_limit_is_nine_tenths_of_what_was_accepted(clock, acc
     slots = CallSlots(64, clock)
     fill(slots, 64)
     for _ in range(64 - accepted):
-        slots.release(refused=True)
+        slots.release(accepted=False)
     assert slots.in_flight == accepted
     assert slots.limit == max(round(accepted * 0.9), 1)
     assert not slots.acquire(clock.now)
@@ -59,7 +59,7 @@ def test_after_refusals_the_limit_is_nine_tenths_of_what_was_accepted(clock, acc
 def test_a_refusal_with_nothing_accepted_leaves_one_call(clock):
     slots = CallSlots(8, clock)
     fill(slots, 1)
-    slots.release(refused=True)
+    slots.release(accepted=False)
     assert slots.limit == 1
     fill(slots, 1)
     assert not slots.acquire(clock.now)
@@ -69,27 +69,61 @@ def test_a_refusal_never_raises_the_limit(clock):
     slots = CallSlots(64, clock)
     fill(slots, 10)
     for _ in range(8):
-        slots.release(refused=True)
+        slots.release(accepted=False)
     before = slots.limit
     fill(slots, 0)
     slots.release()
-    slots.release(refused=True)
+    slots.release(accepted=False)
     assert slots.limit <= before
 
 
-def test_the_limit_grows_with_time_up_to_the_maximum(clock):
+@pytest.mark.parametrize("accepted", [1, 3, 7, 31])
+def test_the_limit_grows_with_calls_that_end_and_one_in_twenty_is_one_more(clock, accepted):
+    slots = CallSlots(64, clock)
+    fill(slots, accepted + 1)
+    slots.release(accepted=False)
+    calls = 0
+    while slots.limit <= accepted:
+        fill(slots, 1) if slots.in_flight < slots.limit else None
+        slots.release(accepted=True)
+        calls += 1
+    assert calls in range(16, 22)
+
+
+def test_the_limit_grows_up_to_the_maximum(clock):
     slots = CallSlots(32, clock)
     fill(slots, 4)
-    slots.release(refused=True)
-    assert slots.limit == 3
-    clock.now += 1
-    assert slots.limit == 4  # so that more is found out about a second later
-    seconds = 1
+    slots.release(accepted=False)
+    for _ in range(3):
+        slots.release(accepted=True)
+    calls = 0
     while slots.limit < 32:
-        clock.now += 1
-        seconds += 1
-    assert seconds in range(10, 16)
+        fill(slots, 1)
+        slots.release(accepted=True)
+        calls += 1
+    assert calls < 400  # 3 to 32
+    fill(slots, 32)
+    assert not slots.acquire(clock.now)
+
+
+def test_the_limit_is_forgotten_when_no_call_was_made_for_long_and_with_other_servers(clock):
+    slots = CallSlots(32, clock)
+    fill(slots, 4)
+    slots.release(accepted=False)
     clock.now += 1000
+    assert not slots.acquire(clock.now) or slots.limit < 32  # calls that last long are no pause
+    for _ in range(slots.in_flight):
+        slots.release()
+    assert slots.limit < 32  # a call that fails for another reason tells nothing
+    clock.now += 5
+    fill(slots, 1)
+    assert slots.limit < 32
+    slots.release()
+    clock.now += 11
+    fill(slots, 32)
+    slots.release(accepted=False)
+    assert slots.limit == 28
+    slots.forget()
     assert slots.limit == 32
 
 
@@ -139,14 +173,15 @@ def test_a_wait_ends_when_the_client_leaves():
     assert (slots.in_flight, slots.waiting) == (1, 0)
 
 
-def test_a_call_that_waits_gets_its_slot_when_the_limit_grows():
-    """With no other call that ends: a server may have started."""
+def test_calls_that_wait_get_slots_when_the_servers_are_others():
     slots, done = CallSlots(8), []
     fill(slots, 2)
-    slots.release(refused=True)
+    slots.release(accepted=False)
     assert slots.limit == 1
-    thread = wait_in_line(slots, "grown", done)
-    wait_until(lambda: done == ["grown"], 5)
+    thread = wait_in_line(slots, "admitted", done)
+    wait_until(lambda: slots.waiting == 1)
+    slots.forget()
+    wait_until(lambda: done == ["admitted"], 5)
     thread.join()
 
 

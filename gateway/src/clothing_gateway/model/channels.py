@@ -218,6 +218,7 @@ class Channels:
             self._tls = files
             self._stale = True
         if self._has_new_servers():
+            self.slots.forget()
             self._stale = True
         if self._stale:
             self.renew()

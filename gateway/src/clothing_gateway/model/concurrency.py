@@ -17,11 +17,12 @@ _MOST_TOKENS = 1000
 TOKEN_RATIO = 0.1
 
 # Additive increase, multiplicative decrease, as TCP does. After a refusal the limit is nine tenths of the calls that
-# were accepted, so that several gateways come to share the servers; then it grows by one call, and a tenth, a second:
-# from 3 calls to 32 takes 12 s, and at 3 or at 31 calls one in a second or four finds out that there is no more room.
+# were accepted, so that several gateways come to share the servers. Then it grows with each call that ends: about one
+# in 20 finds out whether there is more room, whatever the limit, and costs half of the tokens that the others give.
 _DECREASE = 0.9
-_INCREASE_PER_SECOND = 1.0
-_INCREASE_RATIO = 0.1
+_CALLS_BETWEEN_REFUSALS = 20
+# With no call for so long, what was learnt is out of date.
+_FORGET_SECONDS = 10.0
 
 # How often a call that waits checks whether its client is still connected.
 _CLIENT_CHECK_SECONDS = 0.1
@@ -63,7 +64,7 @@ class CallSlots:
         self._maximum = float(maximum)
         self._clock = clock
         self._limit = self._maximum
-        self._grown = clock()  # when the limit last grew
+        self._ended = clock()  # when the last call ended
         self._in_flight = 0
         self._queue: deque[threading.Event] = deque()
         self._lock = threading.Lock()
@@ -81,8 +82,13 @@ class CallSlots:
     @property
     def limit(self) -> int:
         """Calls that may be in flight now."""
+        return int(self._limit + 0.5)
+
+    def forget(self) -> None:
+        """Raise the limit to the maximum: the servers are others now."""
         with self._lock:
-            return self._grow()
+            self._limit = self._maximum
+            self._admit()
 
     def acquire(self, until: float, *, first: bool = False, has_left: Callable[[], bool] = lambda: False) -> bool:
         """Take a slot, and wait for one until a moment of the clock; False where none became free.
@@ -91,7 +97,9 @@ class CallSlots:
         False, where the client has disconnected.
         """
         with self._lock:
-            if (first or not self._queue) and self._in_flight < self._grow():
+            if self._in_flight == 0 and self._clock() - self._ended > _FORGET_SECONDS:
+                self._limit = self._maximum
+            if (first or not self._queue) and self._in_flight < self.limit:
                 self._in_flight += 1
                 return True
             turn = threading.Event()
@@ -100,33 +108,28 @@ class CallSlots:
             else:
                 self._queue.append(turn)
         while not turn.wait(max(min(until - self._clock(), _CLIENT_CHECK_SECONDS), 0)):
-            is_over = self._clock() >= until or has_left()
-            with self._lock:
-                if is_over and not turn.is_set():
-                    self._queue.remove(turn)
-                    return False
-                self._admit()  # the limit may have grown
+            if self._clock() >= until or has_left():
+                with self._lock:
+                    if not turn.is_set():
+                        self._queue.remove(turn)
+                        return False
         return True
 
-    def release(self, *, refused: bool = False) -> None:
-        """Give a slot back: its call has ended on the servers, or was refused before it began."""
+    def release(self, *, accepted: bool | None = None) -> None:
+        """Give a slot back; the limit grows with a call that was accepted, and falls with one that was refused."""
         with self._lock:
             self._in_flight -= 1
-            if refused:
+            self._ended = self._clock()
+            if accepted is False:
                 # Those that are refused at the same moment are counted until their turn here: the last one sets it.
-                self._limit = max(min(self._grow(), self._in_flight * _DECREASE), 1.0)
+                self._limit = max(min(self._limit, self._in_flight * _DECREASE), 1.0)
+            elif accepted:
+                # From nine tenths to a half above, where it is rounded up to one call more.
+                growth = (0.5 + (1 - _DECREASE) * self._limit) / _CALLS_BETWEEN_REFUSALS
+                self._limit = min(self._limit + growth, self._maximum)
             self._admit()
 
-    def _grow(self) -> int:
-        """The limit now."""
-        now = self._clock()
-        growth = (now - self._grown) * (_INCREASE_PER_SECOND + _INCREASE_RATIO * self._limit)
-        self._limit = min(self._limit + growth, self._maximum)
-        self._grown = now
-        return int(self._limit + 0.5)
-
     def _admit(self) -> None:
-        limit = self._grow()
-        while self._queue and self._in_flight < limit:
+        while self._queue and self._in_flight < self.limit:
             self._in_flight += 1
             self._queue.popleft().set()

@@ -137,7 +137,9 @@ class Predictor:
         deadline.require("ask the model")
         slots = self._channels.slots
         if slots.acquire(deadline.at - (asked.predict_seconds or 0.0), first=first, has_left=has_left):
-            return
+            if not slots.waiting or deadline.remaining() >= (asked.predict_seconds or 0.0):
+                return
+            slots.release()  # to a call that has more time: this one would end in vain
         if has_left():
             raise ClientLeft
         raise ModelBusy(cause=f"{slots.in_flight} calls in flight, as many as the servers accept, {slots.waiting} wait")
@@ -152,7 +154,8 @@ class Predictor:
         def end(_: object, error: BaseException | None, __: object) -> None:
             if error is None or isinstance(error, OutOfTime):
                 asked.observe(time.monotonic() - start)
-            self._channels.slots.release(refused=isinstance(error, ModelBusy))
+            is_known = error is None or isinstance(error, ModelBusy)
+            self._channels.slots.release(accepted=error is None if is_known else None)
 
         with ExitStack() as held:
             held.push(end)
