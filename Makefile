@@ -122,8 +122,8 @@ lint-workflows:
 # Layers are marks (tests/conftest.py). Fuzzing has its own target.
 quick: lint-python ## Under a minute: lint, types, and the tests that start no process, for each change
 	@echo "==> unit tests"
-	@FUZZ_SECONDS=1 $(PYTEST) --quiet -m unit tests/gateway tests/load
-	@$(PYTEST) --quiet -m unit tests/chart
+	@FUZZ_SECONDS=1 $(PYTEST) --quiet --numprocesses=auto -m unit tests/gateway tests/load
+	@$(PYTEST) --quiet --numprocesses=auto -m unit tests/chart
 
 .PHONY: coverage
 # The C tracer costs 40 % of the tests' CPU time on Python 3.11: a target of its own.
