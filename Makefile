@@ -26,14 +26,14 @@ help: ## List the commands
 	@echo "==> $*/.venv" >&2
 	@$(PYTHON) -m venv $*/.venv
 
-# What a machine needs to run it …
+# Runtime environments …
 %/.venv/runtime.stamp: %/requirements.lock %/pyproject.toml | %/.venv/bin/python
 	@echo "==> installing $* (requirements.lock)" >&2
 	@$*/.venv/bin/python -m pip $(PIP_INSTALL) -r $*/requirements.lock
 	@$*/.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $*
 	@touch $@
 
-# The gateway's native core for JPEGs, where it can be built. Without it Pillow decodes: the same pixels, slower.
+# The gateway's native JPEG decoder, where it can be built. Without it Pillow decodes: the same pixels, slower.
 JPEG_BUILDS = printf '\#include <Python.h>\n\#include <stdio.h>\n\#include <jpeglib.h>\n' | \
   cc -E -I"$$($(GATEWAY)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')" - >/dev/null 2>&1
 
@@ -49,7 +49,7 @@ gateway/.venv/jpeg.stamp: $(addprefix gateway/jpeg/,pyproject.toml requirements-
 
 gateway/.venv/runtime.stamp: gateway/.venv/jpeg.stamp
 
-# … and to work on it.
+# … and development environments.
 %/.venv/dev.stamp: %/requirements-dev.lock %/.venv/runtime.stamp
 	@echo "==> installing $* (requirements-dev.lock)" >&2
 	@$*/.venv/bin/python -m pip $(PIP_INSTALL) -r $*/requirements-dev.lock
@@ -62,29 +62,29 @@ runtime:
 	@$(MAKE) --silent --jobs=2 gateway/.venv/runtime.stamp model-image/.venv/runtime.stamp
 dev:
 	@$(MAKE) --silent --jobs=2 gateway/.venv/dev.stamp model-image/.venv/dev.stamp
-tools: ## All of the charts' tools in .tools/bin; a target builds those that it needs
+tools: ## Install all of the charts' tools into .tools/bin; targets install those that they need
 	@ci/tools/install
 
 # ---- use ----
 
 .PHONY: demo
-demo: runtime ## Model server and gateway on this machine, a first photo classified, until Ctrl-C
+demo: runtime ## Run the model server and the gateway locally, classify a photo, until Ctrl-C
 	@exec $(GATEWAY)/python scripts/demo.py
 
 .PHONY: inspect
-inspect: model-image/.venv/runtime.stamp ## What a SavedModel wants and gives: make inspect MODEL=path
+inspect: model-image/.venv/runtime.stamp ## Show a SavedModel's inputs and outputs: make inspect MODEL=path
 	@test -n "$(MODEL)" || { echo "make inspect MODEL=path: names a SavedModel's folder"; exit 2; }
 	@$(MODEL_BIN)/clothing-model inspect "$(MODEL)"
 
 .PHONY: model-image
-# A Keras file is read by what is in the larger environment.
-model-image: model-image/.venv/$(if $(wildcard $(MODEL)/.),runtime,dev).stamp ## An image of your own model: make model-image MODEL=path TAG=name:1 [LABELS=a,b PORTABLE=1 …]
+# Keras files need the development environment.
+model-image: model-image/.venv/$(if $(wildcard $(MODEL)/.),runtime,dev).stamp ## Build an image of your own model: make model-image MODEL=path TAG=name:1 [LABELS=a,b PORTABLE=1 …]
 	@test -n "$(MODEL)" && test -n "$(TAG)" || { echo "make model-image MODEL=path TAG=kitchen-model:1: names a Keras file or a SavedModel's folder, and the image"; exit 2; }
 	@$(MODEL_BIN)/python scripts/model_image.py "$(MODEL)" --tag "$(TAG)" $(if $(PORTABLE),--portable) \
 	  $(foreach option,NAME VERSION LABELS PREPROCESSING IMAGE-SIZE INPUT WEIGHTS WARMUP BASE BUILDER,$(if $($(subst -,_,$(option))),--$(shell echo $(option) | tr A-Z a-z)="$($(subst -,_,$(option)))"))
 
 .PHONY: kind
-kind: ## Images built, a Kind cluster, the chart installed, the address printed
+kind: ## Build the images, create a Kind cluster, install the chart, print the URL
 	@ci/tools/install helm
 	@$(PYTHON) scripts/clusters.py --on kind up images install
 
@@ -94,7 +94,7 @@ PYTEST := $(GATEWAY)/python -m pytest --timeout=60
 COVERAGE := $(GATEWAY)/coverage
 MODEL_PYTEST := $(MODEL_BIN)/python -m pytest
 .PHONY: lint lint-python lint-charts lint-workflows
-lint: lint-python lint-charts lint-workflows ## Formats, lints, types, charts, workflows, one version everywhere
+lint: lint-python lint-charts lint-workflows ## Lint: format, types, charts, workflows, one version everywhere
 
 lint-python: dev
 	@echo "==> ruff, mypy"
@@ -120,14 +120,14 @@ lint-workflows:
 
 .PHONY: quick
 # Layers are marks (tests/conftest.py). Fuzzing has its own target.
-quick: lint-python ## Under a minute: lint, types, and the tests that start no process, for each change
+quick: lint-python ## After each change, under a minute: lint, types, unit tests
 	@echo "==> unit tests"
 	@FUZZ_SECONDS=1 $(PYTEST) --quiet --numprocesses=auto -m unit tests/gateway tests/load
 	@$(PYTEST) --quiet --numprocesses=auto -m unit tests/chart
 
 .PHONY: coverage
 # The C tracer costs 40 % of the tests' CPU time on Python 3.11: a target of its own.
-coverage: gateway/.venv/dev.stamp ## What of the gateway its tests leave out, the processes that they start included
+coverage: gateway/.venv/dev.stamp ## Report the gateway's test coverage, processes that tests start included
 	@echo "==> coverage of tests/gateway"
 	@rm -rf .cache/coverage && mkdir -p .cache/coverage
 	@$(COVERAGE) run -m pytest --timeout=120 --quiet tests/gateway
@@ -135,20 +135,20 @@ coverage: gateway/.venv/dev.stamp ## What of the gateway its tests leave out, th
 	@$(COVERAGE) report
 
 .PHONY: test test-gateway test-model test-charts test-integration test-load test-page
-# What needs no tool of the charts first: on a bare machine those are built for minutes.
-test: lint-python test-gateway test-load lint-charts lint-workflows test-charts test-model test-integration test-page ## Everything that needs no cluster: lint, unit, charts, integration with TensorFlow
+# Tests that need no chart tool first: on a bare machine those are built for minutes.
+test: lint-python test-gateway test-load lint-charts lint-workflows test-charts test-model test-integration test-page ## All tests that need no cluster: lint, unit, charts, integration with TensorFlow
 
-test-gateway: dev ## The gateway's own tests
+test-gateway: dev ## Unit and process tests of the gateway
 	@echo "==> tests/gateway"
 	@$(PYTEST) tests/gateway
 
 .PHONY: fuzz
-fuzz: gateway/.venv/dev.stamp ## Damaged JPEGs by both decoders, hostile requests, FUZZ_SECONDS (600) of each; every photo of the dataset
+fuzz: gateway/.venv/dev.stamp ## Fuzz both JPEG decoders and the HTTP server, FUZZ_SECONDS (600) each; decode the whole dataset
 	@echo "==> damaged JPEGs and hostile requests, $${FUZZ_SECONDS:-600} s of each, and every photo of the dataset"
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} CLOTHING_DATASET_EVERY=1 \
 	  $(PYTEST) -s --timeout=$$(($${FUZZ_SECONDS:-600} + 600)) -k "fuzz or damaged or photos" tests/gateway/test_fuzz.py tests/gateway/image/test_jpeg.py
 
-test-model: dev ## The model package's own tests, with TensorFlow
+test-model: dev ## Tests of the model package, with TensorFlow
 	@echo "==> tests/model"
 	@$(MODEL_PYTEST) tests/model
 
@@ -157,7 +157,7 @@ TF_SERVING_IMAGE ?= $(shell test "$$(uname -m)" = x86_64 && docker info >/dev/nu
   sed -n 's/^ARG TF_SERVING_IMAGE=//p' model-image/Dockerfile)
 
 .PHONY: conformance
-conformance: model-image/.venv/dev.stamp ## Is it TensorFlow Serving? TF_SERVING_ADDRESS=host:port, else its image by Docker, else ours
+conformance: model-image/.venv/dev.stamp ## Conformance with TensorFlow Serving: TF_SERVING_ADDRESS=host:port, else its image by Docker, else the portable server
 	@image='$(if $(TF_SERVING_ADDRESS),,$(TF_SERVING_IMAGE))'; echo "==> conformance of $${TF_SERVING_ADDRESS:-$${image:-the portable server}}"; \
 	  TF_SERVING_IMAGE="$$image" TF_SERVING_REPORT=$${TF_SERVING_REPORT:-.cache/conformance.yaml} $(MODEL_PYTEST) \
 	  --confcutdir tests/model/conformance tests/model/conformance
@@ -167,33 +167,33 @@ test-charts: dev ## Charts: helm-unittest, renders, schemas
 	@echo "==> tests/chart"
 	@$(PYTEST) tests/chart
 
-test-integration: dev ## Gateway and model server together, as processes
+test-integration: dev ## Integration tests: gateway and model server as processes
 	@ci/tools/install helm prometheus
 	@echo "==> tests/integration"
 	@$(PYTEST) --timeout=300 tests/integration
 
-test-load: dev ## The benchmark's parts, and a small load on the gateway
+test-load: dev ## Tests of the benchmark, and a small load on the gateway
 	@echo "==> tests/load"
 	@$(PYTEST) tests/load
 
-test-page: dev ## The page in Chromium (apt-get install chromium, or its like), as a person uses it
+test-page: dev ## Tests of the page in Chromium (apt-get install chromium, or similar)
 	@echo "==> tests/page"
 	@$(PYTEST) --timeout=300 tests/page
 
 BENCH ?= full
 
 .PHONY: bench
-bench: gateway/.venv/runtime.stamp ## What a photo costs, beside other servers and the bare steps: 15 minutes; BENCH=quick: 3, without the others; AGAINST=checkout: beside it
+bench: gateway/.venv/runtime.stamp ## Benchmark: CPU cost of a photo, beside other servers: 15 minutes; BENCH=quick: 3, without the others; AGAINST=checkout: beside it
 	@case $(BENCH) in full|quick) ;; *) echo "make bench BENCH=$(BENCH): is none of full, quick"; exit 2;; esac
 	@$(GATEWAY)/python tests/load/bench.py $(if $(filter quick,$(BENCH)),--quick) $(if $(AGAINST),--against "$(AGAINST)")
 
 E2E ?= short
 
 .PHONY: e2e
-e2e: dev tools ## The rest, on a cluster: Kind where Docker runs, else two nodes of its own; E2E=full: 3,000 requests through each scenario
+e2e: dev tools ## End-to-end tests on a cluster: Kind where Docker runs, else two nodes of its own; E2E=full: 3,000 requests through each scenario
 	@case $(E2E) in full|short) ;; *) echo "make e2e E2E=$(E2E): is none of full, short"; exit 2;; esac
 	@E2E=$(E2E) $(GATEWAY)/python scripts/clusters.py up images
-	@echo "==> tests/e2e/test_ct.py, three installations at a time, as they mostly wait"
+	@echo "==> tests/e2e/test_ct.py, three installations in parallel"
 	@$(PYTEST) --timeout=600 --numprocesses=3 --dist=worksteal tests/e2e/test_ct.py
 	@echo "==> tests/e2e"
 	@E2E=$(E2E) $(PYTEST) --timeout=600 --ignore=tests/e2e/test_ct.py tests/e2e
@@ -201,7 +201,7 @@ e2e: dev tools ## The rest, on a cluster: Kind where Docker runs, else two nodes
 SOAK_MINUTES ?= 30
 
 .PHONY: soak
-soak: dev tools ## Steady load on that cluster for SOAK_MINUTES (30): memory and descriptors of gateway and server flat, no error
+soak: dev tools ## Soak test on that cluster, SOAK_MINUTES (30): no error, memory and file descriptors flat
 	@case "$(SOAK_MINUTES)" in *[!0-9]*|""|0*) echo "make soak SOAK_MINUTES=$(SOAK_MINUTES): is no number of minutes"; exit 2;; esac
 	@$(GATEWAY)/python scripts/clusters.py up images
 	@echo "==> tests/e2e/soak.py, $(SOAK_MINUTES) minutes"
@@ -216,7 +216,7 @@ docs: dev ## Regenerate the settings' tables, the charts' READMEs and schemas, a
 	@$(GATEWAY)/python tests/chart/golden.py
 
 .PHONY: pictures
-pictures: dev ## Take the documents' pictures anew: the page in Chromium, and five minutes of the dashboard; with the demo model
+pictures: dev ## Take the screenshots of the page and the dashboard again, with the demo model
 	@ci/tools/install helm prometheus
 	@$(GATEWAY)/python tests/page/pictures.py
 	@$(GATEWAY)/python tests/load/dashboard.py docs/pictures/dashboard.png
@@ -229,7 +229,7 @@ version: dev ## Write a new version everywhere: make version NEW=0.2.0
 	@scripts/version "$(NEW)"
 	@$(MAKE) docs
 
-release-dry-run: dev ## All of a release that needs no registry, in dist/: charts, Python packages, SBOMs, notes, checksums
+release-dry-run: dev ## Build a release without a registry, in dist/: charts, Python packages, SBOMs, notes, checksums
 	@ci/tools/install helm helm4
 	@scripts/release dist
 

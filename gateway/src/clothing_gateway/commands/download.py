@@ -46,7 +46,7 @@ SCHEMES = ("https", "http", "s3", "gs", "az")
 MAX_BYTES = 20 * 1024**3
 # A SavedModel has a handful; a million would use up a volume's inodes.
 _MAX_FILES = 10_000
-# Apart from the store's own tries of a request: these go on where a transfer broke off.
+# On top of the store's own retries of a request: these resume an interrupted transfer.
 _ATTEMPTS = 5
 _RETRIES: RetryConfig = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 _CHUNK_BYTES = 1024**2
@@ -54,16 +54,16 @@ _PROGRESS_SECONDS = 5
 
 
 class DownloadError(Exception):
-    """What went wrong, and the way out."""
+    """The download failed; the text states the cause and the fix."""
 
 
 class _BrokenTransferError(Exception):
-    """The transfer broke off; another attempt may go on."""
+    """The transfer was interrupted; another attempt may resume it."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """Where an archive is, what it must be, and the version that it doesn't name itself."""
+    """An archive's URL and SHA-256, and the version where it contains none."""
 
     url: str
     sha256: str
@@ -71,7 +71,7 @@ class Archive:
 
     @classmethod
     def parse(cls, text: str) -> Archive:
-        """From ``URL#sha256=HEX[&version=NUMBER]``; pip writes a file's digest like this, and no server sees it."""
+        """Parse ``URL#sha256=HEX[&version=NUMBER]``: pip's notation of a digest, which is not sent."""
         url, _, fragment = text.partition("#")
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc or not parts.path.strip("/"):
@@ -94,13 +94,13 @@ class Archive:
 
 
 def _shown(url: str) -> str:
-    """Without the query, where signed addresses have their signature, and without credentials."""
+    """Return a URL without its query, where a signature is, and without credentials."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def download(archives: list[Archive], *, name: str, to: Path, cache: Path, max_bytes: int = MAX_BYTES) -> None:
-    """Make ``to/name/VERSION`` for every version in the archives, and for no other."""
+    """Link ``to/name/VERSION`` for each version in the archives, and for no other."""
     versions: dict[int, Path] = {}
     for archive in archives:
         with _no_space_explained(archive, cache):
@@ -125,7 +125,7 @@ def download(archives: list[Archive], *, name: str, to: Path, cache: Path, max_b
 
 
 def _cached(archive: Archive, cache: Path, max_bytes: int) -> Path:
-    """The archive's content, from the cache or fetched into it."""
+    """Return the archive's content, from the cache or fetched into it."""
     place, packed = cache / archive.sha256, cache / f"{archive.sha256}.archive"
     cache.mkdir(parents=True, exist_ok=True)
     with _alone(cache / f".{archive.sha256}.lock") as alone:
@@ -134,7 +134,7 @@ def _cached(archive: Archive, cache: Path, max_bytes: int) -> Path:
                 print(f"{archive} is in the cache, with the content of its SHA-256")
                 return place
             print(f"{archive} in the cache has not the content of its SHA-256: it is fetched again", flush=True)
-        if alone:  # what a pod left that was killed
+        if alone:  # left by a pod that was killed
             for left in cache.glob(f".{archive.sha256}.partial-*"):
                 shutil.rmtree(left, ignore_errors=True)
         partial = cache / f".{archive.sha256}.partial-{socket.gethostname()}-{os.getpid()}"
@@ -159,7 +159,7 @@ def _cached(archive: Archive, cache: Path, max_bytes: int) -> Path:
 
 
 def _holds(archive: Archive, packed: Path, folder: Path, max_bytes: int) -> bool:
-    """Whether a cached archive has its SHA-256, and the folder the archive's files, byte for byte, and no other."""
+    """Check that a cached archive has its SHA-256, and the folder its files and no other, byte for byte."""
     if folder.is_symlink():
         return False
     try:
@@ -190,7 +190,7 @@ def _plain(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[bool]:
-    """Wait until no other pod fetches the same. Whether that is sure: not every shared file system has locks."""
+    """Wait for the archive's lock; yield whether it is held: not every shared file system has locks."""
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -221,7 +221,7 @@ def _no_space_explained(archive: Archive, cache: Path) -> Iterator[None]:
 
 
 def fetch(archive: Archive, file: Path, max_bytes: int) -> None:
-    """Bring the archive to a file, and see that it is the one that is meant."""
+    """Fetch the archive into a file, and check its SHA-256."""
     print(f"fetching {archive}", flush=True)
     store, path = _open(archive.url)
     with file.open("wb") as target:
@@ -248,7 +248,7 @@ def fetch(archive: Archive, file: Path, max_bytes: int) -> None:
 
 
 class _Transfer:
-    """What has been fetched of an archive, over all attempts."""
+    """State of a fetch over all attempts."""
 
     def __init__(self, archive: Archive, target: IO[bytes], max_bytes: int) -> None:
         self.archive, self.target, self.max_bytes = archive, target, max_bytes
@@ -261,7 +261,7 @@ class _Transfer:
         try:
             try:
                 answer = obstore.get(store, path, options={"range": {"offset": self.written}} if self.written else None)
-            except NotSupportedError:  # a server that gives no parts: from the start
+            except NotSupportedError:  # no range requests: from the start
                 self.target.seek(0)
                 self.target.truncate()
                 self.written, self.digest = 0, hashlib.sha256()
@@ -301,9 +301,9 @@ class _Transfer:
 
 
 def _open(url: str) -> tuple[ObjectStore, str]:
-    """The store of an address, by the environment's settings and credentials, and the path in it."""
+    """Return the object store of a URL, configured by the environment, and the path in it."""
     parts = urlsplit(url)
-    # Plain HTTP only where the operator wrote it: in the address, or as a store's own endpoint.
+    # Plain HTTP only where the operator chose it: in the URL, or as a store's endpoint.
     plain = parts.scheme != "https"
     options: ClientConfig = {"allow_http": plain, "timeout": timedelta(hours=6), "read_timeout": timedelta(seconds=60)}
     if bundle := os.environ.get("SSL_CERT_FILE"):
@@ -315,7 +315,7 @@ def _open(url: str) -> tuple[ObjectStore, str]:
         if parts.scheme in {"http", "https"}:
             if authorization := os.environ.get("HTTP_AUTHORIZATION"):
                 options["default_headers"] = {"Authorization": authorization}
-            # The whole address is the store, so that its query is sent as it is: a signature is over its letters.
+            # The whole URL is the store, so that its query is sent byte for byte: a signature depends on it.
             return HTTPStore(url, client_options=options, retry_config=_RETRIES), ""
         store = from_url(f"{parts.scheme}://{parts.netloc}", client_options=options, retry_config=_RETRIES)
     except (BaseError, ValueError) as error:
@@ -324,8 +324,8 @@ def _open(url: str) -> tuple[ObjectStore, str]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of a store's error, and the innermost cause, which comes many lines below."""
-    # The store's client quotes addresses with their query, where a signature is.
+    """Return the first line of a store's error, and the innermost cause, many lines below."""
+    # The store's client quotes URLs with their query, where a signature is.
     text = re.sub(r"(\w+://[^\s?]*)\?[^\s)\"]*", r"\1", str(error))
     first = text.splitlines()[0].strip() if text else type(error).__name__
     if "169.254.169.254" in first:
@@ -339,7 +339,7 @@ def _reason(error: Exception) -> str:
 
 
 def unpack(archive: Archive, file: Path, folder: Path, max_bytes: int) -> None:
-    """Unpack a tar (plain, gzip, bzip2, xz) or zip file: plain files only, in the folder only, so much only."""
+    """Unpack a tar (plain, gzip, bzip2, xz) or zip file: regular files within the folder and the limits."""
     try:
         for name, source in _content(archive, file, max_bytes):
             path = folder / name
@@ -356,7 +356,7 @@ def unpack(archive: Archive, file: Path, folder: Path, max_bytes: int) -> None:
 
 
 def _content(archive: Archive, file: Path, max_bytes: int) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
-    """Name and content of each plain file, within the limits."""
+    """Yield name and content of each regular file, within the limits."""
     seen = total = 0
     for name, size, source in _members(archive, file):
         seen, total = seen + 1, total + size
@@ -369,7 +369,7 @@ def _content(archive: Archive, file: Path, max_bytes: int) -> Iterator[tuple[Pur
 
 
 def _members(archive: Archive, file: Path) -> Iterator[tuple[PurePosixPath, int, IO[bytes]]]:
-    """Name, size and content of each plain file."""
+    """Yield name, size and content of each regular file."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as packed:
             for entry in packed.infolist():
@@ -394,7 +394,7 @@ def _members(archive: Archive, file: Path) -> Iterator[tuple[PurePosixPath, int,
 
 
 def _safe(archive: Archive, text: str) -> PurePosixPath | None:
-    """A member's name as a path below the folder; None for what macOS adds."""
+    """Return a member's name as a path below the folder; None for what macOS adds."""
     name = PurePosixPath(text)
     if name.is_absolute() or ".." in name.parts or "\\" in text or not name.parts:
         raise DownloadError(f"{archive} has {text!r}, which lies outside of it: don't trust it, or pack it anew")
@@ -406,7 +406,7 @@ def _not_plain(archive: Archive, name: str) -> DownloadError:
 
 
 def find_versions(folder: Path, archive: Archive) -> dict[int, Path]:
-    """Versions in an archive's content: folders with a number, or the content itself, perhaps in one more folder."""
+    """Find the versions in an archive's content: numbered folders, or the content itself, one folder down or not."""
     inner = folder
     while not _is_version(inner):
         numbered = {int(one.name): one for one in inner.iterdir() if one.name.isdecimal() and _is_version(one)}

@@ -1,4 +1,4 @@
-"""Fetching a photo by a URL that a client gave: the policy, the resolver, and the client that keeps to both."""
+"""Fetch photos by URL behind an SSRF guard: address policy, DNS resolver, HTTP client."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Fetcher", "Photo", "Policy", "Resolver", "by_settings", "limit_syste
 def by_settings(
     settings: Settings, budget: ByteBudget, *, count: Callable[[str], object] = lambda result: None
 ) -> Fetcher:
-    """A fetcher that keeps to the settings."""
+    """Return a fetcher configured by the settings."""
     policy = Policy(
         settings.fetch_allowed_ports,
         settings.fetch_allowed_networks,

@@ -45,13 +45,13 @@ from clothing_gateway.limits.admission import ByteBudget
 
 logger = logging.getLogger(__name__)
 
-# One of a host's addresses may not answer at all (an IPv6 route that leads nowhere): the next one gets its chance.
+# One of a host's addresses may be unreachable (an IPv6 route that leads nowhere): then the next one is tried.
 CONNECT_TIMEOUT_SECONDS = 3.0
 CHUNK_BYTES = 64 * 1024
 IDLE_CONNECTIONS = 32
 IDLE_SECONDS = 15.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# How often clients are looked at during a fetch, and how long it waits at a time for the photo's server.
+# Poll interval during a fetch: for a client that has disconnected, and of each read from the photo's server.
 _LOOK_SECONDS = 0.1
 # A refusal after a lookup is answered at a multiple of this: resolvers answer within it, whether a name exists or not,
 # and the time of an answer would tell which internal names do (2.5 ms and 5.6 ms were measured).
@@ -75,13 +75,13 @@ HasLeft = Callable[[], bool]
 
 @dataclass(frozen=True, slots=True)
 class _Limit(Deadline):
-    """How long a fetch goes on: until a moment, or until its client leaves."""
+    """Deadline of a fetch, and whether its client has disconnected."""
 
     has_left: HasLeft
 
 
 class _Hold:
-    """Bytes of the budget, held until the photo has been read."""
+    """Bytes reserved in the memory budget for one photo."""
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
@@ -98,10 +98,10 @@ class _Hold:
 
 
 class _Watched:
-    """What a connection has next, for as long as there is time and the client stays.
+    """Reads from a connection until the deadline, or until the client disconnects.
 
     A socket's timeout starts anew with each byte, so a server that drips one byte a second would hold a fetch for ever:
-    with urllib3's ``Timeout(total=1.0)`` one was seen to last 3.6 s. So the clock is looked at after each piece.
+    with urllib3's ``Timeout(total=1.0)`` one lasted 3.6 s. So the clock is read after each piece.
     """
 
     def __init__(self, sock: socket.socket, limit: _Limit) -> None:
@@ -114,23 +114,23 @@ class _Watched:
             now = time.monotonic()
             left = self._limit.at - now
             if left <= 0:
-                raise TimeoutError("the photo did not come in time")
+                raise TimeoutError("the photo was not received in time")
             if now >= self._look_at:
                 if self._limit.has_left():
-                    raise TimeoutError("nobody waits for the photo any more")
+                    raise TimeoutError("the client has disconnected")
                 self._look_at = now + _LOOK_SECONDS
             wait = min(left, _LOOK_SECONDS)
             timeout = self._sock.gettimeout()  # None: the kernel's, of _LOOK_SECONDS
-            if timeout != wait and (timeout is not None or wait < _LOOK_SECONDS):  # to set it is a call of the system
+            if timeout != wait and (timeout is not None or wait < _LOOK_SECONDS):  # each setting is a system call
                 self._sock.settimeout(wait)
             with suppress(TimeoutError, BlockingIOError):
                 return self._sock.recv(CHUNK_BYTES)
 
 
 def _let_the_kernel_wait(sock: socket.socket | None) -> None:
-    """Have reads and writes end after _LOOK_SECONDS by the socket's own option, in place of a poll before each.
+    """Set the socket's own timeouts (SO_RCVTIMEO), in place of a poll before each read.
 
-    Each call of the system is one at which another thread takes the interpreter. A TLS socket's timeout stays Python's.
+    At each system call another thread may take the interpreter lock. A TLS socket keeps Python's timeout.
     """
     if sock is not None and not isinstance(sock, ssl.SSLSocket):
         sock.settimeout(None)
@@ -140,20 +140,20 @@ def _let_the_kernel_wait(sock: socket.socket | None) -> None:
 
 
 class Photo:
-    """A fetched photo's bytes; ``close`` gives their part of the memory budget back."""
+    """A fetched photo's bytes; ``close`` releases their part of the memory budget."""
 
     def __init__(self, data: bytes, hold: _Hold) -> None:
         self.data = data
         self._hold = hold
 
     def close(self) -> None:
-        """Give the bytes back to the budget."""
+        """Release the bytes' part of the budget."""
         self.data = b""
         self._hold.release()
 
 
 class Fetcher:
-    """Fetches photos; safe to be used by many threads."""
+    """Fetches photos; thread-safe."""
 
     def __init__(
         self,
@@ -184,7 +184,7 @@ class Fetcher:
         self._idle: deque[tuple[_Key, float, HTTPConnection]] = deque()
 
     def fetch(self, url: str, deadline: Deadline, has_left: HasLeft = lambda: False) -> Photo:
-        """The photo at ``url``, or the one error that a client may be told; ClientLeft when nobody waits for it."""
+        """Return the photo at ``url``; raise a GatewayError, ClientLeft when the client has disconnected."""
         hold = _Hold(self._budget)
         limit = _Limit(deadline.sooner(self._timeout).at, has_left)
         result = "failed"
@@ -257,14 +257,14 @@ class Fetcher:
         return addresses
 
     def _get(self, target: Target, addresses: list[Address], limit: _Limit, hold: _Hold) -> bytes | str:
-        """The photo, or where it has moved."""
+        """Return the photo, or the Location of a redirect."""
         reused = self._take_idle(target, addresses)
         if reused is not None:
             connection, key = reused
             try:
                 return self._exchange(connection, key, target, limit, hold)
             except _StaleConnectionError:
-                pass  # the server had closed it meanwhile: once more, on a new one
+                pass  # the server has closed it meanwhile: retry on a new one
         connection, key = self._connect(target, addresses, limit)
         try:
             return self._exchange(connection, key, target, limit, hold)
@@ -292,7 +292,7 @@ class Fetcher:
         host, port = self._proxy or (address, target.port)
         if target.scheme == "http":
             return self._tunnelled(HTTPConnection(host, port, timeout=timeout), target, address)
-        timeout /= 2  # it holds twice: to connect, and for the handshake
+        timeout /= 2  # it applies twice: to connect, and to the handshake
         with self._lock:
             if self._tls is None:
                 # Made once: reading the machine's certificates takes 20 ms. SSL_CERT_FILE names others.
@@ -307,7 +307,7 @@ class Fetcher:
         return self._tunnelled(connection, target, address)
 
     def _tunnelled(self, connection: HTTPConnection, target: Target, address: str) -> HTTPConnection:
-        """A connection through the proxy, where there is one.
+        """Return the connection, through the proxy where one is set.
 
         Plain http goes through a tunnel, too: asked for http://name/ a proxy would look the name up by itself.
         """
@@ -356,7 +356,7 @@ class Fetcher:
             total += len(piece)
             if total > self._max_bytes:
                 raise too_many
-            hold.grow(len(piece))  # as they come: what a server only announces must not crowd others out
+            hold.grow(len(piece))  # as they are received: an announced length must not use up the budget
             pieces.append(piece)
         data = b"".join(pieces)
         if _WEB_PAGE.match(data, 0, 4096):
@@ -364,7 +364,7 @@ class Fetcher:
         return data
 
     def _take_idle(self, target: Target, addresses: list[Address]) -> tuple[HTTPConnection, _Key] | None:
-        """An open connection to one of the addresses just looked up and checked, the last used first."""
+        """Return an idle connection to one of the addresses just checked, the last used first."""
         now = time.monotonic()
         wanted = {(target.scheme, target.host, target.port, str(address)) for address in addresses}
         expired: list[HTTPConnection] = []
@@ -392,7 +392,7 @@ class Fetcher:
             surplus.close()
 
     def close(self) -> None:
-        """Close the connections kept for later."""
+        """Close the idle connections."""
         with self._lock:
             idle, self._idle = list(self._idle), deque()
         for _, _, connection in idle:
@@ -401,7 +401,7 @@ class Fetcher:
 
 
 def _redirected(url: str, location: str) -> str:
-    """Where a redirect leads (RFC 9110 10.2.2); an absolute URL stays as it is, letter by letter."""
+    """Resolve a Location (RFC 9110 10.2.2); an absolute URL stays as it is, byte for byte."""
     if _ABSOLUTE.match(location):
         return location
     try:
@@ -411,7 +411,7 @@ def _redirected(url: str, location: str) -> str:
 
 
 def _even_out(began: float, limit: Deadline) -> None:
-    """Wait until a refusal takes a multiple of _REFUSAL_STEP_SECONDS, or until there is no time left."""
+    """Sleep until a refusal has taken a multiple of _REFUSAL_STEP_SECONDS, or until the deadline."""
     taken = time.monotonic() - began
     wait = math.ceil(taken / _REFUSAL_STEP_SECONDS) * _REFUSAL_STEP_SECONDS - taken
     time.sleep(max(0.0, min(wait, limit.remaining())))
@@ -428,4 +428,4 @@ def _tls_context() -> ssl.SSLContext:
 
 
 class _StaleConnectionError(Exception):
-    """The connection ended before an answer began."""
+    """The connection was closed before a response began."""

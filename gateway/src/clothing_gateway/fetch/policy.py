@@ -1,4 +1,4 @@
-"""Which addresses a photo may be fetched from.
+"""SSRF policy: the addresses that photos may be fetched from.
 
 The tables are spelled out, not left to ``ipaddress``: there ``is_private`` and ``is_global`` change with Python's patch
 releases and call 224.0.0.1, the NAT64 form of 169.254.169.254, and 100.64.0.1 by turns global or not private.
@@ -122,7 +122,7 @@ _NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL, parsed once: all that a request for the photo needs, with no second parser in between."""
+    """A parsed URL: all that the request needs, so that no second parser reads it."""
 
     scheme: str
     host: str
@@ -132,7 +132,7 @@ class Target:
 
     @property
     def host_header(self) -> str:
-        """The Host header: brackets around IPv6, no port where it is the scheme's own."""
+        """The Host header: brackets around IPv6, no default port."""
         host = f"[{self.host}]" if isinstance(self.address, IPv6Address) else self.host
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
@@ -142,14 +142,14 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Policy:
-    """What may be fetched: ports, hosts, networks beyond the public internet, and networks that are not part of it."""
+    """What may be fetched: ports, hosts, and networks opened or denied."""
 
     ports: frozenset[int] = frozenset({80, 443})
     allowed_networks: tuple[Network, ...] = ()
-    # Hosts, or *.host for all below one; no allowed ones allow all, and a denied one is denied whatever is allowed.
+    # Hosts, or *.host for all below one. Without allowed hosts all are; denied ones take precedence.
     allowed_hosts: tuple[str, ...] = ()
     denied_hosts: tuple[str, ...] = ()
-    denied_networks: tuple[Network, ...] = ()  # whatever is allowed
+    denied_networks: tuple[Network, ...] = ()  # take precedence, too
 
     def target(self, url: str) -> Target:
         """Parse a URL. Malformed where its spelling is wrong, NotAllowed where it leads to what is forbidden.
@@ -179,14 +179,14 @@ class Policy:
         return Target(scheme, host, port, path, address)
 
     def check(self, addresses: Iterable[Address]) -> None:
-        """NotAllowed when any of a host's addresses is forbidden: one bad address spoils the name."""
+        """Raise NotAllowed when any of a host's addresses is forbidden."""
         for address in addresses:
             reason = self.forbids(address)
             if reason:
                 raise NotAllowed(f"{address} is forbidden ({reason})")
 
     def forbids(self, address: Address) -> str | None:
-        """Why an address may not be connected to, or None where it may."""
+        """Return why an address is forbidden, or None."""
         if isinstance(address, IPv6Address):
             if address.scope_id is not None:
                 return "an address with a zone, RFC 4007"
@@ -213,7 +213,7 @@ class Policy:
 
 
 def _listed(address: Address) -> str | None:
-    """Why an address is not in the public internet."""
+    """Return why an address is not in the public internet, or None."""
     for network, reason in _FORBIDDEN:
         if address in network:
             return reason
@@ -227,7 +227,7 @@ def _within(network: Network, form: IPv6Network) -> bool:
 
 
 def _embedded(address: Address) -> Iterator[IPv4Address]:
-    """The IPv4 addresses that an IPv6 address may lead to, by a translator or a tunnel."""
+    """Yield the IPv4 addresses that an IPv6 address may reach by a translator or a tunnel."""
     if isinstance(address, IPv4Address):
         return
     number = int(address)
@@ -244,7 +244,7 @@ def _embedded(address: Address) -> Iterator[IPv4Address]:
 
 
 def _refuse_mistakes(url: str) -> None:
-    """Malformed, with a sentence for the client, where a URL has what two parsers could read in two ways."""
+    """Raise Malformed where a URL has characters that two parsers could read in two ways."""
     if len(url) > MAX_URL_LENGTH:
         raise Malformed(f"The URL has more than {MAX_URL_LENGTH} characters: use a shorter one.")
     if _CONTROL.search(url):
@@ -265,7 +265,7 @@ def _percent_encoded(letters: re.Match[str]) -> str:
 
 
 def _without_dots(path: str) -> str:
-    """A path without the segments . and .. (RFC 3986 5.2.4)."""
+    """Return a path without its segments . and .. (RFC 3986 5.2.4)."""
     if "/." not in path:
         return path
     kept: list[str] = []
@@ -284,9 +284,9 @@ def _matches(host: str, hosts: tuple[str, ...]) -> bool:
     return any(host.endswith(one[1:]) if one.startswith("*.") else host == one for one in hosts)
 
 
-@functools.lru_cache(1024)  # photos come from few hosts, and what a spelling means never changes
+@functools.lru_cache(1024)  # most photos are on few hosts
 def _host(host: str) -> tuple[str, Address | None]:
-    """The host in lower case without its last dot, and its address where it is written as one."""
+    """Return the host in lower case without its last dot, and its IP address where it is one."""
     if host.startswith("[") and host.endswith("]"):
         if "%" in host:
             raise NotAllowed("the address has a zone")
@@ -301,7 +301,7 @@ def _host(host: str) -> tuple[str, Address | None]:
         raise NotAllowed("the host is no name")
     if _NUMBER.fullmatch(labels[-1]):
         # Ends in a number, so it is an IPv4 address (WHATWG URL, "ends in a number checker"). The C library also reads
-        # 0x7f.1, 0177.0.0.1 and 2130706433: nobody links to a photo like that.
+        # 0x7f.1, 0177.0.0.1 and 2130706433: no photo is linked like that.
         try:
             return name, IPv4Address(host)
         except ValueError:
@@ -310,7 +310,7 @@ def _host(host: str) -> tuple[str, Address | None]:
 
 
 def _ascii(label: str) -> str:
-    """A label of a host's name in its ASCII form (IDNA, RFC 3490).
+    """Return a label of a host name in its ASCII form (IDNA, RFC 3490).
 
     Unicode has many spellings of a digit, a dot and a letter, and IDNA maps them all to one. Only a label that is
     already what the mapping gives is taken: everything else could be meant as another name than it looks like.

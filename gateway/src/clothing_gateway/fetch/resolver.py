@@ -154,7 +154,7 @@ class Resolver:
                     self._done(question)
 
     def _take(self) -> _Question | None:
-        """The first question whose zone has a thread left; those that nobody waits for any more are dropped."""
+        """Take the first question whose zone has a thread left; drop those whose callers have stopped waiting."""
         for question in list(self._waiting):
             if question.deadline.remaining() <= 0:
                 self._waiting.remove(question)

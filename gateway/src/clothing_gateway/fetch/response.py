@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-# As many as this gateway itself takes from clients. Answers that come before count, and what stands between chunks.
+# As many as the gateway takes from clients. Interim responses count, and what is between chunks.
 MAX_HEAD_BYTES = 64 * 1024
 # As in http.client.
 MAX_FIELDS = 100
@@ -21,7 +21,7 @@ _TEXT = rb"[^\x00-\x08\x0a-\x1f\x7f]*+"
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _LINE = _TOKEN + rb":" + _TEXT + rb"\r\n"
 _HEAD = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: " + _TEXT + rb")?\r\n(?:" + _LINE + rb")*+")
-# The fields that say where the answer ends, and what it is.
+# The fields that the end of the response, its coding and a redirect depend on.
 _FIELDS = re.compile(
     rb"\n(content-length|transfer-encoding|connection|content-encoding|location):[ \t]*+([^\r]*)", re.IGNORECASE
 )
@@ -32,19 +32,19 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*+;" + _TEXT + rb")?")
 
 
 class BadAnswer(ValueError):
-    """Not an answer of HTTP/1.0 or 1.1, or one that could be taken for two things."""
+    """The response is not HTTP/1.0 or 1.1, or ambiguous."""
 
 
 class NoAnswer(ConnectionError):
-    """The connection ended before an answer began."""
+    """The connection was closed before a response began."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What an answer's head says."""
+    """Status line and header fields of a response."""
 
     status: int
-    length: int | None  # the body's; None where it comes in chunks, or goes on until the connection ends
+    length: int | None  # the body's; None for chunks, or until the connection is closed
     chunked: bool
     encodings: frozenset[str]  # the tokens of Content-Encoding in lower case, of which some name no compression
     location: str | None
@@ -52,7 +52,7 @@ class Head:
 
 
 def parse(data: bytes) -> Head:
-    """A head, each line with its end and without the empty one; BadAnswer where it is none."""
+    """Parse a head: each line with its end, without the empty one. Raise BadAnswer."""
     match = _HEAD.fullmatch(data)
     if match is None:
         raise BadAnswer("the head is no head of HTTP/1.0 or 1.1")
@@ -90,20 +90,20 @@ def parse(data: bytes) -> Head:
 
 
 class Answer:
-    """One answer: first its head, then its body in pieces as they come."""
+    """One response: first its head, then its body in pieces."""
 
     def __init__(self, receive: Callable[[], bytes]) -> None:
-        self._receive = receive  # what the connection has next; nothing at its end
+        self._receive = receive  # the next bytes of the connection; empty at its end
         self._rest = b""
         self._overhead = 0
 
     @property
     def surplus(self) -> bool:
-        """Whether more came than the answer: then nobody knows what the next one on this connection belongs to."""
+        """Whether more was received than the response: then the connection must not be reused."""
         return bool(self._rest)
 
     def head(self) -> Head:
-        """The head of the answer itself; those that only announce it (100, 103) are passed over."""
+        """Return the final response's head; interim responses (100, 103) are skipped."""
         self._rest = self._receive()
         if not self._rest:
             raise NoAnswer("the connection ended without an answer")
@@ -130,7 +130,7 @@ class Answer:
         return end >= 0 and self._rest[end - 1 : end] != b"\r"
 
     def body(self, head: Head) -> Iterator[bytes]:
-        """The body's pieces, to its very end or an error."""
+        """Yield the body's pieces; raise BadAnswer where it ends early."""
         if head.chunked:
             yield from self._chunks()
         elif head.length is not None:
@@ -166,10 +166,10 @@ class Answer:
             if self._until(b"\r\n", content):
                 raise BadAnswer("a chunk longer than its length")
         while self._until(b"\r\n", content):
-            pass  # trailers: nobody asks for them
+            pass  # trailers are not used
 
     def _until(self, mark: bytes, content: int = 0) -> bytes:
-        """What comes before a mark, which is taken, too; not more of it than of content, or it would never end."""
+        """Return what is before a mark, and consume both; bounded by the content so far, so that it ends."""
         limit = MAX_HEAD_BYTES + content - self._overhead
         data = self._rest or self._receive()
         end = data.find(mark)
