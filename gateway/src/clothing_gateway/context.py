@@ -26,6 +26,14 @@ CONTEXT = "clothing_gateway.context"
 _GRACE_SECONDS = 0.02
 
 
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who sent a request."""
+
+    identity: str  # the key of its limits: its API key's holder, or its address
+    key_name: str | None  # its API key's holder
+
+
 class Connection(Protocol):
     """What a request may ask of the connection on which it arrived."""
 
@@ -67,7 +75,7 @@ class RequestContext:
     trace: Trace | None = None
     trace_metadata: Metadata = ()  # the trace context for the model server
     model_version: str | None = None  # requested by the client
-    key_name: str | None = None  # the holder of the client's API key
+    client: Client | None = None  # once it is known and its rate limit counted
     cause: str | None = None  # an error's cause, for the log
     photos: int = 0
     bytes: int = 0

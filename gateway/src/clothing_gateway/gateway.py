@@ -51,6 +51,9 @@ _ADMIN_IDLE_SECONDS = 10
 # Not alive after this many request timeouts without a finished request while others wait, and not before a minute.
 _STUCK_TIMEOUTS = 3
 _STUCK_SECONDS = 60
+# JSON bodies: URLs of 4 kB, and as much again for what surrounds them.
+_JSON_BYTES = 64 * 1024
+_JSON_BYTES_PER_PHOTO = 8 * 1024
 # Files beside clients' connections: the admin port's, photo servers', model servers', and the process's own.
 _OTHER_FILES = _ADMIN_CONNECTIONS + 256
 
@@ -112,7 +115,9 @@ class Gateway:
             clients.close()
             raise
         self.metrics = Metrics(jpeg_decoder())
-        budget = ByteBudget(settings.max_buffered_bytes)
+        # A client has half of it at most, and room for two bodies.
+        share = max(settings.max_buffered_bytes // 2, 2 * settings.max_body_bytes)
+        budget = ByteBudget(settings.max_buffered_bytes, share)
         slots = Slots(settings.max_in_flight)
         gate = DecodeGate(settings.decode_slots, settings.decode_memory_bytes)
         attempts = AttemptCounter(target_of(settings.tf_serving_host))
@@ -130,6 +135,8 @@ class Gateway:
                 budget=budget,
                 max_connections=connections,
                 max_connections_per_client=min(settings.max_connections_per_client, connections),
+                max_json_bytes=max(_JSON_BYTES, _JSON_BYTES_PER_PHOTO * settings.max_photos),
+                clients=known,
                 slots=slots,
                 slotted=PHOTO_ROUTES,
             ),

@@ -507,28 +507,28 @@ class Settings:
         str(20 * MIB),
         _BYTES,
         "bytes",
-        "Size limit of a request's body. The largest photos of phones have about 15 MB.",
+        "Size limit of a request's body. The largest photos of phones have about 15 MB. JSON has 64 kB.",
         chart="gateway.maxBodyBytes",
     )
     max_buffered_bytes: int = _setting(
         str(128 * MIB),
         _BYTES,
         "bytes",
-        "Memory for uploads and downloads in flight, over all requests; above it 503.",
+        "Memory for uploads and downloads in flight, over all requests; above it 503. One client's uploads have half.",
     )
     max_connections: int = _setting(
         "1000",
         _integer(1, 60000),
         "connections",
-        "Open connections. Above it the longest idle one is closed in favour of a new one; where none is idle, new ones "
+        "Open connections. Above it the longest idle one is closed in favour of a new one; with none idle, new ones "
         "wait in the kernel. waitress's 100 are few behind an ingress with keep-alive.",
     )
     max_connections_per_client: int = _setting(
         "",
         _integer(1, 60000),
         "connections",
-        "Open connections of one TCP peer, a client or a load balancer (of IPv6 its /64). Empty is half of all, so that "
-        "no address takes them all.",
+        "Open connections of one TCP peer, a client or a load balancer (of IPv6 its /64). Empty is half of all, so "
+        "that no address takes them all.",
         derive=lambda values: max(values.get("max_connections", 1000) // 2, 1),
         derived="half of all",
     )

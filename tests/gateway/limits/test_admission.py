@@ -54,6 +54,21 @@ def test_the_byte_budget_is_exact():
     assert budget.reserved == 0
 
 
+def test_owner_has_its_share_of_the_byte_budget():
+    budget = ByteBudget(100, 60)
+    assert budget.reserve(60, "a")
+    assert not budget.reserve(1, "a")
+    assert budget.reserve(30, "b")
+    assert not budget.reserve(11, "b")  # all of it is shared
+    assert budget.reserve(10)  # no owner, no share
+    budget.release(60, "a")
+    assert budget.reserve(60, "a")
+    budget.release(60, "a")
+    budget.release(30, "b")
+    budget.release(10)
+    assert (budget.reserved, dict(budget._owned)) == (0, {})
+
+
 class Visitor(threading.Thread):
     """Holds the gate until ``go`` is set."""
 

@@ -258,6 +258,65 @@ def test_slow_urls_in_one_request_delay_no_other(start_gateway, model_server, ph
         connection.close()
 
 
+def test_bodies_without_a_key_take_no_memory(start_gateway, model_server, many_files, tmp_path):
+    """200 MB that stop before their last byte: more than GATEWAY_MAX_BUFFERED_BYTES."""
+    (tmp_path / "keys").write_text("shop k3y-of-the-web-shop\n")
+    gateway = start_gateway(model_server.address, keys_file=tmp_path / "keys")
+    sent = HEAD + length((1 << 20) + 1) + b"\r\n" + bytes(1 << 20)
+    bodies = opened(gateway.port, 200, "127.0.1.1")
+    for connection in bodies:
+        connection.sendall(sent)
+    assert "gateway_buffered_bytes 0.0" in gateway.admin("/metrics")[1]
+    for _ in range(5):
+        assert gateway.post("/predict", PHOTO, Authorization="Bearer k3y-of-the-web-shop")[0] == 200
+    bodies[0].sendall(b"x")
+    assert b"HTTP/1.1 401 " in bodies[0].recv(65536)
+    for connection in bodies:
+        connection.close()
+
+
+def test_bodies_over_a_rate_limit_take_no_memory(start_gateway, model_server):
+    gateway = start_gateway(model_server.address, rate_photos_per_minute=1, rate_burst_photos=1, max_photos=1)
+    assert gateway.post("/predict", PHOTO)[0] == 200
+    with socket.create_connection(("127.0.0.1", gateway.port), 10) as connection:
+        connection.sendall(HEAD + length(1000) + b"\r\n" + bytes(999))
+        assert "gateway_buffered_bytes 0.0" in gateway.admin("/metrics")[1]
+        connection.sendall(b"x")
+        assert b"HTTP/1.1 429 " in connection.recv(65536)
+
+
+def test_one_client_has_its_share_of_the_buffered_bytes(start_gateway, model_server):
+    gateway = start_gateway(
+        model_server.address, max_body_bytes=100_000, fetch_max_bytes=100_000, max_buffered_bytes=600_000
+    )
+    bodies = opened(gateway.port, 6, "127.0.1.1")
+    for connection in bodies:
+        connection.sendall(HEAD + length(100_000) + b"\r\n" + bytes(99_000))
+    end = time.monotonic() + 10
+    while "gateway_buffered_bytes 297000.0" not in gateway.admin("/metrics")[1]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    asks(gateway)
+    assert gateway.post("/predict", bytes(100_000))[0] == 415
+    for connection in bodies:
+        connection.close()
+
+
+@pytest.mark.parametrize("path", [b"/predict", b"//classify", b"/ping"])
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_json_of_64_kb_and_no_more(gateway, path, framing):
+    def ask(size):
+        body = b'{"":0}'.ljust(size)
+        head = b"POST " + path + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        if framing == "length":
+            return talk(gateway, head + length(size) + b"\r\n" + body)
+        return talk(gateway, head + CHUNKED + b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (size, body))
+
+    most = 65536 - (len(b"ffff\r\n\r\n0\r\n\r\n") if framing == "chunks" else 0)
+    assert b" 413 " not in ask(most)[:20]
+    assert ask(most + 1).startswith(b"HTTP/1.1 413 ")
+
+
 @pytest.mark.parametrize(
     "rest",
     [b"1\r\nx\r\n" * 20_000, b"1;" + b"a" * 20_000, b"0\r\n" + b"X: y\r\n" * 20_000, b"0\r\nX: " + b"a" * 20_000],

@@ -7,7 +7,7 @@ limit is rejected at once. Only the decoder has a queue (FIFO), in which a photo
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -76,9 +76,11 @@ class Slots:
 class ByteBudget:
     """A limit on the bytes of buffered uploads and downloads, over all requests."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, share: int | None = None) -> None:
         self._limit = limit
+        self._share = limit if share is None else min(share, limit)  # one owner's limit
         self._reserved = 0
+        self._owned: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @property
@@ -86,18 +88,24 @@ class ByteBudget:
         """Reserved bytes."""
         return self._reserved
 
-    def reserve(self, count: int) -> bool:
-        """Reserve bytes; False, with nothing reserved, where they exceed the limit."""
+    def reserve(self, count: int, owner: str = "") -> bool:
+        """Reserve bytes, for an owner within its share; False, with nothing reserved, where they exceed a limit."""
         with self._lock:
-            if self._reserved + count > self._limit:
+            if self._reserved + count > self._limit or (owner and self._owned[owner] + count > self._share):
                 return False
             self._reserved += count
+            if owner:
+                self._owned[owner] += count
             return True
 
-    def release(self, count: int) -> None:
+    def release(self, count: int, owner: str = "") -> None:
         """Release reserved bytes."""
         with self._lock:
             self._reserved -= count
+            if owner:
+                self._owned[owner] -= count
+                if not self._owned[owner]:
+                    del self._owned[owner]
 
 
 class _Waiter:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from clothing_gateway.limits.admission import ByteBudget, Slots
+from clothing_gateway.web.rate_limit import Clients
 
 # How long a connection is paused. A client that heeds Retry-After never notices; a hundred that retry immediately would
 # take half of the CPU from the photos in flight.
@@ -25,6 +26,10 @@ class PortLimits:
     budget: ByteBudget
     max_connections: int
     max_connections_per_client: int
+    # JSON takes ten times its size in memory to parse, and holds the GIL: eight URLs of 4 kB have room twice.
+    max_json_bytes: int = 64 * 1024
+    # Whom a request that needs a slot comes from, and its rate limit.
+    clients: Clients | None = None
     # In-flight slots, and the requests (method and path) that need one.
     slots: Slots | None = None
     slotted: Container[tuple[str, str]] = ()

@@ -6,10 +6,10 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
+from clothing_gateway.context import Client
 from clothing_gateway.errors import TooManyRequests
 from clothing_gateway.settings import Network, Settings
 from clothing_gateway.web.auth import Keys
@@ -79,14 +79,6 @@ def _address(text: str) -> Address | None:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
-    """Who sent a request."""
-
-    identity: str  # the key of its rate limit
-    key_name: str | None  # its API key's holder
-
-
 class Clients:
     """Identifies clients, and limits their rates."""
 
@@ -99,13 +91,18 @@ class Clients:
             else None
         )
 
-    def identify(self, environ: Mapping[str, str]) -> Client:
-        """The client of a request, or Unauthorized."""
-        if self._keys is not None:
-            name = self._keys.holder(environ.get("HTTP_AUTHORIZATION"))
-            return Client(f"key {name}", name)
-        peer = environ.get("REMOTE_ADDR", "")
-        return Client(client_address(peer, environ.get("HTTP_X_FORWARDED_FOR"), self._trusted), None)
+    def admit(self, peer: str, authorization: str | None, forwarded: str | None) -> Client:
+        """The client of a photo request by its peer and headers, with its first photo counted.
+
+        Raises Unauthorized or TooManyRequests.
+        """
+        if self._keys is None:
+            client = Client(client_address(peer, forwarded, self._trusted), None)
+        else:
+            name = self._keys.holder(authorization)
+            client = Client(f"key {name}", name)
+        self.limit(client, 1)
+        return client
 
     def limit(self, client: Client, photos: int) -> None:
         """Count a client's photos, or TooManyRequests."""

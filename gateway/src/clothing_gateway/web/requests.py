@@ -14,7 +14,7 @@ from typing import Any
 from werkzeug.exceptions import HTTPException
 
 from clothing_gateway import errors
-from clothing_gateway.context import CONTEXT, Connection, Detached, RequestContext
+from clothing_gateway.context import CONTEXT, Client, Connection, Detached, RequestContext
 from clothing_gateway.deadline import Deadline, client_timeout_seconds
 from clothing_gateway.errors import GatewayError, MethodNotAllowed
 from clothing_gateway.limits.admission import Slot
@@ -76,8 +76,8 @@ def log_request(context: RequestContext, method: str, path: str, status: int) ->
         extra |= {"photos": context.photos, "bytes": context.bytes, "pixels": context.pixels}
     if context.stages:
         extra["stages"] = {stage: round(seconds * 1000, 1) for stage, seconds in context.stages.items()}
-    if context.key_name:
-        extra["key"] = context.key_name
+    if context.client is not None and context.client.key_name:
+        extra["key"] = context.client.key_name
     if context.cause:
         extra["cause"] = context.cause
     # Not access.log: the caller's line in the code is always this one, and finding it out costs as much as the log
@@ -101,6 +101,7 @@ class Lifecycle:
         start: float | None = None,
         connection: Connection = _DETACHED,
         slot: Slot | None = None,
+        client: Client | None = None,
     ) -> RequestContext:
         """A new request's context; ``start`` is its first byte's time (``time.monotonic``), by default now."""
         if start is None:
@@ -113,6 +114,7 @@ class Lifecycle:
             connection,
             slot,
         )
+        context.client = client
         if self._tracer is not None:
             context.trace = self._tracer.begin(environ, start)
             context.trace_metadata = context.trace.metadata

@@ -60,9 +60,10 @@ class Photos:
 
     def _ask(self, environ: WSGIEnvironment, context: RequestContext, *, several: bool) -> tuple[Answer, bool]:
         """The answer for the request's photos, and whether it sent a list of them."""
-        client = self._clients.identify(environ)
-        context.key_name = client.key_name
-        self._clients.limit(client, 1)
+        if context.client is None:  # another server runs the application
+            context.client = self._clients.admit(
+                environ.get("REMOTE_ADDR", ""), environ.get("HTTP_AUTHORIZATION"), environ.get("HTTP_X_FORWARDED_FOR")
+            )
         slot = context.slot or self._slots.slot()
         try:
             if not slot.held:
@@ -72,7 +73,7 @@ class Photos:
             if listed and not several:
                 raise BadRequest("POST /predict takes one photo; POST /classify takes several.")
             if len(sources) > 1:
-                self._clients.limit(client, len(sources) - 1)
+                self._clients.limit(context.client, len(sources) - 1)
                 slot.grow(len(sources) - 1)
             return self._classifier.classify(sources, context), listed
         finally:

@@ -28,7 +28,7 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, WSGITask
 
 from clothing_gateway import errors
-from clothing_gateway.context import CONTEXT
+from clothing_gateway.context import CONTEXT, Client
 from clothing_gateway.errors import BadRequest, GatewayError, Overloaded, RequestTooSlow, TooManyBytes
 from clothing_gateway.limits.admission import Slot
 from clothing_gateway.web.chunked import ChunkedBody
@@ -54,9 +54,9 @@ LEANED_ON: dict[type, str] = {
     ),
     ErrorTask: "channel content_length execute request response_headers set_close_on_finish status write",
     HTTPChannel: (
-        "_fileno add_channel del_channel error_task_class handle_close last_activity parser_class readable received "
-        "request requests requests_lock send server service socket task_class total_outbufs_len will_close writable "
-        "write_soon"
+        "_fileno add_channel addr del_channel error_task_class handle_close last_activity parser_class readable "
+        "received request requests requests_lock send server service socket task_class total_outbufs_len will_close "
+        "writable write_soon"
     ),
     TcpWSGIServer: (
         "_fileno _map accept active_channels add_task adj del_channel effective_port handle_accept maintenance "
@@ -119,6 +119,10 @@ class _Request(HTTPRequestParser):
         self.cut = False  # whether the rest of the body won't be read
         self.last = False  # whether the connection closes after its response
         self.slot: Slot | None = None
+        self.client: Client | None = None
+        self.slotted = False  # whether it needs an in-flight slot
+        self._owner = channel.client  # whose share of the byte budget it uses
+        self._largest = channel.server.limits.max_body_bytes
         self._channel = channel
         self._limits: PortLimits = channel.server.limits
         self._reserved = 0
@@ -139,13 +143,15 @@ class _Request(HTTPRequestParser):
         consumed: int = super().received(data)
         if isinstance(self.body_rcv, ChunkedBody) and self.body_rcv.error:
             self.error = _Refusal(BadRequest("The chunked body is malformed.", cause=self.body_rcv.error))
+        if not in_body and self.headers_finished and self.error is None:
+            self._admit()
         if self.error is None and self.headers_finished:
-            largest = self._limits.max_body_bytes
+            largest = self._largest
             if (self.body_bytes_received if in_body else self.content_length) > largest:
                 self.refuse(TooManyBytes(f"The body is too large; send {largest} bytes at most."))
                 self.cut = not self.completed and self.content_length > largest + _DISCARDED_BYTES
             elif in_body:
-                if self._limits.budget.reserve(consumed):
+                if self._limits.budget.reserve(consumed, self._owner):
                     self._reserved += consumed
                 else:
                     self.refuse(Overloaded(cause="GATEWAY_MAX_BUFFERED_BYTES are in use"))
@@ -172,6 +178,23 @@ class _Request(HTTPRequestParser):
         if self.chunked:
             self.body_rcv = ChunkedBody(self.body_rcv.getbuf())
 
+    def _admit(self) -> None:
+        """Authenticate the client, count its rate limit and choose the body's limit, before any of the body is kept."""
+        limits, headers = self._limits, self.headers
+        if headers.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() == "application/json":
+            self._largest = min(self._largest, limits.max_json_bytes)
+        # As in the WSGI environment, where a path begins with one slash.
+        self.slotted = (self.command, "/" + self.path.lstrip("/")) in limits.slotted
+        if self.slotted and limits.clients is not None:
+            try:
+                self.client = limits.clients.admit(
+                    str(self._channel.addr[0]), headers.get("AUTHORIZATION"), headers.get("X_FORWARDED_FOR")
+                )
+            except GatewayError as error:
+                self.refuse(error)
+            else:
+                self._owner = self.client.identity
+
     def refuse(self, error: GatewayError) -> None:
         """Answer with an error instead of running the application."""
         self.error = _Refusal(error)
@@ -190,7 +213,7 @@ class _Request(HTTPRequestParser):
             self.slot.release()
 
     def _release(self) -> None:
-        self._limits.budget.release(self._reserved)
+        self._limits.budget.release(self._reserved, self._owner)
         self._reserved = 0
 
 
@@ -220,7 +243,7 @@ class _Task(WSGITask):
         environ: dict[str, Any] = super().get_environment()
         request: _Request = self.request
         lifecycle: Lifecycle = self.channel.server.lifecycle
-        environ[CONTEXT] = lifecycle.begin(environ, request.started, self.channel, request.slot)
+        environ[CONTEXT] = lifecycle.begin(environ, request.started, self.channel, request.slot, request.client)
         return environ
 
 
@@ -232,10 +255,10 @@ class _ErrorTask(ErrorTask):
         lifecycle: Lifecycle = self.channel.server.lifecycle
         error = request.error.error if isinstance(request.error, _Refusal) else errors.from_status(request.error.code)
         environ = {f"HTTP_{name}": value for name, value in request.headers.items()}
-        context = lifecycle.begin(environ, getattr(request, "started", None), self.channel)
+        context = lifecycle.begin(environ, request.started, self.channel, client=request.client)
         reply = lifecycle.refusal(context, error)
         method, path = getattr(request, "command", "-"), getattr(request, "path", "-")
-        headers = lifecycle.end(context, method, path, "none", reply.status)
+        headers = lifecycle.end(context, method, path, path if request.slotted else "none", reply.status)
         self.status = reply.status_line
         self.response_headers.extend((*reply.headers, *headers))
         self.set_close_on_finish()
@@ -252,6 +275,7 @@ class _Channel(HTTPChannel):
 
     def __init__(self, server: Server, *args: object, **kwargs: object) -> None:
         self.parser_class = functools.partial(_Request, self)
+        self.client = ""  # the peer's address, of IPv6 its /64
         self.silent = True  # whether nothing has arrived
         self.opened = self.taken = time.monotonic()  # taken: when the client last took bytes, or a response began
         super().__init__(server, *args, **kwargs)
@@ -460,7 +484,7 @@ class Server(TcpWSGIServer):
         one. Whatever is no photo with a slot is answered at once.
         """
         request, limits = task.requests[0], self.limits
-        if limits.slots is not None and request.error is None and (request.command, request.path) in limits.slotted:
+        if limits.slots is not None and request.error is None and request.slotted:
             request.slot = limits.slots.slot()
         self.task_dispatcher.add_task(task, urgent=request.slot is None or not request.slot.held)
 
@@ -546,6 +570,7 @@ class Server(TcpWSGIServer):
             conn.close()
             return True
         channel = _Channel(self, conn, addr, self.adj, map=self._map)
+        channel.client = client
         with self.arming:
             self.connections.add(channel, client)
         return True
