@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 from fakes import image_bytes
-from pictures import arithmetic, bmp, by_pillow, empty_scans, gif, lossless, png
+from pictures import arithmetic, bmp, by_pillow, chunk, empty_scans, gif, lossless, png
 from PIL import Image
 
 MIB = 1 << 20
@@ -58,6 +58,9 @@ KINDS = {
         }.items()
         for interlaced in (False, True)
     },
+    "png palette transparent": lambda size: png(size, 8, 3, before=chunk(b"tRNS", bytes(range(256)))),
+    "png grey transparent": lambda size: png(size, 8, 0, before=chunk(b"tRNS", b"\0\1")),
+    "png rgb transparent": lambda size: png(size, 8, 2, before=chunk(b"tRNS", b"\0\1" * 3)),
     "png animated": frames_of("PNG"),
     "gif": gif,
     "gif transparent": lambda size: gif(size, transparent=1, disposal=2, interlaced=True),

@@ -99,6 +99,15 @@ def test_exif_is_not_parsed():
     assert np.array_equal(pixels_of(exif_bomb()), pixels_of(image_bytes()))
 
 
+def test_tables_that_pillow_parses_are_limited():
+    photo = image_bytes(mode="CMYK")
+    tables = segment(0xDB, (b"\0" + b"\1" * 64) * 1000)  # 65 kB
+    photo_after = photo[2:]
+    assert np.array_equal(pixels_of(photo[:2] + tables * 3 + photo_after), pixels_of(photo))
+    with pytest.raises(TooComplex, match="tables"):
+        pixels_of(photo[:2] + tables * 5 + photo_after)
+
+
 @pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("components", [1, 3])
 def test_scans_are_limited(components):
@@ -178,6 +187,14 @@ def test_metadata_is_not_inflated(name):
     head = {b"iCCP": b"a\0\0", b"zTXt": b"k\0\0", b"iTXt": b"k\0\x01\0\0\0"}[name]
     data = png((8, 8), before=chunk(name, head + zeros(200 * MIB)))
     assert np.array_equal(pixels_of(data), pixels_of(png((8, 8))))
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
+@pytest.mark.parametrize(("name", "most"), [(b"PLTE", 768), (b"tRNS", 256)])
+def test_png_palettes_have_256_entries(name, most):
+    assert pixels_of(png((8, 8), 8, 3, before=chunk(name, bytes(most)))) is not None
+    with pytest.raises(BrokenImage):
+        pixels_of(png((8, 8), 8, 3, before=chunk(name, bytes(most + 3))))
 
 
 def test_png_pixels_behind_other_chunks_are_missing():

@@ -30,9 +30,12 @@ MAX_PIXEL_CHUNKS = 20_000
 # it. Encoders write 10 (jpegtran -optimize at most 64); libjpeg-turbo's own fuzzers stop at 100 or 500.
 MAX_SCANS = 100
 
-# Blocks of all scans with arithmetic coding. It decodes a block without reading a byte, in up to 250 ns; so 2.5 s. A
-# photo of 50 megapixels may have 12 scans.
-MAX_ARITHMETIC_BLOCKS = 10_000_000
+# Blocks of all scans with arithmetic coding, in which a block may take no bit of the file: 250 ns each with random
+# data, and more in a stream made for it. A photo of 25 megapixels may have 10 scans.
+MAX_ARITHMETIC_BLOCKS = 4_000_000
+# Bytes of a JPEG's tables, JFIF and Adobe segments before the pixels. Pillow parses quantisation tables in Python, 10 us
+# for 65 bytes. Encoders write under 2 kB, and up to 64 kB more with a thumbnail in JFIF.
+MAX_TABLE_BYTES = 1 << 18
 
 # Buffers that don't grow with the picture: zlib's, libjpeg's, libwebp's, and Pillow's pieces of the file.
 _FLAT = 1 << 20
@@ -177,6 +180,8 @@ def _jpeg_layout(frame: bytes, kept: list[slice], size: int, *, several: bool, k
     if several:
         decoder += across * down * blocks * 128
     pixel = {1: 1, 3: _RGB, 4: _CONVERTED}[components]
+    if sum(part.stop - part.start for part in kept[:-1]) > MAX_TABLE_BYTES:
+        raise _too_many("tables")
     scan = kept[-1].start
     parts = _merged(kept)
     memory = _memory(width, height, pixel, size if len(parts) > 1 else 0, decoder)
@@ -224,7 +229,7 @@ def too_many_scans(limit: int = MAX_SCANS) -> TooComplex:
 
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _PNG_PIXEL = {0: 1, 2: _RGB, 3: 1, 4: _CONVERTED, 6: _CONVERTED}
-_PNG_KEPT = {b"PLTE", b"tRNS"}
+_PNG_KEPT = {b"PLTE": 3 * 256, b"tRNS": 256}  # bytes, at most
 
 
 def _png(data: bytes) -> Layout:
@@ -244,6 +249,8 @@ def _png(data: bytes) -> Layout:
             return Layout("PNG", width, height, _memory(width, height, pixel, copies), tuple(kept), at)
         end = at + 12 + length
         if name in _PNG_KEPT:
+            if length > _PNG_KEPT[name]:
+                raise BrokenImage(cause=f"{name.decode()} of {length} bytes")
             kept.append(slice(at, end))
         at = end
     raise _too_many("chunks")
