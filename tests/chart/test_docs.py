@@ -167,17 +167,17 @@ def test_index_links_every_document():
 
 def test_tensorflow_serving_version_is_the_same_everywhere():
     """Renovate updates the Dockerfile, but neither the documents nor the examples."""
-    version = re.search(
-        r"^ARG TF_SERVING_IMAGE=\S+:(\S+)$", (ROOT / "model-image/Dockerfile").read_text(), re.MULTILINE
-    )[1]
-    places = [*(ROOT / "docs").rglob("*.md"), *EXAMPLES, ROOT / "model-image/Dockerfile", ROOT / "ci/images.json"]
+    dockerfile = ROOT / "model-image/Dockerfile"
+    version = re.search(r"^ARG TF_SERVING_IMAGE=\S+:(\S+)$", dockerfile.read_text(), re.MULTILINE)[1]
+    gpu = re.search(r"tensorflow/serving:([\w.]+-gpu)", (ROOT / "ci/images.json").read_text())[1]
+    places = [*(ROOT / "docs").rglob("*.md"), *EXAMPLES, dockerfile, ROOT / "ci/images.json"]
     named = {
-        (file.name, tag.removesuffix("-gpu"))
+        (file.name, tag)
         for file in places
         for tag in re.findall(r"tensorflow/serving(?:, tag: |:)([\w.-]+)", file.read_text())
     }
-    assert named >= {("tutorial.md", version), ("models.md", version), ("Dockerfile", version)}
-    assert {tag for _, tag in named} == {version}
+    assert named >= {("tutorial.md", gpu), ("models.md", version), ("Dockerfile", version), ("Dockerfile", gpu)}
+    assert {tag for _, tag in named} == {version, gpu}
 
 
 def test_every_picture_is_used_and_small():

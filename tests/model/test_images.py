@@ -46,6 +46,14 @@ def test_rules(name: str) -> None:
     assert defaults["MODEL_DIR"] == "demo-model/clothing-model"
 
 
+def test_the_final_stage_installs_nothing() -> None:
+    """A base image's package sources disappear, and an air-gapped build reaches none."""
+    found = instructions("Dockerfile")
+    stage = found[max(index for index, (key, _) in enumerate(found) if key == "FROM") :]
+    assert not [value for key, value in stage if key == "RUN"]
+    assert ("COPY", "--from=model /usr/bin/tini-static /usr/bin/tini") in stage
+
+
 def test_the_official_server_is_not_pid_1() -> None:
     (entry,) = [json.loads(value) for key, value in instructions("Dockerfile") if key == "ENTRYPOINT"]
     assert entry == ["/usr/bin/tini", "--", "/usr/bin/tensorflow_model_server"]

@@ -145,6 +145,34 @@ def test_a_saved_models_digest_and_warm_up(models: dict[str, Made], tmp_path: Pa
     assert not (tmp_path / "m/3" / savedmodel.WARMUP).exists()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "server:\n  batching:\n    # allowedBatchSizes: [3]\n    allowedBatchSizes: [1, 4, 16]\n    maxBatchSize: 16\n",
+        "server:\n  batching:\n    allowedBatchSizes:\n      - 1\n      - 4\n      - 16\n    maxBatchSize: 16\n",
+        "server: {batching: {allowedBatchSizes: [1, 4, 16]}}\n",
+        '{"server": {"batching": {"allowedBatchSizes": [1,\n 4, 16], "maxBatchSize": 16}}}\n',
+    ],
+)
+def test_warm_up_sizes_of_the_charts_values(models: dict[str, Made], tmp_path: Path, text: str) -> None:
+    """Batches are padded to the allowed sizes, so these are the ones to warm up."""
+    values = tmp_path / "my-values.yaml"
+    values.write_text(text)
+    assert convert(models["exported"].version, tmp_path, "--warmup", str(values)) == 0
+    sizes = [record.predict_log.request.inputs["inputs"].tensor_shape.dim[0].size
+             for record in warmup.read(tmp_path / "m/1" / savedmodel.WARMUP)]  # fmt: skip
+    assert sizes == [1, 4, 16]
+
+
+def test_values_without_allowed_batch_sizes(
+    models: dict[str, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = tmp_path / "my-values.yaml"
+    values.write_text("server:\n  batching:\n    allowedBatchSizes: []\n    maxBatchSize: 16\n")
+    assert convert(models["exported"].version, tmp_path, "--warmup", str(values)) == 1
+    assert "it has no server.batching.allowedBatchSizes, as [1, 4, 8]" in capsys.readouterr().err
+
+
 def test_versions(models: dict[str, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = models["keras3"].version  # a SavedModel, so that nothing waits for Keras
     assert convert(source, tmp_path) == 0

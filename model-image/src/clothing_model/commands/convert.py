@@ -83,9 +83,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--output-name", metavar="NAME", help="the signature's output (default: the last layer's name)")
     parser.add_argument(
         "--warmup",
-        metavar="SIZES",
-        help="batch sizes to warm the server up with, as 1,8; none: no warm-up requests (default: those that a "
-        "SavedModel has, else 1)",
+        metavar="SIZES|FILE",
+        help="batch sizes to warm the server up with, as 1,8; or the chart's values file, whose "
+        "server.batching.allowedBatchSizes are taken; none: no warm-up requests (default: those that a SavedModel "
+        "has, else 1)",
     )
 
 
@@ -136,11 +137,30 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _batch_sizes(argument: str) -> list[int]:
+    """The sizes of ``--warmup``: 1,8, or none, or the allowedBatchSizes of a values file."""
     if argument == "none":
         return []
+    if Path(argument).is_file():
+        return _allowed_batch_sizes(Path(argument))
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", argument):
-        raise ModelError(f"--warmup={argument}: give batch sizes, as 1,8, or none")
+        raise ModelError(f"--warmup={argument}: give batch sizes, as 1,8, a values file, or none")
     return [int(size) for size in argument.split(",")]
+
+
+def _allowed_batch_sizes(values: Path) -> list[int]:
+    """``server.batching.allowedBatchSizes`` of a values file, YAML or JSON: batches are padded to these sizes.
+
+    The key is unique in the chart, so that a parser of YAML, which the environment lacks, isn't needed.
+    """
+    inline = r"\[(?P<inline>[0-9,\s]*)\]"
+    block = r"(?:[ \t]*\n[ \t]*-[ \t]*[0-9]+)+"
+    found = re.search(
+        rf'^[^#\n]*\ballowedBatchSizes"?:\s*(?:{inline}|(?P<block>{block}))', values.read_text("utf-8"), re.MULTILINE
+    )
+    sizes = [int(size) for size in re.findall(r"[0-9]+", found["inline"] or found["block"] or "")] if found else []
+    if not sizes or min(sizes) < 1:
+        raise ModelError(f"--warmup={values}: it has no server.batching.allowedBatchSizes, as [1, 4, 8]")
+    return sizes
 
 
 def _say(line: str) -> None:
