@@ -126,6 +126,10 @@ def test_the_chart_knows_the_flags_of_tensorflow_serving_as_the_portable_server_
     assert len(known) > 40
     assert set(table) == set(known)
     own = {flag for flag, text in known.items() if "of this server only" in text}
+    kinds = {"bool": "boolean", "int": "integer", "str": "string", "float": "number"}
+    for flag, text in known.items():
+        kind = table[flag].get("type", "string")  # an enum's are strings
+        assert "value" in table[flag] or kind == kinds[text.split(": ")[1].split(" ")[0]], flag
     assert {flag for flag, about in table.items() if "portable" in about} == own
 
 

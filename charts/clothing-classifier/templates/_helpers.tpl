@@ -48,9 +48,9 @@ app.kubernetes.io/version: {{ .context.Chart.AppVersion | quote }}
 {{- include "clothing-classifier.image" (dict "context" . "image" .Values.server.image "tag" $tag) -}}
 {{- end -}}
 
-{{- /* As JSON, because Go prints a long number (20261122) as 2.0261122e+07. */ -}}
+{{- /* As JSON, because Go prints a long number (20261122) as 2.0261122e+07; null, as from a parent chart, is none. */ -}}
 {{- define "clothing-classifier.modelVersion" -}}
-{{- .Values.model.version | toJson | trimAll "\"" -}}
+{{- .Values.model.version | toJson | trimAll "\"" | replace "null" "" -}}
 {{- end -}}
 
 {{- define "clothing-classifier.serviceAccountName" -}}
