@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter
@@ -47,8 +48,17 @@ def test_clients_of_a_full_server_wait_in_the_gateway(start_gateway, stack, thre
     running, ready = load(
         gateway, 24, 6, lambda status, body: codes.update([status if status == 200 else body["code"]])
     )
+    time.sleep(3)
+    waiting, limit = (
+        float(re.search(rf"^{name} (.*)$", gateway.admin("/metrics")[1], re.MULTILINE)[1])
+        for name in ("gateway_model_waiting_calls", "gateway_model_call_limit")
+    )
     for thread in running:
         thread.join()
+    if threads < 24:
+        assert (waiting > 0, limit in range(threads - 2, threads + 1)) == (True, True), (waiting, limit)
+    else:
+        assert (waiting, limit) == (0, 32)
     assert set(ready) == {200}
     assert set(codes) == {200}
     assert (server.threads.refused > 0) == (threads < 24)

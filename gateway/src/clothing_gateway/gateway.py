@@ -121,8 +121,16 @@ class Gateway:
         slots = Slots(settings.max_in_flight)
         gate = DecodeGate(settings.decode_slots, settings.decode_memory_bytes)
         attempts = AttemptCounter(target_of(settings.tf_serving_host))
-        self.metrics.watch(lambda: slots.taken, lambda: gate.waiting, lambda: budget.reserved, attempts.read)
         self.predictor = Predictor(settings, count=self.metrics.count_rpc)
+        calls = self.predictor.slots
+        self.metrics.watch(
+            in_flight=lambda: slots.taken,
+            waiting=lambda: gate.waiting,
+            buffered=lambda: budget.reserved,
+            attempts=attempts.read,
+            calls_waiting=lambda: calls.waiting,
+            call_limit=lambda: calls.limit,
+        )
         fetcher = fetch.by_settings(settings, budget, count=self.metrics.count_fetch)
         classifier = Classifier(settings, self.predictor, fetcher, gate, self.metrics)
         connections = _connections(settings.max_connections)

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -212,6 +213,30 @@ def test_a_first_call_that_is_slow(model_server, monkeypatch):
     found = only(look(model_server.address), *MODEL)
     assert (found.check, found.state) == ("predict", report.WARNING)
     assert found.change.startswith("server.flags.enable_model_warmup")
+
+
+def test_a_server_without_a_free_thread(stack, monkeypatch):
+    monkeypatch.setattr("clothing_gateway.commands.doctor.model._STATUS_SECONDS", 0.3)
+    server = ModelServer(FakeModel(), threads=2)
+    stack.callback(server.stop)
+    server.threads.free.acquire()
+    found = only(look(server.address), "model")
+    assert found.state == report.FAIL
+    assert "all its gRPC threads are busy" in found.text
+    assert "server.flags.grpc_max_threads" in found.change
+    # One that is free again soon is waited for.
+    monkeypatch.setattr("clothing_gateway.commands.doctor.model._STATUS_SECONDS", 10)
+    threading.Timer(0.5, server.threads.free.release).start()
+    assert of(look(server.address), *MODEL) == []
+
+
+def test_a_server_whose_threads_are_busy_for_predict(stack):
+    model = FakeModel(fail=[(grpc.StatusCode.RESOURCE_EXHAUSTED, "")] * 1000)
+    server = ModelServer(model)
+    stack.callback(server.stop)
+    found = of(look(server.address), "predict")[0]
+    assert found.state == report.FAIL
+    assert "server.flags.grpc_max_threads" in found.change
 
 
 def test_a_server_that_is_down():

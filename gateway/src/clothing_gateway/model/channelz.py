@@ -1,7 +1,7 @@
-"""How often the model servers were really asked.
+"""gRPC attempts including retries, read from channelz.
 
-A call that fails on one server is made again on another inside gRPC, which shows Python the last answer only. Its
-channelz (gRFC A14) counts for each server's connection what was begun on it, and that is every attempt.
+A call that fails on one server is retried on another inside gRPC, which shows Python the last answer only. Its channelz
+(gRFC A14) counts the calls started on each server's connection, and that is every attempt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Attempts:
 
 
 class _Context:
-    """What the servicer tells of a connection that is gone: it is left out."""
+    """Receives the servicer's error for a connection that is gone: it is left out."""
 
     def set_code(self, code: grpc.StatusCode) -> None:
         """Drop the code."""
@@ -34,15 +34,15 @@ class _Context:
 
 
 class AttemptCounter:
-    """Adds up the attempts on all channels of a target, those of channels and servers that are gone included.
+    """Sums the attempts on all channels of a target, including channels and servers that are gone.
 
-    What a connection did between the last look and its end is missed.
+    Attempts of a connection between the last reading and its end are missed.
     """
 
     def __init__(self, target: str) -> None:
         self._target = target
         self._lock = threading.Lock()
-        self._seen: dict[int, Attempts] = {}  # by connection, as of the last look
+        self._seen: dict[int, Attempts] = {}  # by connection, at the last reading
         self._total = Attempts()
 
     def read(self) -> Attempts:

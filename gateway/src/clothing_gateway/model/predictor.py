@@ -66,6 +66,7 @@ class Predictor:
         self._count = count
         self._dialect: Dialect = TensorFlowServing(settings)
         self._channels = Channels(settings, self._dialect)
+        self.slots = self._channels.slots
         self._throttle = RetryThrottle(retry_tokens(settings.max_in_flight))
         self.versions = Versions(settings)
         self.watcher = Watcher(settings, self.versions, self._channels, self._dialect, count)
@@ -135,7 +136,7 @@ class Predictor:
     def _take_slot(self, asked: ModelVersion, deadline: Deadline, has_left: Callable[[], bool], *, first: bool) -> None:
         """Wait for one of the calls that the servers accept, while there is time left for the call itself."""
         deadline.require("ask the model")
-        slots = self._channels.slots
+        slots = self.slots
         if slots.acquire(deadline.at - (asked.predict_seconds or 0.0), first=first, has_left=has_left):
             if not slots.waiting or deadline.remaining() >= (asked.predict_seconds or 0.0):
                 return
@@ -155,7 +156,7 @@ class Predictor:
             if error is None or isinstance(error, OutOfTime):
                 asked.observe(time.monotonic() - start)
             is_known = error is None or isinstance(error, ModelBusy)
-            self._channels.slots.release(accepted=error is None if is_known else None)
+            self.slots.release(accepted=error is None if is_known else None)
 
         with ExitStack() as held:
             held.push(end)

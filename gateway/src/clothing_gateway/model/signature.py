@@ -1,4 +1,4 @@
-"""What a model takes and gives, read from its signature and from what the configuration says about it."""
+"""A model's input and output, from its signature and the settings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _INPUT_TYPES = {tensor.DT_FLOAT: "float32", tensor.DT_UINT8: "uint8", tensor.DT_
 
 
 class Misfit(Exception):
-    """The model and the configuration don't fit; the text says how, and which setting mends it."""
+    """The model does not fit the settings; the text names the setting to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that fits the configuration."""
+    """A model that fits the settings."""
 
     name: str
     version: int
@@ -30,7 +30,7 @@ class Model:
     batch_limit: int | None  # 1 where the signature fixes the batch
     output_name: str
     width: int | None  # scores for each photo; None where the signature leaves it open
-    track: str = "stable"  # by which name the predictor asks for this version
+    track: str = "stable"  # the name under which this version is requested
 
     def takes_photos_of(self, other: Model) -> bool:
         """Whether photos that were prepared for another version fit this one, and its output has the same name."""
@@ -42,7 +42,7 @@ class Model:
         )
 
     def payload_bytes(self, photos: int, file_bytes: int) -> int:
-        """Bytes of the input tensor of so many photos."""
+        """The size of the input tensor of a number of photos."""
         if self.size is None:
             return photos * file_bytes
         return photos * self.size[0] * self.size[1] * 3 * (4 if self.input_type == "float32" else 1)
@@ -51,7 +51,7 @@ class Model:
 def describe(
     name: str, version: int, signatures: Mapping[str, Any], settings: Settings, track: str = "stable"
 ) -> Model:
-    """The model as the gateway will use it, or Misfit."""
+    """Derive the model from its signatures; Misfit where it does not fit the settings."""
     signature = signatures.get(settings.signature_name)
     if signature is None:
         raise Misfit(

@@ -30,7 +30,7 @@ _MAP_KEY, _MAP_VALUE = 1, 2
 
 
 class TensorError(ValueError):
-    """A tensor that is not what it says, or not of a type that is read here."""
+    """A tensor is inconsistent, or its type is not supported."""
 
 
 def dtype_name(dtype: int) -> str:
@@ -43,7 +43,7 @@ def dtype_name(dtype: int) -> str:
 
 
 def serialise(head: bytes, field: int, name: str, batch: Sequence[Element]) -> bytes:
-    """A message that ends in an entry of a map<string, TensorProto>: a batch, one array or one string for each element.
+    """Write a message that ends in a map<string, TensorProto> entry: a batch of arrays or strings.
 
     protobuf copies a tensor into the message and again out of it when it is serialised: 0.2 ms for a photo of
     299 x 299, of which this takes 0.02, in one copy. Wire format: protobuf.dev/programming-guides/encoding.
@@ -61,7 +61,7 @@ def serialise(head: bytes, field: int, name: str, batch: Sequence[Element]) -> b
     return b"".join((_entry(head, field, name, proto, sum(map(len, strings))), *strings))
 
 
-@functools.lru_cache(maxsize=64)  # of batches of each length, of the few versions that are asked for
+@functools.lru_cache(maxsize=64)  # of batches of each length, for the few versions in use
 def _frame(head: bytes, field: int, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     """All of the message up to the first number, which is the same for each batch of a shape."""
     proto = tensor_pb2.TensorProto(dtype=_DTYPES[dtype])

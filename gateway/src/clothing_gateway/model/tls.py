@@ -1,7 +1,7 @@
-"""TLS to the model server: the files, read anew where they change, and checked before gRPC gets them.
+"""TLS and mTLS to the model server: certificate files, reloaded when they change, validated before gRPC gets them.
 
-gRPC takes anything for a certificate and then fails each connection with words about handshakes; OpenSSL, through
-Python's ``ssl``, says at once what is wrong with which file.
+gRPC accepts anything as a certificate and then fails each connection with an error about handshakes; OpenSSL, through
+Python's ``ssl``, names the file and the fault at once.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from clothing_gateway.settings import Settings
 
 
 class TlsError(Exception):
-    """A file can't be used; the text says which and why, and which setting names it."""
+    """A file can't be used; the text names it, its setting and the reason."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TlsFiles:
-    """What the files hold; None where there is no such file. Two of them are equal where nothing has changed."""
+    """The files' contents, None for a file that is not set; equal while nothing has changed."""
 
     authorities: bytes | None
     certificate: bytes | None
     key: bytes | None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What gRPC takes."""
+        """GRPC's channel credentials."""
         return grpc.ssl_channel_credentials(self.authorities, self.key, self.certificate)
 
 
 def read(settings: Settings) -> TlsFiles | None:
-    """The files as they are now; None where TLS is off. TlsError where one can't be used."""
+    """Read the files; None where TLS is off, TlsError where one can't be used."""
     if not settings.model_tls:
         return None
     files = TlsFiles(

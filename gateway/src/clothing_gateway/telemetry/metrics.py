@@ -133,6 +133,17 @@ class Metrics:
         self._waiting = Gauge(
             "gateway_decode_waiting_photos", "Photos that wait for a decoder.", registry=self.registry
         )
+        self._calls_waiting = Gauge(
+            "gateway_model_waiting_calls",
+            "Calls that wait for a slot, as the model servers accept no more.",
+            registry=self.registry,
+        )
+        self._call_limit = Gauge(
+            "gateway_model_call_limit",
+            "Concurrent calls that the model servers accept of this gateway, as far as it knows "
+            "(at most GATEWAY_MAX_IN_FLIGHT).",
+            registry=self.registry,
+        )
         self._buffered = Gauge(
             "gateway_buffered_bytes",
             "Uploads and downloads in memory (at most GATEWAY_MAX_BUFFERED_BYTES).",
@@ -149,16 +160,21 @@ class Metrics:
 
     def watch(
         self,
+        *,
         in_flight: Callable[[], float],
         waiting: Callable[[], float],
         buffered: Callable[[], float],
         attempts: Callable[[], Attempts],
+        calls_waiting: Callable[[], float],
+        call_limit: Callable[[], float],
     ) -> None:
         """Read the gauges from the limits, and attempts from gRPC, at each scrape."""
         self._in_flight.set_function(in_flight)
         self._waiting.set_function(waiting)
         self._attempts.read = attempts
         self._buffered.set_function(buffered)
+        self._calls_waiting.set_function(calls_waiting)
+        self._call_limit.set_function(call_limit)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         """Observe a request's duration, by route and status."""

@@ -18,7 +18,7 @@ from clothing_gateway.commands.doctor.chart import values_for
 from clothing_gateway.commands.doctor.network import Server, connect, look_up, speaks_tls
 from clothing_gateway.commands.doctor.report import FAIL, OK, SKIPPED, WARNING, Finding
 from clothing_gateway.deadline import Deadline
-from clothing_gateway.errors import GatewayError, OutOfTime
+from clothing_gateway.errors import GatewayError, ModelBusy, OutOfTime
 from clothing_gateway.model import tls
 from clothing_gateway.model.channels import open_channel
 from clothing_gateway.model.predictor import Predictor
@@ -30,12 +30,15 @@ from clothing_gateway.pipeline import prepare, read_header
 from clothing_gateway.settings import Settings
 
 _STATUS_SECONDS = 5.0
+# A server without a free thread refuses this call, too; one becomes free with each call that ends.
+_BUSY_PAUSE_SECONDS = 0.1
 # Calls run on beyond the request timeout, to report how long they take.
 _PREDICT_SECONDS = 60.0
 # A first call slower than the next by this factor, and by these seconds, is one that a client would have met.
 _COLD, _COLD_SECONDS = 5, 1.0
 
 _FASTER = "server.resources.requests.cpu, server.resources.limits.cpu, server.gpu.enabled or server.replicas"
+_MORE_THREADS = "server.flags.grpc_max_threads, server.replicas"
 _RETRY_BUFFER = 4 << 20
 _CODE = grpc.StatusCode
 
@@ -133,7 +136,7 @@ def _status(server: Server, settings: Settings) -> tuple[Finding, list[int]]:
     except tls.TlsError as error:
         return Finding("model", FAIL, str(error), values_for(str(error))), []
     try:
-        versions = status.ask(channel, settings.model_name, _STATUS_SECONDS)
+        versions = _ask_status(channel, settings.model_name)
     except grpc.RpcError as error:
         return _no_status(server, settings, error), []
     finally:
@@ -155,6 +158,18 @@ def _status(server: Server, settings: Settings) -> tuple[Finding, list[int]]:
         f"{told}; none is available yet",
         "server.startup.maxSeconds, where loading takes longer",
     ), []
+
+
+def _ask_status(channel: grpc.Channel, name: str) -> list[status.VersionStatus]:
+    """Get the versions; a refusal for want of a thread is retried."""
+    end = time.monotonic() + _STATUS_SECONDS
+    while True:
+        try:
+            return status.ask(channel, name, _STATUS_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() is not _CODE.RESOURCE_EXHAUSTED or time.monotonic() > end:
+                raise
+        time.sleep(_BUSY_PAUSE_SECONDS)
 
 
 def _no_status(server: Server, settings: Settings, error: Any) -> Finding:  # noqa: ANN401 - an RpcError, which has no types
@@ -179,6 +194,13 @@ def _no_status(server: Server, settings: Settings, error: Any) -> Finding:  # no
             FAIL,
             f"{server.name} speaks TLS, and the gateway does not",
             "gateway.serverTls.secretName, as server.tls.secretName is set",
+        )
+    if code is _CODE.RESOURCE_EXHAUSTED:
+        return Finding(
+            "model",
+            FAIL,
+            f"{server.name} refuses calls: all its gRPC threads are busy ({code.name}: {words})",
+            _MORE_THREADS,
         )
     if code is _CODE.DEADLINE_EXCEEDED:
         return Finding(
@@ -257,7 +279,8 @@ def _predict(server: Server, predictor: Predictor, model: Model, settings: Setti
             )
             return
         except GatewayError as error:
-            yield Finding("predict", FAIL, f"{server.name}: {error.detail} ({error.cause})", _refusal(str(error.cause)))
+            fix = _MORE_THREADS if isinstance(error, ModelBusy) else _refusal(str(error.cause))
+            yield Finding("predict", FAIL, f"{server.name}: {error.detail} ({error.cause})", fix)
             return
         seconds.append(time.monotonic() - start)
         if seconds[-1] > allowed:
