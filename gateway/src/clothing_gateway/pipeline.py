@@ -128,9 +128,7 @@ class Classifier:
                 one.element = prepare(data, header, model, self._settings, context.deadline)
 
 
-def read_header(
-    data: bytes, settings: Settings, max_cost: int, size: tuple[int, int] | None = None
-) -> decode.Header:
+def read_header(data: bytes, settings: Settings, max_cost: int, size: tuple[int, int] | None = None) -> decode.Header:
     """A photo's format, size and decoding cost; raises the error of a file that isn't decoded."""
     return decode.read_header(
         data,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from clothing_gateway.limits import cgroup
-
-if TYPE_CHECKING:
-    from clothing_gateway.settings import Settings
 
 MIB = 1 << 20
 # 80 MiB when idle, and what the two heaps keep for the next photos, 32 MiB each (heap.bound_heap).
@@ -21,6 +18,22 @@ _TENSOR_BYTES = 299 * 299 * 3 * 4
 _DECODERS_BYTES = 512 * MIB
 # A lower limit would refuse photos that phones take.
 _LEAST_DECODERS_BYTES = 128 * MIB
+
+
+class Bounds(Protocol):
+    """The settings that bound memory; ``settings.Settings`` has them."""
+
+    @property
+    def max_buffered_bytes(self) -> int:
+        """Bytes of all bodies and fetched photos together."""
+
+    @property
+    def max_in_flight(self) -> int:
+        """Photos in flight."""
+
+    @property
+    def decode_memory_bytes(self) -> int:
+        """Bytes of all decoders together."""
 
 
 def without_decoders(max_buffered_bytes: int, max_in_flight: int) -> int:
@@ -38,12 +51,12 @@ def for_decoders(max_buffered_bytes: int, max_in_flight: int, limit: int | None 
     return min(_DECODERS_BYTES, max(left, _LEAST_DECODERS_BYTES))
 
 
-def most_bytes(settings: Settings) -> int:
+def most_bytes(settings: Bounds) -> int:
     """Maximum bytes that the process takes, whatever clients send."""
     return without_decoders(settings.max_buffered_bytes, settings.max_in_flight) + settings.decode_memory_bytes
 
 
-def too_small(settings: Settings, limit: int | None = None) -> str | None:
+def too_small(settings: Bounds, limit: int | None = None) -> str | None:
     """A warning where the container's limit is below ``most_bytes``: requests could cause an OOM kill."""
     if limit is None:
         limit = cgroup.memory_limit()

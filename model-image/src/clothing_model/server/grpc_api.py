@@ -21,6 +21,7 @@ from tensorflow_serving.apis import (
 from clothing_model.errors import ModelError
 from clothing_model.server import config, model_info, predict
 from clothing_model.server.errors import RequestError, deadline_exceeded, from_number
+from clothing_model.server.examples import refuse_examples
 from clothing_model.server.flags import Flags
 from clothing_model.server.manager import Manager
 from clothing_model.server.metrics import Metrics
@@ -97,16 +98,16 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
 
     def Classify(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Refused: no signature takes tf.Example."""
-        return _answer(context, lambda: predict.refuse_examples(self._manager, request, "classification"))
+        return _answer(context, lambda: refuse_examples(self._manager, request, "classification"))
 
     def Regress(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Refused: no signature takes tf.Example."""
-        return _answer(context, lambda: predict.refuse_examples(self._manager, request, "regression"))
+        return _answer(context, lambda: refuse_examples(self._manager, request, "regression"))
 
     def MultiInference(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Refused: no signature takes tf.Example."""
         tasks = list(request.tasks) or [request]
-        return _answer(context, lambda: predict.refuse_examples(self._manager, tasks[0], "classification"))
+        return _answer(context, lambda: refuse_examples(self._manager, tasks[0], "classification"))
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]

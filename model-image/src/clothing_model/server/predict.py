@@ -1,11 +1,11 @@
-"""Predict, whatever the protocol that the request came by; and the warm-up, which is the same before serving."""
+"""Predict, by gRPC and by REST, and the warm-up, which runs the same before a version serves."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
@@ -17,9 +17,6 @@ from clothing_model.server.errors import RequestError, invalid
 from clothing_model.server.metrics import Metrics
 from clothing_model.server.servable import Servable
 from clothing_model.server.tensors import Array
-
-if TYPE_CHECKING:
-    from clothing_model.server.manager import Manager
 
 log = logging.getLogger(__name__)
 
@@ -104,22 +101,6 @@ def compute(
     if metrics is not None:
         metrics.runtime_latency.observe((time.perf_counter() - started) * 1e6, model, "Predict", "TF1")
     return dict(zip(names, arrays, strict=True))
-
-
-def refuse_examples(manager: Manager, request: Any, kind: str) -> NoReturn:
-    """Refuse a request that brings tf.Example, as TensorFlow Serving refuses it where the signature takes photos.
-
-    Raises:
-        RequestError: always; NOT_FOUND where there is no such model.
-
-    """
-    if not request.HasField("model_spec"):
-        raise invalid("Missing ModelSpec")
-    name = request.model_spec.signature_name or savedmodel.DEFAULT_SIGNATURE
-    with manager.use(request.model_spec) as servable:
-        if name not in servable.signatures:
-            raise invalid(f"No signature was found with the name: {name}")
-    raise invalid(f"No {kind} inputs found in SignatureDef: {name}")
 
 
 def warm_up(servable: Servable, iterations: int, metrics: Metrics) -> None:

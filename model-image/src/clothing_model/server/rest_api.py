@@ -20,6 +20,7 @@ from tensorflow_serving.apis import classification_pb2, get_model_metadata_pb2, 
 from clothing_model.errors import ModelError
 from clothing_model.server import model_info, predict, tensors
 from clothing_model.server.errors import RequestError, invalid
+from clothing_model.server.examples import refuse_examples
 from clothing_model.server.flags import Flags
 from clothing_model.server.manager import Manager
 from clothing_model.server.metrics import Metrics
@@ -170,7 +171,7 @@ class RestHandler(BaseHTTPRequestHandler):
         if not isinstance(examples, list) or not examples:
             raise invalid("When method is classify, key 'examples' is expected and was not found")
         request = classification_pb2.ClassificationRequest(model_spec=spec)
-        predict.refuse_examples(self.server.manager, request, "classification" if api == "classify" else "regression")
+        refuse_examples(self.server.manager, request, "classification" if api == "classify" else "regression")
 
     def _predict(self, spec: Any, body: bytes) -> bytes:
         document = _document(body)
