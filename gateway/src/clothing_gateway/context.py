@@ -75,6 +75,7 @@ class RequestContext:
     trace: Trace | None = None
     trace_metadata: Metadata = ()  # the trace context for the model server
     model_version: str | None = None  # requested by the client
+    origin: str | None = None  # of the page that sent it, where a browser says so
     client: Client | None = None  # once it is known and its rate limit counted
     cause: str | None = None  # an error's cause, for the log
     photos: int = 0

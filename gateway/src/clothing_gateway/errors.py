@@ -5,6 +5,7 @@ GatewayError                     500  internal-error
 │   ├── NoPhoto                  400  no-photo
 │   └── AddressNotAllowed        400  address-not-allowed
 ├── Unauthorized                 401  unauthorized
+├── OriginNotAllowed             403  origin-not-allowed
 ├── NotFound                     404  not-found
 ├── MethodNotAllowed             405  method-not-allowed
 ├── RequestTooSlow               408  request-too-slow
@@ -122,6 +123,15 @@ class Unauthorized(GatewayError):
     def headers(self) -> dict[str, str]:
         """Headers of the response (RFC 6750, section 3)."""
         return super().headers() | {"WWW-Authenticate": "Bearer"}
+
+
+class OriginNotAllowed(GatewayError):
+    """A browser's cross-origin request, whose origin GATEWAY_ALLOWED_ORIGINS does not name."""
+
+    status = 403
+    code = "origin-not-allowed"
+    title = "Origin not allowed"
+    detail = "Pages of this origin may not send photos; ask the operator."
 
 
 class NotFound(GatewayError):

@@ -33,6 +33,7 @@ from clothing_gateway.telemetry.tracing import TracingError
 from clothing_gateway.web.admin import create_admin
 from clothing_gateway.web.app import PHOTO_ROUTES, create_app
 from clothing_gateway.web.auth import KeysError
+from clothing_gateway.web.cors import Origins
 from clothing_gateway.web.limits import PortLimits
 from clothing_gateway.web.rate_limit import Clients
 from clothing_gateway.web.requests import Lifecycle
@@ -134,7 +135,9 @@ class Gateway:
         fetcher = fetch.by_settings(settings, budget, count=self.metrics.count_fetch)
         classifier = Classifier(settings, self.predictor, fetcher, gate, self.metrics)
         connections = _connections(settings.max_connections)
-        lifecycle = Lifecycle(settings.request_timeout_seconds, self.metrics, self._tracer)
+        lifecycle = Lifecycle(
+            settings.request_timeout_seconds, self.metrics, self._tracer, Origins(settings.allowed_origins)
+        )
         self.listener = Listener(
             create_app(settings, classifier, slots, known, lifecycle),
             clients,

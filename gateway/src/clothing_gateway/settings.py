@@ -254,6 +254,14 @@ def _proxy(value: str) -> tuple[str, int]:
     return match[1].strip("[]"), int(match[2])
 
 
+def _origin(value: str) -> str:
+    if value != "*" and not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", value):
+        raise ValueError(
+            f'has {value!r}, which is no origin: "https://shop.example" is one, with no path, in small letters'
+        )
+    return value
+
+
 def _user_agent(value: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]+( [\x21-\x7e]+)*", value):  # RFC 9110 10.1.5, and nothing that ends the line
         raise ValueError("must be visible ASCII characters, with single blanks between words")
@@ -297,6 +305,7 @@ _PHOTOS = _integer(1, 1024)
 _PORTS = _listed(_integer(1, 65535).parse, {"$ref": "#/$defs/port"}, collect=frozenset, minItems=1, uniqueItems=True)
 _NETWORKS = _listed(ipaddress.ip_network, {"$ref": "#/$defs/cidr"})
 _HOSTS = replace(_listed(_host, {}), schema={"$ref": "#/$defs/hosts"})
+_ORIGINS = _listed(_origin, {"type": "string", "pattern": r"^(\*|https?://[A-Za-z0-9.\[\]:-]+)$"})
 _USER_AGENT = Kind(parse=_user_agent)
 _PROXY = Kind(
     parse=_proxy, show=_show_proxy, empty=None, schema={"type": "string", "pattern": "^$|^http://[^/@]+:[0-9]+/?$"}
@@ -675,6 +684,14 @@ class Settings:
         _integer(1, 100_000),
         "photos",
         "Burst of the rate limit: photos that may be sent at once; at least GATEWAY_MAX_PHOTOS.",
+    )
+    allowed_origins: tuple[str, ...] = _setting(
+        "",
+        _ORIGINS,
+        "list of origins",
+        "Origins of web pages that may send photos from a browser (CORS), as https://shop.example; * is any. Empty "
+        "refuses all but the gateway's own page, as a page can make its visitors' browsers send photos (CSRF).",
+        chart="gateway.allowedOrigins",
     )
     trusted_proxies: tuple[Network, ...] = _setting(
         "",

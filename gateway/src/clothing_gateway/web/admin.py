@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from clothing_gateway.context import CONTEXT
 from clothing_gateway.errors import MethodNotAllowed, NotFound
 from clothing_gateway.telemetry.metrics import Metrics
+from clothing_gateway.web.requests import NOSNIFF
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -43,7 +44,7 @@ def create_admin(
     def admin(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
         status, headers, body = respond(environ["PATH_INFO"], method, environ[CONTEXT].start)
-        start_response(_REASONS[status], [*headers.items(), ("Content-Length", str(len(body)))])
+        start_response(_REASONS[status], [*headers.items(), NOSNIFF, ("Content-Length", str(len(body)))])
         return [] if method == "HEAD" else [body]
 
     return admin

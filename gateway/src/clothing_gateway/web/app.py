@@ -66,10 +66,15 @@ class Application:
         context = lifecycle.context(environ)
         try:
             allowed, view = found
-            if method != allowed:
-                raise MethodNotAllowed(allowed)
-            lifecycle.read(context, environ)
-            reply = view(environ, context)
+            if method == allowed:
+                lifecycle.origins.require(environ)
+                lifecycle.read(context, environ)
+                reply = view(environ, context)
+            else:
+                preflight = lifecycle.origins.preflight(environ, allowed) if method == "OPTIONS" else None
+                if preflight is None:
+                    raise MethodNotAllowed(allowed)
+                reply = Reply(200, preflight, b"")
         except Exception as error:  # noqa: BLE001 - as Flask's handlers take them
             reply = lifecycle.refusal(context, error)
         headers = lifecycle.end(context, method, route, route, reply.status)

@@ -39,7 +39,6 @@ class _File:
     def __call__(self) -> Response:
         response = Response(self._content, mimetype=self._kind)
         response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
         # Revalidated at each load, and answered with 304 while unchanged: a rollout takes effect at once.
         response.headers["Cache-Control"] = "no-cache"

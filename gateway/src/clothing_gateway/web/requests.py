@@ -21,6 +21,7 @@ from clothing_gateway.limits.admission import Slot
 from clothing_gateway.telemetry import tracing
 from clothing_gateway.telemetry.metrics import Metrics
 from clothing_gateway.telemetry.tracing import Tracer
+from clothing_gateway.web.cors import Origins
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("clothing_gateway.access")
@@ -30,6 +31,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 # A head has up to 64 kB, and a log line needs less.
 _LOGGED_CHARACTERS = 1000
 _DETACHED = Detached()
+# No browser takes a response for another type than its Content-Type.
+NOSNIFF = ("X-Content-Type-Options", "nosniff")
 
 Environ = Mapping[str, Any]
 
@@ -90,10 +93,13 @@ def log_request(context: RequestContext, method: str, path: str, status: int) ->
 class Lifecycle:
     """The start and the end of every request, whether the server, the routes or Flask answers it."""
 
-    def __init__(self, timeout_seconds: float, metrics: Metrics, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self, timeout_seconds: float, metrics: Metrics, tracer: Tracer | None = None, origins: Origins | None = None
+    ) -> None:
         self.timeout_seconds = timeout_seconds
         self._metrics = metrics
         self._tracer = tracer
+        self.origins = origins or Origins()
 
     def begin(
         self,
@@ -115,6 +121,7 @@ class Lifecycle:
             slot,
         )
         context.client = client
+        context.origin = environ.get("HTTP_ORIGIN")
         if self._tracer is not None:
             context.trace = self._tracer.begin(environ, start)
             context.trace_metadata = context.trace.metadata
@@ -158,7 +165,7 @@ class Lifecycle:
         if context.trace is not None:
             context.trace.end(method, route, status, context.request_id)
         log_request(context, method, path, status)
-        headers = [("X-Request-Id", context.request_id)]
+        headers = [("X-Request-Id", context.request_id), NOSNIFF, *self.origins.headers(context.origin)]
         if context.stages:  # https://www.w3.org/TR/server-timing/: browsers show it beside the request
             timing = [f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in context.stages.items()]
             headers.append(("Server-Timing", ", ".join(timing)))
