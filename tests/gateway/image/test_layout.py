@@ -288,6 +288,23 @@ def test_transforms_of_lossless_webp_are_limited(monkeypatch):
         pixels_of(data)
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [
+        "101",  # subtract green, which is three bits and nothing else
+        "100" + "000" + "0" + 5 * "1000",  # predictors of one block, of prefix codes of one symbol
+        "110" + "000" + "0" + 5 * "1000",  # colours, likewise
+    ],
+)
+def test_a_transform_of_lossless_webp_is_read_once(transform):
+    bits = transform * 300_000
+    stream = int(bits[::-1], 2).to_bytes(-(-len(bits) // 8), "little")
+    data = riff((b"VP8L", b"\x2f" + struct.pack("<I", 3 | 3 << 14) + stream))
+    with pytest.raises(BrokenImage) as raised:
+        pixels_of(data)
+    assert raised.value.cause == "a transform twice"
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
 @pytest.mark.parametrize("method", [0, 4, 6])
 def test_lossless_webp_as_encoders_write_it(mode, method):

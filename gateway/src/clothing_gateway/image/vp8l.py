@@ -65,8 +65,12 @@ class _Reader:
 
     def read(self, width: int, height: int) -> None:
         """Everything up to the picture's own prefix codes, whose groups are counted."""
+        seen = set[int]()
         while self._bits(1):
             kind = self._bits(2)
+            if kind in seen:  # section 4; without this rule 20 MB of transforms would be read here for minutes
+                raise BrokenImage(cause="a transform twice")
+            seen.add(kind)
             if kind in (_PREDICTOR, _COLOUR):
                 block = self._bits(3) + 2
                 self._image(_blocks(width, block) * _blocks(height, block))
