@@ -16,6 +16,7 @@ from typing import Protocol
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import ClientLeft
 from clothing_gateway.limits.admission import Slot
+from clothing_gateway.limits.workers import Workers
 from clothing_gateway.telemetry.metrics import Metrics
 from clothing_gateway.telemetry.tracing import Metadata, Trace
 
@@ -40,20 +41,19 @@ class Connection(Protocol):
     def client_gone(self) -> bool:
         """Whether the client has closed the connection."""
 
-    def blocking(self) -> AbstractContextManager[object]:
-        """Release this worker's concurrency permit while it blocks on I/O."""
+    @property
+    def workers(self) -> Workers | None:
+        """The threads of which one answers the request."""
 
 
 class Detached:
     """No connection: the caller is in this process, and stays."""
 
+    workers: Workers | None = None
+
     def client_gone(self) -> bool:
         """Never."""
         return False
-
-    def blocking(self) -> AbstractContextManager[object]:
-        """Do nothing."""
-        return nullcontext()
 
 
 _DETACHED = Detached()
@@ -100,7 +100,8 @@ class RequestContext:
 
     def blocking(self) -> AbstractContextManager[object]:
         """Release this worker's concurrency permit while it blocks on I/O."""
-        return self.connection.blocking()
+        workers = self.connection.workers
+        return nullcontext() if workers is None else workers.blocking()
 
     def stage(self, name: str) -> Stage:
         """Time a block as a stage (``telemetry.metrics.STAGES``), also when it fails."""

@@ -6,7 +6,6 @@ import io
 import json
 import threading
 import time
-from contextlib import nullcontext
 from wsgiref.util import setup_testing_defaults
 
 import grpc
@@ -215,11 +214,10 @@ def test_headers(app, headers, status):
 class Gone:
     """A connection whose client has disconnected."""
 
+    workers = None
+
     def client_gone(self):
         return True
-
-    def blocking(self):
-        return nullcontext()
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(0.0, 200), (0.1, 499)])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+from clothing_gateway.limits.workers import Workers
 from clothing_gateway.web.waitress_adapter import Server
-from clothing_gateway.web.workers import Workers
 
 # How long the event loop sleeps at most, and so how late it notices a stop that nothing announces.
 _TURN_SECONDS = 1.0

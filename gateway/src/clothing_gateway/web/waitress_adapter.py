@@ -17,7 +17,6 @@ import select
 import socket
 import threading
 import time
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from waitress import wasyncore
@@ -31,11 +30,11 @@ from clothing_gateway import errors
 from clothing_gateway.context import CONTEXT, Client
 from clothing_gateway.errors import BadRequest, GatewayError, Overloaded, RequestTooSlow, TooManyBytes
 from clothing_gateway.limits.admission import Slot
+from clothing_gateway.limits.workers import Workers
 from clothing_gateway.web.chunked import ChunkedBody
 from clothing_gateway.web.limits import Connections, Pauses, PortLimits
 from clothing_gateway.web.rate_limit import client_address
 from clothing_gateway.web.requests import Lifecycle
-from clothing_gateway.web.workers import Workers
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -299,10 +298,11 @@ class _Channel(HTTPChannel):
         except OSError:
             return False
 
-    def blocking(self) -> AbstractContextManager[object]:
-        """Release this worker's concurrency permit while it blocks on I/O."""
+    @property
+    def workers(self) -> Workers:
+        """The threads that answer this port's requests."""
         workers: Workers = self.server.task_dispatcher
-        return workers.blocking()
+        return workers
 
     @property
     def idle(self) -> bool:
