@@ -230,17 +230,25 @@ def test_a_file_cut_off_is_broken(data, part):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("data", KINDS.values(), ids=KINDS.keys())
-def test_damaged_files_raise_nothing_but_our_errors(data):
+@pytest.mark.parametrize("name", KINDS)
+def test_damaged_files_raise_nothing_but_our_errors(name):
+    """And what is decoded, in spite of the damage, has the pixels that Pillow finds in the whole file."""
+    data = KINDS[name]
     rng = np.random.default_rng(len(data))
     for _ in range(60):
         damaged = bytearray(data)
-        for at in rng.integers(0, min(len(data), 4000), rng.integers(1, 9)):
+        for at in rng.integers(0, min(len(data), rng.choice((100, 4000))), rng.integers(1, 9)):
             damaged[at] = rng.integers(0, 256)
         try:
-            pixels_of(bytes(damaged))
+            ours = decode.decode(damaged := bytes(damaged), decode.read_header(damaged, 1 << 20, 1 << 28), SIZE)
         except GatewayError:
-            pass
+            continue
+        try:
+            image = Image.open(io.BytesIO(damaged), formats=layout.FORMATS)
+            pixels = np.asarray(image.convert("RGB").resize(SIZE, Image.Resampling.NEAREST))
+        except Exception:  # noqa: BLE001 - damage in metadata, of which Pillow would refuse the file
+            continue
+        assert np.array_equal(ours, pixels) or image.mode == "I;16"
 
 
 def png_of(width, height):

@@ -33,8 +33,8 @@ MAX_SCANS = 100
 # Blocks of all scans with arithmetic coding, in which a block may take no bit of the file: 250 ns each with random
 # data, and more in a stream made for it. A photo of 25 megapixels may have 10 scans.
 MAX_ARITHMETIC_BLOCKS = 4_000_000
-# Bytes of a JPEG's tables, JFIF and Adobe segments before the pixels. Pillow parses quantisation tables in Python, 10 us
-# for 65 bytes. Encoders write under 2 kB, and up to 64 kB more with a thumbnail in JFIF.
+# Bytes of a JPEG's tables, JFIF and Adobe segments before the pixels. Pillow parses quantisation tables in Python,
+# 10 us for 65 bytes. Encoders write under 2 kB, and up to 64 kB more with a thumbnail in JFIF.
 MAX_TABLE_BYTES = 1 << 18
 
 # Buffers that don't grow with the picture: zlib's, libjpeg's, libwebp's, and Pillow's pieces of the file.
