@@ -185,6 +185,42 @@ def test_another_version_that_takes_the_same_photos_answers_without_a_second_cal
     assert methods == ["GetModelMetadata", "Predict", "GetModelMetadata", "Predict", "Predict"]
 
 
+@pytest.mark.parametrize("name", ["input_8", "input_16"], ids=["computed", "refused"])
+def test_while_two_servers_differ_each_call_finds_one_that_fits(make, stack, name):
+    """Whichever version photos are prepared for, and whichever the last check has found."""
+    models = [
+        FakeModel(version=1, scores=lambda batch: [[float(one.shape[0])] * 10 for one in batch]),
+        FakeModel(
+            version=2,
+            inputs={name: (types_pb2.DT_FLOAT, (-1, 16, 16, 3))},
+            scores=lambda batch: [[float(one.shape[0])] * 10 for one in batch],
+        ),
+    ]
+    servers = [ModelServer(model) for model in models]
+    for server in servers:
+        stack.callback(server.stop)
+    predictor = make("ipv4:" + ",".join(server.address for server in servers))
+    predictor.watcher.check()
+    seen = set()
+    for number in range(40):
+        if number % 5 == 0:
+            predictor.watcher.check()
+        model = predictor.versions.route()
+        prediction = predictor.predict(model, [photo(size=model.size[0])], Deadline.after(5))
+        seen.add((prediction.version, prediction.scores[0][0]))
+    assert seen == {(1, 8.0), (2, 16.0)}
+
+
+def test_a_label_that_moves_back_to_a_version_of_another_size_is_followed(reloaded, model_server):
+    for version, size in ((2, 16), (1, 8), (2, 16)):
+        model_server.model.version = version
+        model_server.model.inputs = {"input_8": (types_pb2.DT_FLOAT, (-1, size, size, 3))}
+        before = reloaded.versions.route()
+        with pytest.raises(ModelRefused):
+            reloaded.predict(before, [photo(size=before.size[0])], Deadline.after(5))
+        assert reloaded.versions.fallback(before).size == (size, size)
+
+
 def test_servers_that_reload_one_after_the_other_answer_with_both_versions(make, stack):
     servers = [ModelServer(FakeModel(version=version)) for version in (1, 2)]
     for server in servers:

@@ -194,17 +194,17 @@ def test_missing_canary_falls_back_to_stable(start_gateway, stack):
     )
     assert gateway.post("/predict", PHOTO)[2]["X-Model-Version"] == "2"
     refusal = (grpc.StatusCode.NOT_FOUND, "Servable not found for request: Specific(clothing-model, 2)")
-    model.fail = [refusal]
+    model.fail = [refusal] * 4  # on each server that is tried
     status, body, headers = gateway.post("/predict", PHOTO)
     assert (status, headers["X-Model-Version"]) == (200, "1")
     assert body == dict(zip(LABELS, expected_scores(PHOTO), strict=True))
     counted = gateway.admin("/metrics")[1]
     assert 'gateway_predictions_total{track="stable",version="1"} 1.0' in counted
-    assert 'gateway_rpcs_total{code="NOT_FOUND",method="Predict"} 1.0' in counted
+    assert 'gateway_rpcs_total{code="NOT_FOUND",method="Predict"} 4.0' in counted
     # Nothing stands in for what both refuse, nor for a version that the client has named.
-    model.fail = [refusal, refusal]
+    model.fail = [refusal] * 8
     assert gateway.post("/predict", PHOTO)[0] == 502
-    model.fail = [refusal]
+    model.fail = [refusal] * 4
     assert gateway.post("/predict", PHOTO, **{"X-Model-Version": "2"})[0] == 502
 
 
@@ -343,8 +343,8 @@ def test_predict_refuses_several_photos(gateway, photos, problem):
     ("failure", "status", "code"),
     [
         ([grpc.StatusCode.INTERNAL], 502, "model-failed"),
-        ([grpc.StatusCode.INVALID_ARGUMENT], 502, "model-refused"),
-        ([grpc.StatusCode.NOT_FOUND], 502, "model-refused"),
+        ([grpc.StatusCode.INVALID_ARGUMENT] * 4, 502, "model-refused"),
+        ([grpc.StatusCode.NOT_FOUND] * 4, 502, "model-refused"),
         ([grpc.StatusCode.UNAVAILABLE] * 3, 503, "model-unavailable"),
         ([(grpc.StatusCode.RESOURCE_EXHAUSTED, "")] * 99, 503, "model-busy"),
         ([(grpc.StatusCode.UNAVAILABLE, "The batch scheduling queue … is full")] * 3, 503, "model-queue-full"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +40,8 @@ Batch = Sequence[Element]
 
 # How often a waiting call checks whether its client is still connected.
 _CLIENT_CHECK_SECONDS = 0.1
+# By a call that meets another version than its photos were prepared for: while two servers differ, that is one in 16.
+_SERVERS_TRIED = 4
 # The pauses before a refused call is made again, as gRPC has them for UNAVAILABLE (channels.py).
 _BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.05, 0.5
 
@@ -97,19 +98,34 @@ class Predictor:
     def _predict(
         self, model: Model, photos: Batch, deadline: Deadline, metadata: Metadata, has_left: Callable[[], bool]
     ) -> Prediction:
+        """Scores of a batch, from a server that has the version which the photos were prepared for.
+
+        Servers reload one after the other: one that is refused by the next may be accepted by the one after. When no
+        server has that version any more, ``versions.fallback`` gives what they have.
+        """
         asked = self.versions.by_name[model.track]
         message = self._dialect.predict_request(model, asked, photos)
         start = time.monotonic()
-        try:
-            response = self._retried(asked, message, deadline, metadata, has_left)
-        except ModelRefused as refusal:
-            if type(refusal) is ModelRefused:  # the model may be another one now, which fallback() then gives
-                self.watcher.recheck(asked, start, deadline)
-            raise
-        version = self._dialect.version(response) or model.version
-        if version != model.version:
-            self._require_same_photos(model, asked, version, deadline)
-        return Prediction(self._scores(model, response, len(photos)), version)
+        for attempt in range(_SERVERS_TRIED):
+            is_last = attempt == _SERVERS_TRIED - 1
+            try:
+                response = self._retried(asked, message, deadline, metadata, has_left)
+            except ModelRefused as refusal:
+                if type(refusal) is not ModelRefused:  # it failed, or its answer is unusable
+                    raise
+                if is_last or not self._throttle.failed():
+                    self.watcher.recheck(asked, start, deadline)
+                    raise
+                continue
+            version = self._dialect.version(response) or model.version
+            found = model if version == model.version else self._described(asked, version, deadline)
+            if found.takes_photos_of(model):
+                return Prediction(self._scores(model, response, len(photos)), version)
+            # TensorFlow Serving computes tensors of another size without a word, where the graph can.
+            if is_last or not self._throttle.failed():
+                break
+        self.watcher.adopt(asked, found)
+        raise ModelRefused(cause=f"version {version} answered, to photos prepared for version {model.version}")
 
     def _retried(
         self, asked: ModelVersion, message: bytes, deadline: Deadline, metadata: Metadata, has_left: Callable[[], bool]
@@ -118,7 +134,8 @@ class Predictor:
 
         It never began, so nothing is done twice. Retries within gRPC can't do it: they know a status, not its details.
         """
-        for attempt in itertools.count():
+        attempt = 0
+        while True:
             self._take_slot(asked, deadline, has_left, first=attempt > 0)
             try:
                 response = self._call(asked, message, deadline, metadata, has_left)
@@ -128,10 +145,10 @@ class Predictor:
                 if not self._throttle.failed() or pause >= deadline.remaining():
                     raise
                 time.sleep(pause)
+                attempt += 1
             else:
                 self._throttle.succeeded()
                 return response
-        raise AssertionError  # count() has no end
 
     def _take_slot(self, asked: ModelVersion, deadline: Deadline, has_left: Callable[[], bool], *, first: bool) -> None:
         """Wait for one of the calls that the servers accept, while there is time left for the call itself."""
@@ -214,16 +231,13 @@ class Predictor:
 
         call.add_done_callback(end)
 
-    def _require_same_photos(self, model: Model, asked: ModelVersion, version: int, deadline: Deadline) -> None:
-        """Raise where another version than the one that photos were prepared for has answered, and takes other photos.
-
-        After a hot reload TensorFlow Serving computes tensors of another size without a word, where the graph can.
-        """
+    def _described(self, asked: ModelVersion, version: int, deadline: Deadline) -> Model:
+        """The model of another version that has answered."""
+        self.watcher.request_check()
         found = self.watcher.describe(asked, version, deadline)
         if found is None:
             raise ModelUnavailable(cause=f"version {version} answered, and no server describes it")
-        if not found.takes_photos_of(model):
-            raise ModelRefused(cause=f"version {version} answered, to photos prepared for version {model.version}")
+        return found
 
     def _scores(self, model: Model, response: Any, photos: int) -> npt.NDArray[np.floating[Any]]:  # noqa: ANN401
         scores = self._dialect.scores(response, model)

@@ -94,7 +94,7 @@ class Watcher:
 
     def describe(self, version: ModelVersion, number: int, deadline: Deadline) -> Model | None:
         """The model of a version number that has answered; None where no server describes it before a deadline."""
-        if number in version.known:
+        if number in version.known:  # as it is for all but the first call after a reload
             return version.known[number]
         if not self._lock.acquire(timeout=max(deadline.remaining(), 0)):
             return None
@@ -104,14 +104,20 @@ class Watcher:
                 if number in version.known or deadline.remaining() <= 0:
                     break
                 try:
-                    self._accept(version, self._dialect.describe(self._ask(named), named))
-                except grpc.RpcError:
+                    self._remember(version, self._dialect.describe(self._ask(named), named))
+                except (grpc.RpcError, ValueError):  # ValueError: the channel was closed
                     time.sleep(_DESCRIBE_PAUSE_SECONDS)
                 except Misfit as misfit:
                     _settle(version, str(misfit))
+                    break
             return version.known.get(number)
         finally:
             self._lock.release()
+
+    def adopt(self, version: ModelVersion, model: Model) -> None:
+        """Set the model that the servers have by now, ahead of the next check."""
+        with self._lock:
+            _settle(version, model)
 
     def _check_all(self) -> None:
         try:
@@ -155,9 +161,12 @@ class Watcher:
             version.checked = time.monotonic()
         self._reached(version)
         try:
-            self._accept(version, self._dialect.describe(response, version))
+            model = self._dialect.describe(response, version)
         except Misfit as misfit:
             _settle(version, str(misfit))
+            return True
+        self._remember(version, model)
+        _settle(version, model)
         return True
 
     def _ask(self, version: ModelVersion) -> Any:  # noqa: ANN401 - a message of the dialect
@@ -189,7 +198,7 @@ class Watcher:
             self._channels.renew()
         version.failures = 0
 
-    def _accept(self, version: ModelVersion, model: Model) -> None:
+    def _remember(self, version: ModelVersion, model: Model) -> None:
         settings = self._settings
         payload = model.payload_bytes(
             min(settings.predict_batch_size, settings.max_photos),
@@ -198,7 +207,6 @@ class Watcher:
         # Room for the names and shapes around the tensor.
         self._channels.require_retry_buffer(payload + (64 << 10))
         version.remember(model)
-        _settle(version, model)
 
     def _fail(self, version: ModelVersion, code: grpc.StatusCode, details: str, began: float) -> bool:
         settings = self._settings
