@@ -72,10 +72,13 @@ model_config_list {
 {{- $versions := list -}}
 {{- with .Values.model -}}
 {{- range default (concat (list .version .canary.version) (values .versionLabels) .selectableVersions) .versions -}}
-{{- $versions = append $versions (. | toJson | trimAll "\"") -}}
+{{- $version := . | toJson | trimAll "\"" -}}
+{{- if regexMatch "^[0-9]+$" $version -}}
+{{- $versions = append $versions $version -}}
 {{- end -}}
 {{- end -}}
-{{- mustRegexFindAll "\\b[0-9]+\\b" (join " " $versions) -1 | uniq | sortAlpha | toJson -}}
+{{- end -}}
+{{- $versions | uniq | sortAlpha | toJson -}}
 {{- end -}}
 
 {{- /* Defaults of TensorFlow Serving's flags, with server.flags over them; as JSON. */ -}}
