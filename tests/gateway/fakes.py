@@ -1,4 +1,4 @@
-"""Stand-ins with real sockets: a model server that can be told to fail, a photo server, a gateway process."""
+"""Test doubles on real sockets: a model server that fails on demand, a photo server, a gateway process."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ SICK = {
 
 
 @pytest.mark.parametrize("sick", SICK.values(), ids=SICK)
-def test_what_is_wrong_is_named_with_the_value(stack, sick):
+def test_faults_are_reported_with_the_value_to_change(stack, sick):
     server = ModelServer(FakeModel(**sick.model))
     stack.callback(server.stop)
     findings = look(server.address, **sick.settings)
@@ -251,7 +251,7 @@ def test_a_server_that_is_down():
     }
 
 
-def test_a_name_that_leads_nowhere(monkeypatch):
+def test_a_name_that_does_not_resolve(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse_names(socket.EAI_NONAME))
     found = of(look("dns:///demo-server-headless:8500"), "dns")[0]
     assert "demo-server-headless has no address: no model server is ready" in found.text
@@ -282,7 +282,7 @@ def lead(monkeypatch, name, *addresses):
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
-def test_each_server_of_a_headless_service_is_looked_at(monkeypatch, stack):
+def test_each_server_of_a_headless_service_is_checked(monkeypatch, stack):
     port = free_port()
     for host, versions in (("127.0.0.1", ()), ("127.0.0.2", (2,))):
         stack.callback(ModelServer(FakeModel(others=versions), port, host=host).stop)
@@ -298,7 +298,7 @@ def test_each_server_of_a_headless_service_is_looked_at(monkeypatch, stack):
     assert len([finding for finding in findings if finding.check == "predict"]) == 2
 
 
-def test_the_address_of_the_service_itself_is_told_from_a_pods(monkeypatch, model_server):
+def test_a_cluster_ip_is_told_from_a_pod_address(monkeypatch, model_server):
     lead(monkeypatch, "demo-server", "127.0.0.1")
     port = model_server.address.rpartition(":")[2]
     names = {"127.0.0.1": ("demo-server.photos.svc.cluster.local", [], [])}
@@ -310,7 +310,7 @@ def test_the_address_of_the_service_itself_is_told_from_a_pods(monkeypatch, mode
     assert of(look(f"demo-server:{port}", environment=POD), "dns") == []
 
 
-def test_what_is_no_model_server(stack):
+def test_a_grpc_server_of_another_kind(stack):
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -395,13 +395,13 @@ def test_tls(serve_tls, certificates, model_server, server, settings, state, wor
     assert (of(findings, *MODEL) == []) == (state == report.OK)
 
 
-def test_a_server_with_tls_that_the_gateway_knows_nothing_of(serve_tls):
+def test_a_tls_server_and_a_gateway_without_tls(serve_tls):
     found = of(look(serve_tls()), "model")[0]
     assert "speaks TLS, and the gateway does not" in found.text
     assert "gateway.serverTls.secretName" in found.change
 
 
-def test_wrong_settings_are_all_named():
+def test_all_invalid_settings_are_reported():
     findings = look(labels="a,a", fetch_allowed_ports="http", max_photos=100)
     assert [(finding.check, finding.state) for finding in findings] == [("settings", report.FAIL)] * 2
     assert {finding.change for finding in findings} == {"model.labels", "gateway.fetch.allowedPorts"}
@@ -409,7 +409,7 @@ def test_wrong_settings_are_all_named():
     assert finding.change == "gateway.maxPhotos, gateway.maxInFlight"
 
 
-def test_settings_that_make_no_sense_together():
+def test_contradictory_settings():
     findings = look(
         environment={"GATEWAY_LABLES": "a"}, fetch_timeout_seconds=20, drain_timeout_seconds=5, model_check_seconds=1
     )
@@ -429,7 +429,7 @@ def test_keys(tmp_path):
     assert of(look(keys_file=keys), "keys") == []
 
 
-def test_what_the_gateway_itself_says(model_server, start_gateway):
+def test_the_gateways_own_metrics_and_readiness(model_server, start_gateway):
     gateway = start_gateway(model_server.address, max_in_flight=1, max_photos=1)
     admin = f"http://127.0.0.1:{gateway.admin_port}"
     photo = image_bytes()
@@ -447,7 +447,7 @@ def test_what_the_gateway_itself_says(model_server, start_gateway):
     assert f"{__version__}" not in found.text
 
 
-def test_a_gateway_that_is_not_ready_says_why(model_server, start_gateway):
+def test_a_gateway_that_is_not_ready_gives_its_reason(model_server, start_gateway):
     gateway = start_gateway(model_server.address, wait_ready=False, labels="a,b")
     admin = f"http://127.0.0.1:{gateway.admin_port}"
     found = None
@@ -500,7 +500,7 @@ def test_a_photo_is_fetched_as_the_gateway_would(photo_server):
     assert "424 photo-server-failed" in found.text
 
 
-def test_where_photos_come_from(monkeypatch):
+def test_reachability_of_photo_servers(monkeypatch):
     found = only(look(fetch_proxy=f"http://127.0.0.1:{free_port()}"), "fetch")
     assert (found.state, found.change.partition(";")[0]) == (report.FAIL, "gateway.fetch.proxy")
     findings = look(fetch_allowed_hosts="localhost,*.example.com,nowhere.invalid")
@@ -638,7 +638,7 @@ def test_wrong_settings_end_the_command_with_1_and_wrong_use_with_2(capsys):
         cli.main(["doctor", "--nothing"])
 
 
-def test_nothing_is_waited_for_without_end():
+def test_every_wait_has_a_timeout():
     start = time.monotonic()
     assert network._within(0.1, lambda: time.sleep(2)) is None
     assert time.monotonic() - start < 1.5

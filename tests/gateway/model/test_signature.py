@@ -36,7 +36,7 @@ def describe(inputs=None, outputs=None, name="serving_default", **settings):
     return signature.describe("clothing-model", 3, {name: made}, Settings(**settings))
 
 
-def test_the_courses_model():
+def test_the_course_model_fits_the_defaults():
     model = describe()
     assert (model.input_name, model.output_name) == ("input_8", "dense_7")
     assert (model.size, model.input_type, model.width, model.batch_limit) == ((299, 299), "float32", 10, None)
@@ -90,7 +90,7 @@ def test_models_that_fit(inputs, settings, expected):
         ({"x": (STRING, (-1, 2))}, None, {}, ["encoded photos"]),
     ],
 )
-def test_a_misfit_says_what_and_how_to_mend_it(inputs, outputs, settings, words):
+def test_a_misfit_names_the_setting_to_change(inputs, outputs, settings, words):
     with pytest.raises(Misfit) as caught:
         describe(inputs, outputs, **settings)
     for word in words:
@@ -104,7 +104,7 @@ def test_names_choose_among_several():
 
 
 @pytest.mark.parametrize("shape", [(-1, -1), None])
-def test_an_output_of_open_width_is_taken(shape):
+def test_an_output_of_open_width_fits(shape):
     assert describe(outputs={"d": (FLOAT, shape)}).width is None
 
 
@@ -133,7 +133,7 @@ def written(photos, name="input_8"):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
 @pytest.mark.parametrize("shape", [(1, 1, 3), (2, 2, 3), (9, 16, 3), (73, 100, 3), (299, 299, 3)])
 @pytest.mark.parametrize("batch", [1, 2, 130])
-def test_numbers_are_written_as_they_are(dtype, shape, batch):
+def test_numbers_are_serialised_as_protobuf_does(dtype, shape, batch):
     if batch == 130 and shape[0] > 9:
         shape = (9, 9, 3)
     rng = np.random.default_rng(1)
@@ -149,14 +149,14 @@ def test_numbers_are_written_as_they_are(dtype, shape, batch):
     "photos", [[b"one"], [b"one", b"two"], [b""], [b"x" * 127, b"y" * 128, b"z" * 16384], [b"x" * (1 << 21)]]
 )
 @pytest.mark.parametrize("name", ["x", "serving_default_input_of_a_long_name" * 4, "ü"])
-def test_strings_are_written_as_they_are(photos, name):
+def test_strings_are_serialised_as_protobuf_does(photos, name):
     proto = written(photos, name)
     assert proto.dtype == STRING
     assert list(proto.string_val) == photos
     assert [dim.size for dim in proto.tensor_shape.dim] == [len(photos)]
 
 
-def test_an_array_that_lies_otherwise_in_memory_is_written_in_its_order():
+def test_a_non_contiguous_array_is_serialised_in_its_order():
     turned = np.arange(24, dtype=np.uint8).reshape(2, 4, 3).transpose(1, 0, 2)
     assert written([turned]).tensor_content == turned.tobytes()
     assert written([turned[:, ::-1], turned]).tensor_content == turned[:, ::-1].tobytes() + turned.tobytes()
@@ -196,7 +196,7 @@ def test_answers_are_read_in_each_form(proto, expected):
         proto_of(999, (1,)),
     ],
 )
-def test_answers_that_are_not_what_they_say(proto):
+def test_inconsistent_tensors_are_refused(proto):
     with pytest.raises(tensor.TensorError):
         tensor.read(proto)
 
@@ -209,7 +209,7 @@ def test_probabilities_are_the_softmax_of_logits():
     assert probabilities(np.float32([1000, -1000])).tolist() == [1, 0]
 
 
-def test_a_distribution_stays_as_it_is():
+def test_a_distribution_is_not_changed():
     given = np.float32([0.1, 0.2, 0.7])
     assert np.array_equal(probabilities(given), given)
     for not_one in ([0.5, 0.2, 0.7], [-0.1, 0.4, 0.7]):

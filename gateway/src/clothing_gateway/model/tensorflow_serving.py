@@ -33,8 +33,8 @@ from clothing_gateway.settings import Settings
 SERVICE = "tensorflow.serving.PredictionService"
 _INPUTS: int = predict_pb2.PredictRequest.INPUTS_FIELD_NUMBER
 # RESOURCE_EXHAUSTED has many reasons, told apart by their details.
-# A server without a free thread refuses a call before it begins: TensorFlow Serving up to 2.19 with no details, later
-# ones with the second text, and grpcio, on which the portable server stands, with the third.
+# A server without a free thread refuses a call before it begins: TensorFlow Serving up to 2.19 and the portable server
+# with no details, later ones with the second text, and any server on grpcio with the third.
 _NO_THREAD = ("", "Server Threadpool Exhausted", "Concurrent RPC limit exceeded!")
 # A full batching queue; UNAVAILABLE, as an absent server is, in most versions (shared_batch_scheduler.h).
 _QUEUE_FULL = "batch scheduling queue"
