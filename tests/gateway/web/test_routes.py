@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import sys
 import threading
 import time
 from wsgiref.util import setup_testing_defaults
@@ -390,3 +392,29 @@ def test_parallel_requests_share_nothing(app):
         thread.join()
     assert wrong == []
     assert len({json.dumps(answer) for answer in answers.values()}) == 6
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (PHOTO[:-20] * 2, "image/jpeg"),
+        (OTHER[:60], "image/png"),
+        (b"no photo", "image/png"),
+    ],
+    ids=["photo cut off", "photo without pixels", "no photo"],
+)
+def test_refused_body_is_freed_without_the_garbage_collector(app, body, kind):
+    class Input(io.BytesIO):
+        def read(self, _size=-1):
+            return body
+
+    app.ask("/classify", b"", kind, **{"wsgi.input": Input()})  # whatever is kept once
+    before = sys.getrefcount(body)
+    gc.disable()
+    try:
+        for _ in range(3):
+            status, _, _ = app.ask("/classify", b"", kind, **{"wsgi.input": Input()})
+            assert 400 <= status < 500
+        assert sys.getrefcount(body) == before
+    finally:
+        gc.enable()
