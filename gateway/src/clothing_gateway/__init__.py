@@ -1,3 +1,3 @@
-"""An HTTP gateway that takes a photo, by URL or upload, and asks TensorFlow Serving what is on it."""
+"""HTTP gateway for an image classifier on TensorFlow Serving: URL or upload."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""A client of the gateway, for programs: upload photos, or have the gateway fetch them.
+"""Client of the gateway, for programs: uploads photos, or has the gateway fetch them.
 
     from clothing_gateway.client import Client, ClientError
 
@@ -10,12 +10,12 @@
         else:
             print(answer.best.label, answer.best.probability)
 
-ClientError                what a photo's classification may end with
-├── NoAnswer               the gateway wasn't reached, or did not answer in time
-├── UnexpectedAnswer       something answered, and not as a gateway does
-└── Problem                the gateway said no: problem details (RFC 9457), with status and code
+ClientError                a photo was not classified
+├── NoAnswer               connection failed or cut, or timed out
+├── UnexpectedAnswer       the response is not a gateway's
+└── Problem                the gateway's error: problem details (RFC 9457), with status and code
 
-It needs no more than urllib3.
+Its only dependency is urllib3.
 """
 
 from __future__ import annotations
@@ -41,47 +41,47 @@ from urllib3.util import parse_url
 
 from clothing_gateway import __version__
 
-# A photo: a file, its bytes, or where the gateway shall fetch it from (a string that begins with http:// or https://).
+# A photo: a file's path, its bytes, or a URL (http:// or https://) that the gateway fetches.
 Photo = str | os.PathLike[str] | bytes
 
-# The gateway's own 20 seconds from the first byte on, and as much for sending a large photo over a slow line.
+# The gateway's own deadline, 20 seconds from the first byte, and as much for uploading a large photo on a slow line.
 TIMEOUT_SECONDS = 40.0
-# An address that takes no connection in this time is no gateway's; photos take longer, connections don't.
+# Connect timeout: photos may take longer, connections don't.
 CONNECT_SECONDS = 10.0
-# With the pauses below, some 4 seconds for a gateway that is away, and some 25 for a model that is being loaded.
+# With the pauses below, some 4 seconds for an unreachable gateway, and some 25 for a model that is being loaded.
 ATTEMPTS = 5
-# A rate's Retry-After may come many times, and a photo that has waited a minute is better told of than waited for.
+# A rate limit may refuse many times: a photo that has waited a minute is reported rather than retried.
 RETRY_SECONDS = 60.0
 
-# The pause before the second attempt, doubled for each further one: long enough for a connection that was cut in an
-# orderly end, and soon many times that, as whatever is away longer needs time and no callers.
+# Exponential backoff: the first pause is enough for a connection cut by a graceful shutdown; a longer outage needs time
+# and no callers.
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 8.0
-# Where a gateway's own words come a little after its deadline, they are better than none.
+# The gateway's own timeout response arrives a little after its deadline, and says more than a local timeout.
 _MARGIN_SECONDS = 1.0
 _KEY = re.compile(r"[\x21-\x7e]+")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 class ClientError(Exception):
-    """A photo was not classified; the text says why. ``request_id`` leads to the gateway's log line."""
+    """A photo was not classified; ``request_id`` finds the gateway's log line."""
 
     request_id: str = ""
     attempts: int = 1
 
     @property
     def is_photos_own(self) -> bool:
-        """Whether the photo is to blame, so that another one may well be classified."""
+        """Whether the photo is the cause, so that another one may be classified."""
         return False
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds to wait before another attempt, where one makes sense; 0 where nobody said how long."""
+        """Seconds to wait before a retry; 0 where none were given, None for no retry."""
         return None
 
 
 class NoAnswer(ClientError):
-    """No connection, a connection that ended too early, or no answer in time."""
+    """Connection failed or cut, or timed out."""
 
     def __init__(self, words: str, *, again: bool, request_id: str = "") -> None:
         super().__init__(words)
@@ -90,14 +90,14 @@ class NoAnswer(ClientError):
 
     @property
     def retry_after(self) -> float | None:
-        """0, but None after a timeout: the time has been spent, and the gateway's work with it."""
+        """0; None after a timeout, as a retry would cost the gateway as much again."""
         return 0.0 if self._again else None
 
 
 class UnexpectedAnswer(ClientError):
-    """What answers is no gateway: a load balancer without one behind it, say, or another program on the port.
+    """The response is not a gateway's: of a load balancer alone, or another program.
 
-    ``status`` is 0 where it does not even speak HTTP.
+    ``status`` is 0 where it is not HTTP.
     """
 
     def __init__(self, words: str, status: int, retry_after: float | None = None) -> None:
@@ -107,14 +107,14 @@ class UnexpectedAnswer(ClientError):
 
     @property
     def retry_after(self) -> float | None:
-        """What Retry-After said; 0 for a load balancer's 502, 503 and 504 without it, which are soon over."""
+        """Retry-After; 0 for a load balancer's 502, 503 and 504 without it: they pass soon."""
         if self._retry_after is not None:
             return self._retry_after
         return 0.0 if self.status in (502, 503, 504) else None
 
 
 class Problem(ClientError):
-    """The gateway's refusal: its README lists every ``code``."""
+    """The gateway's error; its README lists every ``code``."""
 
     def __init__(self, status: int, code: str, title: str, detail: str, retry_after: float | None = None) -> None:
         super().__init__(f"{status} {code}: {detail}")
@@ -126,12 +126,12 @@ class Problem(ClientError):
 
     @property
     def is_photos_own(self) -> bool:
-        """True for what is wrong with the photo, its address or its server, and for one that took too long."""
+        """True for errors of the photo, its URL or its server, and for timeouts."""
         return self.status in (400, 408, 413, 415, 422, 424, 504)
 
     @property
     def retry_after(self) -> float | None:
-        """What the gateway's Retry-After said; None where another attempt would end the same way."""
+        """The gateway's Retry-After; None where a retry would fail the same way."""
         return self._retry_after
 
 
@@ -162,7 +162,7 @@ class Classification:
 
 
 class Client:
-    """Sends photos to one gateway over kept connections. Any number of threads may use it at a time."""
+    """Sends photos to one gateway over a pool of connections; thread-safe."""
 
     def __init__(
         self,
@@ -175,14 +175,13 @@ class Client:
         connections: int = 16,
         on_retry: Callable[[ClientError, float], object] = lambda error, pause: None,
     ) -> None:
-        """Connect to nothing yet. ValueError for an address or a key that can't be one.
+        """Store the options; ValueError for an invalid URL or key. Connects on first use.
 
-        ``url`` is the gateway's, with the path in front of its routes where it has one; ``key`` is sent as bearer key.
-        ``timeout`` is for one attempt, in seconds, and the gateway is told. What may pass by itself (503, 429, no
-        connection) is tried again, ``attempts`` times in all, after what Retry-After says or else a pause that doubles,
-        and a random part of it; ``on_retry`` is called before each pause. 429 is a pace rather than a failure, and not
-        counted; nothing is begun that would be later than ``retry_seconds`` after the first attempt. ``connections``
-        are kept open for the next photo; more threads open more.
+        ``url`` is the gateway's, with its path prefix where it has one; ``key`` is sent as bearer key. ``timeout`` is
+        for one attempt, in seconds, and sent to the gateway. Transient failures (503, 429, no connection) are retried,
+        ``attempts`` in all, after Retry-After or else exponential backoff, both with jitter; ``on_retry`` is called
+        before each pause. A 429 is a pace rather than a failure, and not counted as an attempt. No attempt starts later
+        than ``retry_seconds`` after the first one. ``connections`` are kept open; more threads open more.
         """
         parts = parse_url(url)
         if parts.scheme not in ("http", "https") or not parts.host or parts.query or parts.fragment:
@@ -205,7 +204,7 @@ class Client:
         }
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key}"
-        # Photos are megabytes: http.client would read them in pieces of 16 kB.
+        # Photos are megabytes: http.client would send them in pieces of 16 kB.
         self._http = urllib3.PoolManager(maxsize=connections, retries=False, blocksize=1 << 18)
 
     def __enter__(self) -> Self:
@@ -215,21 +214,20 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the kept connections."""
+        """Close the connections."""
         self._http.clear()
 
     def classify(self, photo: Photo, *, top: int | None = None, model_version: str | None = None) -> Classification:
-        """What is on a photo: all labels, or the ``top`` best.
+        """Classify a photo: all labels, or the ``top`` best.
 
-        A photo is a file's path, the file's bytes, or, as a string that begins with http:// or https://, an address
-        which the gateway fetches. ``model_version`` asks for a version, by number or label, where the gateway allows
-        that.
+        A photo is a file's path, the file's bytes, or a URL (http:// or https://) that the gateway fetches.
+        ``model_version`` requests a version, by number or label, where the gateway allows that.
 
-        Raises NoAnswer, UnexpectedAnswer or Problem, all of them ClientError, when there is no answer and no attempt
-        is left; OSError for a file that can't be read.
+        Raises NoAnswer, UnexpectedAnswer or Problem, all of them ClientError, when the last attempt failed; OSError for
+        a file that can't be read.
         """
         headers = dict(self._headers)
-        # The same for every attempt: a canary's choice goes by it, and one search in the log finds them all.
+        # The same for every attempt: it selects the canary, and one search in the log finds them all.
         headers["X-Request-Id"] = uuid.uuid4().hex
         if model_version is not None:
             headers["X-Model-Version"] = quote(model_version)
@@ -259,7 +257,7 @@ class Client:
                 if error.retry_after is None or failures >= self._attempts:
                     raise
                 longest = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** max(0, failures - 1))
-                # Never sooner than asked for, and not all at the same moment.
+                # Jitter: never sooner than asked for, and not all clients at the same moment.
                 pause = error.retry_after + random.uniform(0, longest)  # noqa: S311 - nothing is secret about it
                 if time.monotonic() + pause > end:
                     raise
@@ -297,7 +295,7 @@ def _no_answer(url: str, error: urllib3.exceptions.HTTPError, seconds: float, re
 
 
 def _cause(error: Exception) -> BaseException:
-    """What urllib3 wraps."""
+    """The innermost cause of urllib3's error."""
     cause: BaseException = error
     while cause.__cause__ is not None or (cause.args and isinstance(cause.args[-1], BaseException)):
         cause = cause.__cause__ or cause.args[-1]
@@ -305,7 +303,7 @@ def _cause(error: Exception) -> BaseException:
 
 
 def _words(error: Exception) -> str:
-    """The system's words for what went wrong, where there are any."""
+    """The operating system's error message, where there is one."""
     cause = _cause(error)
     return (isinstance(cause, OSError) and cause.strerror) or str(cause)
 

@@ -1,4 +1,4 @@
-"""The command ``classify``: finds photos, asks a gateway or a model server about each, several at a time."""
+"""The command ``classify``: classifies photos concurrently, by gateway or server."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from clothing_gateway.commands.output import Csv, Detail, JsonLines, Outcome, Ta
 from clothing_gateway.commands.progress import Progress
 from clothing_gateway.settings import Settings
 
-# What the gateway takes (photo.FORMATS), by the names that such files have.
+# File names of the formats that the gateway decodes (image.decode).
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
-# Keeps a gateway of one or two cores busy while other photos are on their way, and leaves most of its 32 places to
-# others.
+# Photos in flight: keeps a gateway of one or two cores busy, and leaves most of its 32 in-flight slots to others.
 PARALLEL = 4
-# So many photos in a row, and at least one for each that is sent at a time, that failed for no reason of their own: the
-# next ten thousand would fail as well.
+# Consecutive failures, and at least one for each photo in flight, that are not the photos' own: the next ten thousand
+# would fail as well.
 _HOPELESS_IN_A_ROW = 4
 _NOTE_SECONDS = 5.0
 
@@ -35,12 +34,12 @@ class CommandError(Exception):
 
 
 class PhotoError(Exception):
-    """What was given is no photo, or none for this way to classify it; the text says why."""
+    """The argument is no photo, or can't be classified in this way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What is wanted, and where."""
+    """Format and destination of the results."""
 
     top: int | None = None
     json: bool = False
@@ -49,12 +48,12 @@ class Output:
 
 
 def is_url(photo: str) -> bool:
-    """Whether a photo is given by its address."""
+    """Whether a photo is given by its URL."""
     return photo.startswith(("http://", "https://"))
 
 
 def find(arguments: Sequence[str]) -> Iterator[tuple[str, Exception | None]]:
-    """Each photo, folders' photos in the order of their names, or what could not be looked into, and why."""
+    """Yield each photo, those of a folder by name, with the error of an unreadable one."""
     for argument in arguments:
         if is_url(argument) or not Path(argument).is_dir():
             yield argument, None
@@ -76,7 +75,7 @@ def find(arguments: Sequence[str]) -> Iterator[tuple[str, Exception | None]]:
 
 @contextmanager
 def by_gateway(client: Client, top: int | None) -> Iterator[Ask]:
-    """Ask a gateway."""
+    """Classify by a gateway."""
 
     def ask(photo: str) -> Classification:
         start = time.perf_counter()
@@ -90,8 +89,8 @@ def by_gateway(client: Client, top: int | None) -> Iterator[Ask]:
 
 @contextmanager
 def by_server(settings: Settings) -> Iterator[Ask]:
-    """Prepare photos here, and ask a model server directly."""
-    # Not at the top: who asks a gateway needs neither gRPC nor NumPy.
+    """Preprocess photos here, and call a model server directly."""
+    # Not at the top: by a gateway, neither gRPC nor NumPy is needed.
     from clothing_gateway.deadline import Deadline
     from clothing_gateway.errors import GatewayError
     from clothing_gateway.model.predictor import Predictor
@@ -136,7 +135,7 @@ def by_server(settings: Settings) -> Iterator[Ask]:
 
 
 class Notes:
-    """Says what is waited for, and not for each photo anew."""
+    """Prints retries, at most one in _NOTE_SECONDS."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -144,7 +143,7 @@ class Notes:
         self.progress: Progress | None = None
 
     def retry(self, error: ClientError, pause: float) -> None:
-        """A photo will be sent again."""
+        """Print that a photo will be retried, and why."""
         with self._lock:
             now = time.monotonic()
             if now - self._said < _NOTE_SECONDS:
@@ -156,7 +155,7 @@ class Notes:
 
 
 class _Work:
-    """Photos asked about by several threads, which end when they are told to or when the photos do."""
+    """Threads that classify photos until none is left, or until stopped."""
 
     def __init__(self, photos: Sequence[tuple[str, Exception | None]], ask: Ask, parallel: int) -> None:
         self._photos = iter(enumerate(photos))
@@ -166,15 +165,15 @@ class _Work:
         self._done: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
         self._threads = min(parallel, len(photos))
         for _ in range(self._threads):
-            # Daemons: an interrupted command waits for no answer.
+            # Daemons: an interrupted command waits for no response.
             threading.Thread(target=self._work, daemon=True).start()
 
     def stop(self) -> None:
-        """Begin no further photo."""
+        """Start no further photo."""
         self._stopping = True
 
     def outcomes(self) -> Iterator[Outcome | None]:
-        """Each outcome as it comes, and None every tenth of a second in between."""
+        """Yield outcomes in order of completion, and None every 0.1 s in between."""
         while self._threads:
             try:
                 outcome = self._done.get(timeout=0.1)
@@ -187,7 +186,7 @@ class _Work:
                 yield outcome
 
     def rest(self) -> Iterator[Outcome]:
-        """What is there already."""
+        """Yield the outcomes that are complete, without waiting."""
         while not self._done.empty():
             if (outcome := self._done.get()) is not None:
                 yield outcome
@@ -202,15 +201,15 @@ class _Work:
             answer: Classification | Exception
             try:
                 answer = problem or self._ask(photo)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is this photo's, and the others go on
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this photo's, and the others continue
                 answer = error
             self._done.put(Outcome(photo, answer, number))
         self._done.put(None)
 
 
 def run(arguments: Sequence[str], ask: Ask, output: Output, parallel: int, notes: Notes) -> bool:
-    """Ask about all photos, and whether each of them got its answer. KeyboardInterrupt when all is written."""
-    # What a name has that is no UTF-8 is shown somehow, and ends nothing.
+    """Classify all photos; whether each was. KeyboardInterrupt is raised after writing."""
+    # A name that is not UTF-8 is escaped, in place of an exception.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     photos = list(find(arguments))
@@ -245,7 +244,7 @@ def run(arguments: Sequence[str], ask: Ask, output: Output, parallel: int, notes
 
 
 def _writers(photos: list[tuple[str, Exception | None]], output: Output, stack: ExitStack) -> list[Writer]:
-    """Where outcomes go. Photos that a resumed file has answers for are taken out of the list."""
+    """The writers; photos that a resumed file has results for leave the list."""
     writers: list[Writer] = []
     if output.csv == "-":
         writers.append(Csv(sys.stdout, output.top))
@@ -276,7 +275,7 @@ def _write(outcome: Outcome, writers: Sequence[Writer], progress: Progress) -> N
 
 
 def _is_photos_own(outcome: Outcome) -> bool:
-    """Whether the photo has its answer, or is itself to blame that it hasn't."""
+    """Whether the photo was classified, or is itself the cause that it wasn't."""
     answer = outcome.answer
     return not isinstance(answer, ClientError) or answer.is_photos_own
 

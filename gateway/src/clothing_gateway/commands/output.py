@@ -1,4 +1,4 @@
-"""What the command ``classify`` writes: for people one photo in full or a line for each, JSON lines, or CSV."""
+"""Output of ``classify``: one photo in detail, a table, JSON lines, or CSV."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Protocol, TextIO
 
 from clothing_gateway.client import Classification, Prediction, Problem
 
-# Of several photos, more labels than these make long lines of what nobody asked for.
+# For several photos, more labels make lines too long to read.
 TOP_OF_SEVERAL = 3
 _NAME_WIDTH = 40
 _LABEL_WIDTH = 12
 
 
 class ResultsError(Exception):
-    """The results can't be written, or not added to what is there; the text says why."""
+    """The results can't be written, or not appended to the file's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One photo, with the answer for it or the reason that there is none."""
+    """One photo, with its classification or its error."""
 
     photo: str
     answer: Classification | Exception
@@ -33,7 +33,7 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """The reason in words; empty where there is an answer."""
+        """The error's text; empty where the photo was classified."""
         if not isinstance(self.answer, Exception):
             return ""
         if isinstance(self.answer, OSError):
@@ -42,29 +42,29 @@ class Outcome:
 
 
 class Writer(Protocol):
-    """Takes outcomes as they come."""
+    """Writes outcomes in order of completion."""
 
     def write(self, outcome: Outcome) -> None:
-        """Write one."""
+        """Write an outcome."""
 
     def close(self) -> None:
-        """Write what was held back, if anything was."""
+        """Write buffered outcomes."""
 
 
 def printable(text: str) -> str:
-    """A text that does nothing to a terminal: the names of files may hold anything."""
+    """The text without control characters, which file names may hold."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 class Detail:
-    """One photo for people: a line for each label, and the time of each step."""
+    """One photo in detail: a line per label, and the time of each stage."""
 
     def __init__(self, stream: TextIO, top: int | None) -> None:
         self._stream = stream
         self._top = top
 
     def write(self, outcome: Outcome) -> None:
-        """Write the answer; what failed, the command says."""
+        """Write the classification; errors are written by the command."""
         if isinstance(outcome.answer, Exception):
             return
         answer, predictions = outcome.answer, outcome.answer.predictions[: self._top]
@@ -75,11 +75,11 @@ class Detail:
         print(*map(printable, lines), sep="\n", file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: nothing is buffered."""
 
 
 class Table:
-    """Several photos for people: a line for each, in the order in which they were given."""
+    """Several photos as a table: a line per photo, in the arguments' order."""
 
     def __init__(self, stream: TextIO, photos: Sequence[str], top: int | None) -> None:
         self._stream = stream
@@ -89,14 +89,14 @@ class Table:
         self._waiting: dict[int, Outcome] = {}
 
     def write(self, outcome: Outcome) -> None:
-        """Write the line, when those before it are written."""
+        """Write the line once those before it are written."""
         self._waiting[outcome.number] = outcome
         while (found := self._waiting.pop(self._next, None)) is not None:
             self._line(found)
             self._next += 1
 
     def close(self) -> None:
-        """Write what waited for others that never came."""
+        """Write lines that waited for photos that were not classified."""
         for number in sorted(self._waiting):
             self._line(self._waiting[number])
         self._waiting.clear()
@@ -115,7 +115,7 @@ class Table:
 
 
 class JsonLines:
-    """A JSON object for each photo, on a line of its own."""
+    """JSON lines: an object per photo."""
 
     def __init__(self, stream: TextIO, top: int | None) -> None:
         self._stream = stream
@@ -126,7 +126,7 @@ class JsonLines:
         print(json.dumps({"photo": outcome.photo, **self._content(outcome)}), file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: nothing is buffered."""
 
     def _content(self, outcome: Outcome) -> dict[str, object]:
         answer = outcome.answer
@@ -148,7 +148,7 @@ class JsonLines:
 
 
 class Csv:
-    """A row for each photo, written when it comes: what is there stays, however the command ends."""
+    """CSV: a row per photo, written on completion, so that an interrupt loses none."""
 
     def __init__(self, stream: TextIO, top: int | None, *, header: bool = True) -> None:
         self._stream = stream
@@ -172,7 +172,7 @@ class Csv:
         self._stream.flush()
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: nothing is buffered."""
 
 
 def columns(top: int) -> list[str]:
@@ -185,12 +185,12 @@ def columns(top: int) -> list[str]:
 
 
 def open_csv(path: Path, top: int | None, *, resume: bool) -> tuple[TextIO, bool, set[str]]:
-    """The file to write to, whether it has its header, and the photos that it has answers for.
+    """Open the file; whether it has its header, and which photos it has results for.
 
-    Without ``resume`` there must be no results in it: those of a long run are not for the next one to overwrite. With
-    it, a row that was cut off when the machine went away is cut off wholly.
+    Without ``resume`` the file must hold no results: a run does not overwrite those of another. With it, a last row
+    that is incomplete, as after a crash, is removed.
     """
-    # Names of files that are no UTF-8 are written as they are.
+    # File names that are not UTF-8 are written unchanged.
     options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     try:
         if not path.is_file() or path.stat().st_size == 0:

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress of a long command: a bar on a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import shutil
 import time
 from typing import TextIO
 
-# A bar that is drawn more often only flickers; a log has no use for more lines than these.
+# Redrawn more often, a bar flickers; more lines are of no use in a log.
 _BAR_SECONDS = 0.1
 _LINE_SECONDS = 5.0
 _BAR_WIDTH = 24
 
 
 class Progress:
-    """Counts what is done. Says nothing about a single thing, and nothing of what takes no time."""
+    """Counts items; shows nothing for a single one, or before the first interval."""
 
     def __init__(self, stream: TextIO, total: int, noun: str) -> None:
         self._stream = stream
@@ -28,16 +28,16 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """How long it has been going on."""
+        """Seconds since the start."""
         return time.monotonic() - self._start
 
     def count(self, *, failed: bool) -> None:
-        """One more is done."""
+        """Count an item as done."""
         self.done += 1
         self.failed += failed
 
     def show(self) -> None:
-        """Draw the bar or write the line, where it is time for that."""
+        """Draw the bar or write the line, once per interval."""
         now = time.monotonic()
         if self._total < 2 or now - self._said < (_BAR_SECONDS if self._is_terminal else _LINE_SECONDS):
             return
@@ -52,11 +52,11 @@ class Progress:
         self._shown = True
 
     def clear(self) -> None:
-        """Take the bar away, so that something else can be written where it stands."""
+        """Erase the bar, so that other output can be written."""
         if self._shown:
             print("\r\x1b[K", end="", file=self._stream, flush=True)
             self._shown = False
-            self._said = 0.0  # back as soon as that is written
+            self._said = 0.0  # redrawn at the next show()
 
     def _text(self) -> str:
         text = f"{self.done} of {self._total} {self._noun}"

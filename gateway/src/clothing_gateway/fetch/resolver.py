@@ -26,7 +26,7 @@ LookUp = Callable[[str], list[Address]]
 THREADS = 64
 # A photo host has a few names, and each lookup takes milliseconds.
 THREADS_PER_ZONE = 8
-# As long as a client waits before it tries again, and shorter than anybody waits for a name that was just made.
+# As long as a client's pause before a retry, and shorter than the wait for a DNS name that was just created.
 FAILED_SECONDS = 5.0
 # Names that failed and are remembered: a bound on memory, 1 kB each at most.
 FAILED_NAMES = 1024

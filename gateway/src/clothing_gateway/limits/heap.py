@@ -10,7 +10,7 @@ import time
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 _HEAPS = 2
-# What photos take from each heap at a time under load, apart from decoding: 1 MB for one's numbers, three times.
+# Bytes that concurrent photos take from each heap, apart from decoding: a tensor of 1 MB, three times.
 _WARM_BYTES = 16 << 20
 # A trim and the page faults of warm_heap after it take 10 to 20 ms of CPU: 0.06 % of a core.
 _TRIM_SECONDS = 30.0

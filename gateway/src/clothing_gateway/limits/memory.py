@@ -1,4 +1,4 @@
-"""The process's maximum memory, computed from its settings; tests/gateway/limits/test_memory.py measures it."""
+"""Maximum memory of the process, by its settings; measured by test_memory.py."""
 
 from __future__ import annotations
 
