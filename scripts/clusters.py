@@ -44,7 +44,7 @@ PING = Image("clothing-ping", "images/ping", "images/ping/Dockerfile")
 
 
 class ClusterError(Exception):
-    """What is missing, and the way out."""
+    """A missing prerequisite, and the fix."""
 
 
 def say(text: str) -> None:

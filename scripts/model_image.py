@@ -108,7 +108,7 @@ def labels_of(version: Path, reference: re.Match[str]) -> dict[str, str]:
 
 
 def build(args: argparse.Namespace) -> None:
-    """Convert, verify, build, and say what comes next."""
+    """Convert, verify, build, and print the next steps."""
     reference = REFERENCE.fullmatch(args.tag)
     if reference is None or reference["tag"] == "latest":
         raise ModelError(

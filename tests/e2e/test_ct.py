@@ -15,7 +15,7 @@ from test_locked_down import certificates
 
 from processes import ROOT
 
-# Several of them install at a time (make e2e), each in a namespace of its own.
+# Several of them install concurrently (make e2e), each in a namespace of its own.
 CT = f"{NAMESPACE}-ct{os.environ.get('PYTEST_XDIST_WORKER', '')}"
 EXAMPLES = ROOT / "Chart-values-examples"
 # The other examples want a cloud's load balancer, disks or buckets, a real GPU, KEDA or a registry.

@@ -31,7 +31,7 @@ def test_evaluate_through_the_gateway(tmp_path: Path) -> None:
     here = evaluated(tmp_path / "photos", tmp_path / "here.json", "--model", DEMO_MODEL)
     with (
         processes.model_server(tmp_path / "model.log", DEMO_MODEL) as model,
-        # Two places for eight uploads at a time: most of them are sent away and must come again.
+        # Two in-flight slots for eight concurrent uploads: most of them get 503 and must be retried.
         processes.gateway(
             tmp_path / "gateway.log", model.ports["grpc"], GATEWAY_MAX_IN_FLIGHT="2", GATEWAY_MAX_PHOTOS="2"
         ) as gateway,

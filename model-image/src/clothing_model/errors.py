@@ -1,4 +1,4 @@
-"""The errors a user can mend: each names its cause and the way out, and is printed without a traceback."""
+"""Errors that a user can fix: the message states cause and fix; no traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps TensorFlow from talking at every start about instructions, devices and deprecations that nobody can act on."""
+"""Silences TensorFlow's start-up messages on instructions, devices, deprecations."""
 
 from __future__ import annotations
 

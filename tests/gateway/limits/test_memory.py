@@ -92,7 +92,7 @@ def with_segments(photo, segments):
 
 
 def test_hostile_files_take_no_more_memory(start_gateway, stack):
-    """Each twice at a time, beside a client with photos."""
+    """Each is sent twice concurrently, beside a client with photos."""
     server = ModelServer(FakeModel(inputs={"input_8": (types_pb2.DT_FLOAT, (-1, 299, 299, 3))}))
     stack.callback(server.stop)
     gateway = start_gateway(server.address)

@@ -1,4 +1,4 @@
-"""`clothing-model average`: several models that answer the same as one, whose scores are the mean of theirs.
+"""`clothing-model average`: an ensemble of models, by the mean of their scores.
 
 Networks of other seeds, or of other stages of a training, err on other photos, and so does one network on a photo and
 its mirror image. Averaging costs time for each photo, and no training.
@@ -47,7 +47,7 @@ def _report(file: Path) -> dict[str, Any]:
 
 
 def _same(models: list[Path], values: list[Any], what: str) -> Any:
-    """The value that all have in common, or a ModelError that names the first who differs."""
+    """The value that all have in common; ModelError names the first that differs."""
     for model, value in zip(models, values, strict=True):
         if value != values[0]:
             raise ModelError(f"{model} has {what} {value}, and {models[0]} {values[0]}: only models alike have a mean")

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
     if command is None:  # an option stood before the command's name: `clothing-model -x serve`
-        parser.error("the command's name comes first")
+        parser.error("give the command's name first, then its options")
     try:
         return command.run(args)
     except ModelError as error:

@@ -1,4 +1,4 @@
-"""`clothing-model convert`: a Keras file or a SavedModel becomes NAME/VERSION/, ready for TensorFlow Serving."""
+"""`clothing-model convert`: writes NAME/VERSION/ from a Keras file or SavedModel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WHY_DIFFERENT = {
     "float32": "the model may be random at inference, or depend on the batch",
     "float16": "its weights are beyond what float16 tells apart; leave --weights out",
 }
-# Of a training's report, what says how good the model is and on how much that rests.
+# Fields of a training's report: accuracy, and the number of photos it was measured on.
 METRICS = (
     "validation_accuracy", "accuracy_per_class", "photos", "validation_photos", "photos_sha256",
     "validation_photos_sha256", "parameters", "epoch_chosen",
@@ -186,13 +186,13 @@ def _temporary_folder(model_folder: Path) -> Iterator[Path]:
 
     def remove() -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty: a version stands in it
+        with contextlib.suppress(OSError):  # not empty: it holds a version
             for empty in created:
                 empty.rmdir()
 
     def end(number: int, _: FrameType | None) -> None:
-        # By no exception: one that comes while TensorFlow imports a package means to it that the package is missing,
-        # and the conversion would go on.
+        # Not by an exception: one raised while TensorFlow imports a package means to it that the package is missing,
+        # and the conversion would continue.
         remove()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

@@ -1,4 +1,4 @@
-"""`clothing-model diff`: what changes for photos between two versions of a model, so that a promotion is a decision."""
+"""`clothing-model diff`: compares two versions of a model before a promotion."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from clothing_model.evaluation.plots import Captioned
 
-# Photos on the contact sheet; more would no longer be looked at.
+# Photos on the contact sheet: more are not read.
 SHEET = 48
 SHOWN = 10
 

@@ -1,4 +1,4 @@
-"""`clothing-model evaluate`: how good a model is on labelled photos, in this process or through a running gateway."""
+"""`clothing-model evaluate`: measures a model, or a gateway, on labelled photos."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image-size", metavar="N|WxH", help="the photo's size, for a SavedModel that leaves it open")
     parser.add_argument(
-        "--parallel", type=int, default=4, metavar="N", help="photos asked of a gateway at a time (default: 4)"
+        "--parallel", type=int, default=4, metavar="N", help="photos in flight to a gateway (default: 4)"
     )
 
 
@@ -203,7 +203,7 @@ def as_text(report: dict[str, Any]) -> str:
         lines.append(f"{step:<8} p50 {ms['p50']:.1f} ms, p99 {ms['p99']:.1f} ms, max {ms['max']:.1f} ms")
     retries = report["model"].get("retries", 0)
     lines.append(
-        f"{report['photos_per_second']:.1f} photos per second, {report['parallel']} at a time"
+        f"{report['photos_per_second']:.1f} photos per second, {report['parallel']} in flight"
         + (f", {retries} asked again" if retries else "")
     )
     for model, count in report["model"].get("models", {}).items():

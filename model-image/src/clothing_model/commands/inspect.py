@@ -1,4 +1,7 @@
-"""`clothing-model inspect`: what a SavedModel wants and gives, and the chart's values for it. Needs no TensorFlow."""
+"""`clothing-model inspect`: a SavedModel's signatures, and the chart's values for it.
+
+Needs no TensorFlow.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""`clothing-model verify`: whether a server and the gateway will take a model. Needs no TensorFlow.
+"""`clothing-model verify`: checks that a model can be served and used.
 
-It fails a build or a pod's start with a reason, where TensorFlow Serving says `No versions of servable …` for ever.
+Needs no TensorFlow. It fails a build or a pod's start with a reason, where TensorFlow Serving logs
+`No versions of servable …` for ever.
 """
 
 from __future__ import annotations
@@ -264,7 +265,7 @@ def _shown(named: tuple[str, Tensor]) -> str:
 
 
 def _check_access(report: Report, path: Path) -> None:
-    """The server runs as a user of its own, who must be able to read what somebody else copied."""
+    """Check that files are readable by the server, which runs as another user."""
     closed = [each for each in (path, *path.rglob("*")) if not _readable(each)]
     if closed:
         report.add(ERROR, closed[0], "this user can't read it: chmod -R a+rX it")

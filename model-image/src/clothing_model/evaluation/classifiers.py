@@ -46,7 +46,7 @@ class Classifier(Protocol):
     Attributes:
         name: what is asked, for people: a folder, or a gateway's address.
         labels: the classes in the order of the scores.
-        parallel: photos that may be asked at a time.
+        parallel: photos in flight.
 
     """
 
@@ -79,9 +79,9 @@ class Options:
 
 
 class SavedModelClassifier:
-    """A SavedModel, one photo at a time, prepared as the gateway prepares it."""
+    """A SavedModel, one photo per call, preprocessed as by the gateway."""
 
-    parallel = 1  # TensorFlow takes all cores for one photo; more at a time would only blur the latency
+    parallel = 1  # TensorFlow uses all cores for one photo; more in flight would only blur the latency
 
     def __init__(self, path: Path, options: Options, default_labels: tuple[str, ...]) -> None:
         model = savedmodel.read(path)
@@ -281,7 +281,7 @@ class GatewayClassifier:
 
 
 def _detail(answer: Any) -> str:
-    """A problem's text (RFC 9457), or the start of whatever came."""
+    """A problem's text (RFC 9457), or the start of any other response."""
     try:
         return str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):
@@ -325,7 +325,7 @@ class Scored:
 def score(
     classifier: Classifier, paths: tuple[Path, ...], progress: Callable[[int, int], None] | None = None
 ) -> Scored:
-    """Ask about all photos, ``classifier.parallel`` at a time. A photo that can't be classified is noted, not raised.
+    """Classify all photos, ``classifier.parallel`` in flight; failures are recorded, not raised.
 
     Raises:
         ModelError: the classifier itself fails, or no photo can be classified.

@@ -34,7 +34,7 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class DatasetError(ModelError):
-    """A folder of photos that can't be used; the message names the folder and the way out."""
+    """A folder of photos that can't be used; the message names the folder and the fix."""
 
 
 @dataclass(frozen=True)

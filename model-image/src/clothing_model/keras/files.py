@@ -41,7 +41,7 @@ class Source:
 
 
 def identify(path: Path) -> Source:
-    """What a path holds, or a ModelError that names the way out."""
+    """Detect what a path holds; ModelError, with the fix, where it is no model."""
     if not path.exists():
         raise ModelError(f"{path} does not exist")
     if path.is_dir():

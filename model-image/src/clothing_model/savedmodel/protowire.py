@@ -1,7 +1,7 @@
 """Reads protobuf's wire format, as far as a SavedModel's description needs it.
 
 TensorFlow takes seconds and 1.7 GB to import, only to read a few names out of saved_model.pb. This walks the
-message instead: a field that nobody asks for, such as a graph of 100 MB, is stepped over without being read.
+message instead: a field that no caller reads, such as a graph of 100 MB, is stepped over without being read.
 """
 
 from __future__ import annotations

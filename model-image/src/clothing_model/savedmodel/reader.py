@@ -1,4 +1,4 @@
-"""What a SavedModel folder says about itself, and what is wrong with it. Needs no TensorFlow.
+"""SavedModel folders: signatures, files and problems, read without TensorFlow.
 
 Field numbers are those of tensorflow/core/protobuf/{saved_model,meta_graph,saved_object_graph}.proto.
 """
@@ -92,7 +92,7 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def lfs_message(path: Path) -> str:
-    """The error message for a Git LFS pointer, with the way out."""
+    """The error message for a Git LFS pointer, with the fix."""
     return (
         f"{path} is a Git LFS pointer ({path.stat().st_size} bytes of text), not the file itself: "
         "run `git lfs install` and `git lfs pull` in the repository that it comes from"

@@ -1,4 +1,4 @@
-"""Warm-up requests: what a server runs before it opens its ports, so that the first photo is not the slow one."""
+"""Warm-up requests, which a server runs before it opens its ports."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _crc32c_table() -> list[int]:
 
 
 _CRC32C = _crc32c_table()
-_QUICK = 1 << 16  # bytes; Python goes through some 10 MB a second
+_QUICK = 1 << 16  # bytes; Python checks some 10 MB a second
 
 
 def _masked_crc32c(data: bytes) -> int:

@@ -1,4 +1,4 @@
-"""Starts the model server and stops it: load first, then open the ports; on SIGTERM, finish what is begun."""
+"""The server's process: load, open the ports, graceful shutdown on SIGTERM."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class _Signals:
 
     def __init__(self, handled: bool) -> None:
         self._asked = False
-        # What the interpreter writes to when a signal comes. No lock will do: the wait may hold it when the handler
-        # wants it, and a signal that comes just before the main thread sleeps doesn't end that sleep.
+        # A wake-up descriptor, to which the interpreter writes on a signal. A lock fails: the wait may hold it when the
+        # handler needs it, and a signal just before the main thread sleeps doesn't end that sleep.
         self._came, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)

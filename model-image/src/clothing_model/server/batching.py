@@ -1,4 +1,4 @@
-"""Requests that come at a time are computed together, as TensorFlow Serving's batching session does it.
+"""Dynamic batching of concurrent requests, as TensorFlow Serving's batching session.
 
 Its parameters, defaults and refusals (batching_session.cc, shared_batch_scheduler.h). Two things are kinder: requests
 of different shapes, which it refuses together, are computed apart; and where a batch is refused, each of its requests
@@ -67,12 +67,12 @@ class Parameters:
 
     @property
     def batch_size(self) -> int:
-        """The most that is computed at a time."""
+        """Maximum rows of one computed batch."""
         split = self.enable_large_batch_splitting and self.max_execution_batch_size
         return self.max_execution_batch_size if split else self.max_batch_size
 
     def check(self) -> None:
-        """Refuse what TensorFlow Serving refuses.
+        """Reject parameters that TensorFlow Serving rejects.
 
         Raises:
             RequestError: a value out of bounds.
@@ -98,7 +98,7 @@ class Parameters:
             )
 
     def padded(self, size: int) -> int:
-        """The lowest allowed size that holds so many."""
+        """The smallest allowed batch size for this number of rows."""
         return next((allowed for allowed in self.allowed_batch_sizes if allowed >= size), size)
 
 
@@ -120,7 +120,7 @@ class _Task:
         self.done.set()
 
     def kind(self, padded: bool) -> tuple[Any, ...]:
-        """What requests that are computed together have in common: their shapes, or only their ranks."""
+        """Key of requests that may share a batch: their shapes, or only their ranks."""
         shapes = (self.feeds[name].shape[1:] for name in sorted(self.feeds))
         return tuple(len(shape) for shape in shapes) if padded else tuple(shapes)
 
@@ -141,7 +141,7 @@ class _Queue:
         self.batches = deque([_Batch()])
 
     def sizes(self, size: int) -> list[int]:
-        """The parts that a request is put into the batches by: itself, unless large ones are split."""
+        """The parts of a request for the batches: itself, unless large ones are split."""
         limit = self.parameters.batch_size
         if not self.parameters.enable_large_batch_splitting or self.batches[-1].size + size <= limit:
             return [size]
@@ -178,7 +178,7 @@ class _Queue:
         batch.size += task.size
 
     def due(self) -> float | None:
-        """When its first batch is to be computed; None where it has none."""
+        """Time at which its first batch is due; None where it has none."""
         first = self.batches[0]
         if not first.tasks:
             return None
@@ -196,7 +196,7 @@ class _Queue:
 
 
 class Scheduler:
-    """The threads that compute batches, of all models: each queue in its turn."""
+    """Batch threads, shared by all models; queues are served round robin."""
 
     def __init__(self, threads: int, name: str) -> None:
         self.lock = threading.Condition()
@@ -205,12 +205,12 @@ class Scheduler:
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
 
     def add(self, queue: _Queue) -> None:
-        """Serve a queue, too."""
+        """Add a queue."""
         with self.lock:
             self._queues.append(queue)
 
     def remove(self, queue: _Queue) -> None:
-        """Serve a queue no longer."""
+        """Remove a queue."""
         with self.lock:
             self._queues.remove(queue)
 
@@ -231,14 +231,14 @@ class Scheduler:
                         continue
                     if due <= now:
                         self._queues.rotate(-position - 1)
-                        self.lock.notify()  # another thread minds the clock for the rest
+                        self.lock.notify()  # another thread waits for the next batch's due time
                         return queue, queue.take()
                     soonest = due if soonest is None else min(soonest, due)
                 self.lock.wait(None if soonest is None else soonest - now)
 
 
 class BatchingSession:
-    """Stands before a session's `run`: takes the same, gives the same."""
+    """A session's `run` with batching: same arguments, same results."""
 
     def __init__(self, run: Run, parameters: Parameters, scheduler: Scheduler, metrics: Metrics) -> None:
         self._run = run
@@ -301,7 +301,7 @@ class BatchingSession:
         for task in tasks:
             self._metrics.queuing_latency.observe((now - task.queued) * 1e6, _POOL_LABEL)
             if task.deadline is not None and task.deadline <= now:
-                task.fail(_waited_too_long())  # nobody waits for it any more
+                task.fail(_waited_too_long())  # its caller has timed out
             else:
                 groups.setdefault(task.kind(self._parameters.pad_variable_length_inputs), []).append(task)
         for group in groups.values():
@@ -385,5 +385,5 @@ def _timeout_ms(tasks: list[_Task]) -> int:
 
 
 def _waited_too_long() -> RequestError:
-    # TensorFlow Serving says RESOURCE_EXHAUSTED, but so late that its clients never see it: they have given up.
+    # TensorFlow Serving says RESOURCE_EXHAUSTED, but so late that its clients never see it: they have timed out.
     return deadline_exceeded("Run() timeout exceeded while waiting in batching queue")

@@ -1,4 +1,4 @@
-"""The CPUs of this process: those that it may be scheduled on, and those that its container's limit grants."""
+"""CPUs of this process, by its affinity mask and its container's limit."""
 
 from __future__ import annotations
 

@@ -32,28 +32,28 @@ def _accepted(default: Any, why: str, same: Any = None) -> Any:
 
 @dataclass(frozen=True)
 class Flags:
-    """What the server is told. Zero means: choose by the number of CPUs, or off, as the flag's help says."""
+    """The server's flags. 0 means by the number of CPUs, or off: see each flag's help."""
 
     port: int = _honoured(8500, "gRPC port; 0: none")
     grpc_socket_path: str = _honoured("", "UNIX socket for gRPC, beside the port or instead of it")
     rest_api_port: int = _honoured(0, "HTTP port of the REST API and the metrics; 0: none")
     rest_api_num_threads: int = _honoured(
-        0, "threads of the REST server: N serve N-1 requests at a time, others wait; 0: 4 per CPU of the machine"
+        0, "threads of the REST server: N run N-1 requests concurrently, others wait; 0: 4 per CPU of the machine"
     )
     rest_api_timeout_in_ms: int = _honoured(30000, "longest time for a REST predict request")
     rest_api_enable_cors_support: bool = _honoured(False, "answer with CORS headers")
     listen_host: str = _honoured("0.0.0.0", "address to listen on; of this server only")
     handle_signals: bool = _honoured(
-        True, "finish what is begun at SIGTERM and SIGINT; false: no handler, as upstream; of this server only"
+        True, "graceful shutdown at SIGTERM and SIGINT; false: no handler, as upstream; of this server only"
     )
     model_name: str = _honoured("default", "name of the model, where there is no model_config_file")
     model_base_path: str = _honoured("", "folder that holds the model's version folders")
     model_config_file: str = _honoured(
         "", "ModelServerConfig in protobuf's text form: several models, policies, labels"
     )
-    model_config_file_poll_wait_seconds: int = _honoured(0, "read model_config_file again so often; 0: never")
+    model_config_file_poll_wait_seconds: int = _honoured(0, "poll interval of model_config_file, seconds; 0: never")
     allow_version_labels_for_unavailable_models: bool = _honoured(False, "labels may be set before their version is up")
-    file_system_poll_wait_seconds: int = _honoured(1, "look for new versions so often; 0: only once")
+    file_system_poll_wait_seconds: int = _honoured(1, "poll interval for new versions, seconds; 0: only once")
     max_num_load_retries: int = _honoured(5, "how often a failed load is tried again")
     load_retry_interval_micros: int = _honoured(60_000_000, "pause before a load is tried again")
     saved_model_tags: str = _honoured("serve", "tags of the graph to load, separated by commas")
@@ -62,7 +62,7 @@ class Flags:
     monitoring_config_file: str = _honoured("", "MonitoringConfig in protobuf's text form: turns the metrics page on")
     grpc_channel_arguments: str = _honoured("", "gRPC's server arguments: key=value,key=value")
     grpc_max_threads: int = _honoured(
-        0, "threads of the gRPC server: N serve N-1 calls at a time, others are refused; 0: 4 per CPU of the machine"
+        0, "threads of the gRPC server: N run N-1 calls concurrently, others are refused; 0: 4 per CPU of the machine"
     )
     ssl_config_file: str = _honoured("", "SSLConfig in protobuf's text form: TLS, and mTLS, for gRPC")
     enable_grpc_healthcheck_service: bool = _honoured(False, "serve grpc.health.v1")
@@ -70,9 +70,9 @@ class Flags:
     enable_signature_method_name_check: bool = _honoured(False, "refuse signatures that are not for predict")
     tensorflow_session_parallelism: int = _honoured(0, "TensorFlow's threads, both kinds; 0: one per CPU")
     tensorflow_intra_op_parallelism: int = _honoured(0, "threads within one operation; 0: one per CPU")
-    tensorflow_inter_op_parallelism: int = _honoured(0, "operations at a time; 0: one per CPU")
+    tensorflow_inter_op_parallelism: int = _honoured(0, "operations run concurrently; 0: one per CPU")
     tensorflow_session_config_file: str = _honoured("", "TensorFlow's ConfigProto in protobuf's text form")
-    enable_batching: bool = _honoured(False, "compute requests that come at a time together")
+    enable_batching: bool = _honoured(False, "dynamic batching: compute concurrent requests together")
     batching_parameters_file: str = _honoured("", "BatchingParameters in protobuf's text form; needs enable_batching")
     enable_per_model_batching_parameters: bool = _honoured(
         False, "batch only models with batching_params.pbtxt beside saved_model.pb, as it says; needs enable_batching"
@@ -119,7 +119,7 @@ class Flags:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
-    """The flags, and a line for the log for each one that has no effect, or one that nobody can want."""
+    """Parse the flags; a log line for each one without effect, or of no use."""
     known = {flag.name: flag for flag in dataclasses.fields(Flags)}
     given: dict[str, Any] = {}
     notes = []
@@ -166,7 +166,7 @@ def _value(flag: dataclasses.Field[Any], argument: str, value: str | None) -> An
 
 
 def _check(flags: Flags) -> None:
-    """Refuse what TensorFlow Serving refuses to start with."""
+    """Reject flags with which TensorFlow Serving does not start."""
     if flags.version:
         return
     _check_combinations(flags)

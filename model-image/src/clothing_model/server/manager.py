@@ -1,4 +1,4 @@
-"""Which versions of which models are served: watches folders, loads the new, unloads the old.
+"""Version manager: watches the models' folders, loads and unloads versions.
 
 A version that replaces another is loaded and warmed up before the other is unloaded, and a version in use is unloaded
 only after its last call: there is no moment without an answer, but where the version asked for is not on the volume.
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Stage(enum.Enum):
-    """A version's life, with the numbers of ModelVersionStatus.State."""
+    """A version's state, with the numbers of ModelVersionStatus.State."""
 
     START = 10
     LOADING = 20
@@ -63,7 +63,7 @@ class Manager:
         self._models: dict[str, Model] = {}
         self._labels: dict[str, dict[str, int]] = {}
         self._changed = threading.Condition()  # guards all of the above, and tells of every change
-        self._working = threading.Lock()  # one load or unload at a time
+        self._working = threading.Lock()  # serialises loads and unloads
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -132,7 +132,7 @@ class Manager:
                 labels.setdefault(model.name, {})[label] = version
         return labels
 
-    # Life
+    # Lifecycle
 
     def start(self, read_config: Callable[[], Any] | None = None) -> None:
         """Begin to watch the folders, and the configuration file where it is to be read again."""
@@ -182,7 +182,7 @@ class Manager:
                 log.error("Failed to reload the config file: %s", error)  # noqa: TRY400 - as upstream logs it
 
     def poll(self) -> None:
-        """Look once at each model's folder, and bring up what is new there."""
+        """Poll each model's folder once, and load new versions."""
         with self._changed:
             models = list(self._models.items())
         for name, model in models:
@@ -220,7 +220,7 @@ class Manager:
                 self._changed.notify_all()
 
     def _bring_up(self, name: str, model: Model, version: int, path: Path) -> None:
-        """Load a version. One that fails is not tried again until its folder goes and comes back."""
+        """Load a version; a failed one is retried when its folder was removed and is back."""
         self._set(model, version, VersionState(Stage.LOADING))
         try:
             servable = self._load_with_retries(name, version, path)

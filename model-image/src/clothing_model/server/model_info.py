@@ -1,4 +1,4 @@
-"""GetModelMetadata and GetModelStatus, whatever the protocol that they came by."""
+"""GetModelMetadata and GetModelStatus, by gRPC and by REST."""
 
 from __future__ import annotations
 

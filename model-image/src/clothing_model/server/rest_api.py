@@ -44,7 +44,7 @@ _HTTP_STATUS = {
 
 
 class RestServer(ThreadingHTTPServer):
-    """A thread per connection; `workers` bounds the requests that are worked on at a time."""
+    """HTTP server, a thread per connection; `workers` limits concurrent requests."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -166,7 +166,7 @@ class RestHandler(BaseHTTPRequestHandler):
         )  # fmt: skip
 
     def _examples(self, spec: Any, api: str, body: bytes) -> NoReturn:
-        """Refuse :classify and :regress, which bring tf.Example, in the order in which upstream looks at them."""
+        """Refuse :classify and :regress, which take tf.Example; checks in upstream's order."""
         examples = _document(body).get("examples")
         if not isinstance(examples, list) or not examples:
             raise invalid("When method is classify, key 'examples' is expected and was not found")

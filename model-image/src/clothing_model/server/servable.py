@@ -70,7 +70,7 @@ class Settings:
 
 
 class Servable:
-    """A loaded version. `run` may be called from many threads at a time."""
+    """A loaded version; `run` is thread-safe."""
 
     def __init__(self, name: str, version: int, path: Path, settings: Settings) -> None:
         self.name = name
