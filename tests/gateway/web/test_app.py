@@ -433,20 +433,20 @@ def test_client_disconnect_cancels_the_fetch(start_gateway, model_server, photo_
 def test_client_disconnect_ends_the_request_and_not_the_call(start_gateway, model_server, abruptly):
     """TensorFlow Serving stops no call that is cancelled: the request ends at once, the call in its time."""
     model = model_server.model
-    model.delay = 2
+    model.delay = 3
     gateway = start_gateway(model_server.address)
     client = send(gateway, PHOTO, "image/jpeg")
     assert model.asked.wait(10)
     start = time.monotonic()
     leave(client, abruptly=abruptly)
     gateway.wait_for_line("POST /predict 499")
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 2
     assert model.ended == 0
     metrics = gateway.admin("/metrics")[1]
     assert "gateway_in_flight_photos 0.0" in metrics
     assert 'method="Predict"' not in metrics
     while 'gateway_rpcs_total{code="OK",method="Predict"} 1.0' not in gateway.admin("/metrics")[1]:
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 10
         time.sleep(0.05)
     assert (model.ended, model.cancelled.is_set()) == (1, False)
     model.delay = 0

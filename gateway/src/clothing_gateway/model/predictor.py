@@ -142,7 +142,7 @@ class Predictor:
             except ModelBusy:
                 longest = min(_BACKOFF_SECONDS * 2**attempt, _MOST_BACKOFF_SECONDS)
                 pause = random.uniform(longest / 2, longest)  # noqa: S311 - nothing is secret about it
-                if not self._throttle.failed() or pause >= deadline.remaining():
+                if not self._throttle.failed() or pause + (asked.predict_seconds or 0.0) >= deadline.remaining():
                     raise
                 time.sleep(pause)
                 attempt += 1
