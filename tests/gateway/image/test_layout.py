@@ -140,6 +140,20 @@ def test_scans_of_a_second_picture_are_not_counted():
     assert np.array_equal(pixels_of(photo + empty_scans((8, 8), 101) + b"\xff\xda" * 999), pixels_of(photo))
 
 
+@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("components", [1, 3])
+def test_scans_are_limited_by_their_blocks(components, monkeypatch):
+    monkeypatch.setattr(layout, "MAX_SCANNED_BLOCKS", 48 * 24)
+    assert pixels_of(empty_scans((64, 48), 24, components)) is not None
+    with pytest.raises(TooComplex, match="more than 24 scans"):
+        pixels_of(empty_scans((64, 48), 25, components))
+
+
+def test_large_photos_may_have_the_scans_that_encoders_write():
+    assert layout.most_scans(8160, 6144) >= 20
+    assert layout.most_scans(4032, 3024) == layout.MAX_SCANS
+
+
 def test_scans_with_arithmetic_coding_are_limited_by_their_blocks(monkeypatch):
     monkeypatch.setattr(layout, "MAX_ARITHMETIC_BLOCKS", 48 * 12)
     assert pixels_of(arithmetic((64, 48), 12)) is not None

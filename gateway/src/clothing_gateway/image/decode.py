@@ -150,7 +150,7 @@ def decode(
     or OutOfTime at the deadline.
     """
     if header.layout is None:
-        return _decode_plain(data, size, prepare, deadline)
+        return _decode_plain(data, header, size, prepare, deadline)
     pixels = _decode_by_pillow(data, header, header.layout, size, deadline)
     return pixels if pixels is None or prepare is None else preprocessing.BY_NAME[prepare](pixels)
 
@@ -210,8 +210,9 @@ def _decode_by_pillow(
 
 
 def _decode_plain(
-    data: bytes, size: tuple[int, int] | None, prepare: str | None, deadline: Deadline | None
+    data: bytes, header: Header, size: tuple[int, int] | None, prepare: str | None, deadline: Deadline | None
 ) -> npt.NDArray[Any] | None:
+    scans = layout.most_scans(header.width, header.height)
     table = None if prepare is None else preprocessing.TABLES[prepare]
     out: npt.NDArray[Any] | None = None
     if size is not None:
@@ -223,13 +224,13 @@ def _decode_plain(
             size or (0, 0),
             None if table is None else table.values,
             table is not None and table.reverse,
-            layout.MAX_SCANS,
+            scans,
             None if deadline is None else deadline.require("decode the photo"),
         )
     except core.BrokenJpeg as error:
         raise BrokenImage(cause=f"libjpeg: {error}") from None
     except core.TooManyScans:
-        raise layout.too_many_scans() from None
+        raise layout.too_many_scans(scans) from None
     except TimeoutError:
         raise OutOfTime("The time allowed for this request ran out before it could decode the photo.") from None
     return out
