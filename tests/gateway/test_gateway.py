@@ -356,11 +356,32 @@ def test_request_with_several_photos_needs_a_slot_for_each(start_gateway, model_
     busy = Client(gateway)
     wait_for(lambda: model_server.model.calls)
     three = json.dumps({"urls": [f"{photo_server.url}/a"] * 3}).encode()
-    assert gateway.post("/classify", three, "application/json")[1]["code"] == "overloaded"
+    photos = gateway.post("/classify", three, "application/json")[1]["photos"]  # fetched all, two of them in flight
+    assert [one["error"]["code"] for one in photos if "error" in one] == ["overloaded"]
     two = json.dumps({"urls": [f"{photo_server.url}/a"] * 2}).encode()
     assert gateway.post("/classify", two, "application/json")[0] == 200
     assert busy.status == 200
     wait_for(lambda: metric(gateway, "gateway_in_flight_photos") == 0)
+
+
+def test_slow_photo_servers_take_no_slot_from_uploads(start_gateway, model_server, photo_server):
+    photo_server.paths["/slow"] = lambda handler: time.sleep(3)
+    gateway = start_gateway(
+        model_server.address,
+        max_in_flight=2,
+        max_photos=2,
+        fetch_allowed_networks="127.0.0.0/8",
+        fetch_allowed_ports=photo_server.port,
+    )
+    url = json.dumps({"url": f"{photo_server.url}/slow"}).encode()
+    slow = [Client(gateway, url, kind="application/json") for _ in range(2)]
+    wait_for(lambda: metric(gateway, "gateway_fetching_photos") == 2)
+    # One client fetches no more than its share; its uploads, and the others', have the slots in flight.
+    assert gateway.post("/predict", url, "application/json")[1]["code"] == "overloaded"
+    assert [Client(gateway).status for _ in range(3)] == [200] * 3
+    assert [client.status for client in slow] == [424] * 2
+    wait_for(lambda: metric(gateway, "gateway_fetching_photos") == 0)
+    assert metric(gateway, "gateway_in_flight_photos") == 0
 
 
 def test_buffered_bytes_are_limited_over_all_requests(start_gateway, model_server):

@@ -71,7 +71,8 @@ class RequestContext:
     deadline: Deadline
     metrics: Metrics
     connection: Connection = _DETACHED
-    slot: Slot | None = None  # the first photo's in-flight slot, where the server acquired one or was denied it
+    slot: Slot | None = None  # the server's: in flight for an upload, of fetching for URLs; or denied
+    working: list[Slot] = field(default_factory=list)  # in-flight slots of fetched photos
     trace: Trace | None = None
     trace_metadata: Metadata = ()  # the trace context for the model server
     model_version: str | None = None  # requested by the client
@@ -102,6 +103,13 @@ class RequestContext:
         """Release this worker's concurrency permit while it blocks on I/O."""
         workers = self.connection.workers
         return nullcontext() if workers is None else workers.blocking()
+
+    def release(self) -> None:
+        """Release all of the request's slots."""
+        if self.slot is not None:
+            self.slot.release()
+        while self.working:
+            self.working.pop().release()
 
     def stage(self, name: str) -> Stage:
         """Time a block as a stage (``telemetry.metrics.STAGES``), also when it fails."""

@@ -25,7 +25,7 @@ from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Slots
 from clothing_gateway.model.channels import target_of
 from clothing_gateway.model.channelz import AttemptCounter
 from clothing_gateway.model.predictor import Predictor
-from clothing_gateway.pipeline import Classifier
+from clothing_gateway.pipeline import Classifier, fetching_limit
 from clothing_gateway.settings import Settings
 from clothing_gateway.telemetry import tracing
 from clothing_gateway.telemetry.metrics import Metrics
@@ -120,12 +120,14 @@ class Gateway:
         share = max(settings.max_buffered_bytes // 2, 2 * settings.max_body_bytes)
         budget = ByteBudget(settings.max_buffered_bytes, share)
         slots = Slots(settings.max_in_flight)
+        fetching = Slots(fetching_limit(settings), settings.max_in_flight)
         gate = DecodeGate(settings.decode_slots, settings.decode_memory_bytes)
         attempts = AttemptCounter(target_of(settings.tf_serving_host))
         self.predictor = Predictor(settings, count=self.metrics.count_rpc)
         calls = self.predictor.slots
         self.metrics.watch(
             in_flight=lambda: slots.taken,
+            fetching=lambda: fetching.taken,
             waiting=lambda: gate.waiting,
             buffered=lambda: budget.reserved,
             attempts=attempts.read,
@@ -133,7 +135,7 @@ class Gateway:
             call_limit=lambda: calls.limit,
         )
         fetcher = fetch.by_settings(settings, budget, count=self.metrics.count_fetch)
-        classifier = Classifier(settings, self.predictor, fetcher, gate, self.metrics)
+        classifier = Classifier(settings, self.predictor, fetcher, gate=gate, slots=slots, metrics=self.metrics)
         connections = _connections(settings.max_connections)
         lifecycle = Lifecycle(
             settings.request_timeout_seconds, self.metrics, self._tracer, Origins(settings.allowed_origins)
@@ -149,10 +151,11 @@ class Gateway:
                 max_json_bytes=max(_JSON_BYTES, _JSON_BYTES_PER_PHOTO * settings.max_photos),
                 clients=known,
                 slots=slots,
+                fetching=fetching,
                 slotted=PHOTO_ROUTES,
             ),
             lifecycle,
-            threads=settings.max_in_flight + _SPARE_THREADS,
+            threads=settings.max_in_flight + fetching_limit(settings) + _SPARE_THREADS,
             concurrency=cgroup.available_cores() + 1,
         )
         self.admin = Listener(

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from clothing_gateway.context import RequestContext
 from clothing_gateway.deadline import Deadline
-from clothing_gateway.errors import GatewayError, ModelRefused
+from clothing_gateway.errors import GatewayError, ModelRefused, Overloaded
 from clothing_gateway.fetch import Fetcher
 from clothing_gateway.image import decode
-from clothing_gateway.limits.admission import DecodeGate
+from clothing_gateway.limits.admission import DecodeGate, Slots
 from clothing_gateway.model.predictor import Predictor
 from clothing_gateway.model.signature import Model
 from clothing_gateway.model.tensor import Element
@@ -47,19 +47,37 @@ class _Prepared:
     pixels: int = 0
 
 
+def fetching_limit(settings: Settings) -> int:
+    """Photos that are fetched at a time, apart from those in flight; one client has GATEWAY_MAX_IN_FLIGHT of them.
+
+    So slow photo servers take no slot from uploads, and no client all of them from the others.
+    """
+    return 2 * settings.max_in_flight
+
+
 class Classifier:
     """Classifies a request's photos."""
 
     def __init__(
-        self, settings: Settings, predictor: Predictor, fetcher: Fetcher, gate: DecodeGate, metrics: Metrics
+        self,
+        settings: Settings,
+        predictor: Predictor,
+        fetcher: Fetcher,
+        *,
+        gate: DecodeGate,
+        slots: Slots,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._predictor = predictor
         self._fetcher = fetcher
         self._gate = gate
+        self._slots = slots
         self._metrics = metrics
-        # A thread for each photo in flight, so that no request's photos queue here behind another's slow fetches.
-        self._parallel = ThreadPoolExecutor(settings.max_in_flight, thread_name_prefix="photo")
+        # A thread for each photo that is fetched or in flight, so that no request's photos queue here behind another's
+        # slow fetches.
+        threads = fetching_limit(settings) + settings.max_in_flight
+        self._parallel = ThreadPoolExecutor(threads, thread_name_prefix="photo")
 
     def classify(self, sources: Sequence[Source], context: RequestContext) -> Answer:
         """Scores for each photo; a photo's failure is its own outcome, the model's failure is raised."""
@@ -94,6 +112,8 @@ class Classifier:
             version = prediction.version
             self._metrics.count_predictions(model.track, version, len(elements))
             rows = list(prediction.scores)
+        if all(isinstance(one.error, Overloaded) for one in prepared):
+            raise Overloaded
         outcomes: list[Scores | GatewayError] = [one.error or rows.pop(0) for one in prepared]
         return Answer(model, version, outcomes)
 
@@ -107,6 +127,7 @@ class Classifier:
                 with context.stage("fetch"), context.blocking():
                     fetched = self._fetcher.fetch(source, context.deadline, context.client_gone)
                 try:
+                    self._enter(context)
                     self._decode(fetched.data, model, context, one)
                 finally:
                     fetched.close()
@@ -116,6 +137,13 @@ class Classifier:
             error.__context__ = None
             one.element, one.error = None, error.with_traceback(None)
         return one
+
+    def _enter(self, context: RequestContext) -> None:
+        """Put a fetched photo in flight, or Overloaded."""
+        slot = self._slots.slot()
+        if not slot.held:
+            raise Overloaded
+        context.working.append(slot)
 
     def _decode(self, data: bytes, model: Model, context: RequestContext, one: _Prepared) -> None:
         one.bytes = len(data)

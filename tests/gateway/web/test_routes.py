@@ -54,7 +54,9 @@ class App:
             max_redirects=3,
         )
         gate = DecodeGate(2, self.settings.decode_memory_bytes)
-        self.classifier = Classifier(self.settings, self.predictor, self.fetcher, gate, self.metrics)
+        self.classifier = Classifier(
+            self.settings, self.predictor, self.fetcher, gate=gate, slots=self.slots, metrics=self.metrics
+        )
         self.lifecycle = Lifecycle(self.settings.request_timeout_seconds, self.metrics)
         self.app = create_app(self.settings, self.classifier, self.slots, Clients(self.settings), self.lifecycle)
 

@@ -15,64 +15,6 @@ from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import OutOfTime, Overloaded
 
 
-class Slot:
-    """A request's in-flight slots, or a denied one; ``release`` is idempotent."""
-
-    __slots__ = ("_count", "_slots")
-
-    def __init__(self, slots: Slots, count: int) -> None:
-        self._slots = slots
-        self._count = count
-
-    @property
-    def held(self) -> bool:
-        """Whether there is a slot, and it has not been released."""
-        return self._count > 0
-
-    def grow(self, photos: int) -> None:
-        """Acquire slots for further photos, all or none: Overloaded over the limit."""
-        if not self._slots.acquire(photos):
-            raise Overloaded
-        self._count += photos
-
-    def release(self) -> None:
-        """Release all of the request's slots."""
-        count, self._count = self._count, 0
-        if count:
-            self._slots.release(count)
-
-
-class Slots:
-    """Limits the photos in flight; over the limit acquire fails immediately."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._taken = 0
-        self._lock = threading.Lock()
-
-    @property
-    def taken(self) -> int:
-        """Photos in flight."""
-        return self._taken
-
-    def acquire(self, photos: int = 1) -> bool:
-        """Acquire slots for photos, all or none; whether they were free."""
-        with self._lock:
-            if self._taken + photos > self._limit:
-                return False
-            self._taken += photos
-            return True
-
-    def slot(self) -> Slot:
-        """A slot for one photo, denied over the limit."""
-        return Slot(self, int(self.acquire()))
-
-    def release(self, photos: int = 1) -> None:
-        """Release slots."""
-        with self._lock:
-            self._taken -= photos
-
-
 class ByteBudget:
     """A limit on the bytes of buffered uploads and downloads, over all requests."""
 
@@ -106,6 +48,64 @@ class ByteBudget:
                 self._owned[owner] -= count
                 if not self._owned[owner]:
                     del self._owned[owner]
+
+
+class Slots:
+    """A limit on photos, in flight or being fetched; over it, or over an owner's share of it, acquire fails at once."""
+
+    def __init__(self, limit: int, share: int | None = None) -> None:
+        self._limit = limit
+        self._budget = ByteBudget(limit, share)
+
+    @property
+    def taken(self) -> int:
+        """Slots in use."""
+        return self._budget.reserved
+
+    @property
+    def full(self) -> bool:
+        """Whether no slot is free."""
+        return self.taken >= self._limit
+
+    def acquire(self, photos: int = 1, owner: str = "") -> bool:
+        """Acquire slots for photos, all or none; whether they were free."""
+        return self._budget.reserve(photos, owner)
+
+    def slot(self, owner: str = "") -> Slot:
+        """A slot for one photo, denied over the limit."""
+        return Slot(self, int(self.acquire(1, owner)), owner)
+
+    def release(self, photos: int = 1, owner: str = "") -> None:
+        """Release slots."""
+        self._budget.release(photos, owner)
+
+
+class Slot:
+    """A request's slots, or a denied one; ``release`` is idempotent."""
+
+    __slots__ = ("_count", "_owner", "_slots")
+
+    def __init__(self, slots: Slots, count: int, owner: str = "") -> None:
+        self._slots = slots
+        self._count = count
+        self._owner = owner
+
+    @property
+    def held(self) -> bool:
+        """Whether there is a slot, and it has not been released."""
+        return self._count > 0
+
+    def grow(self, photos: int) -> None:
+        """Acquire slots for further photos, all or none: Overloaded over the limit."""
+        if not self._slots.acquire(photos, self._owner):
+            raise Overloaded
+        self._count += photos
+
+    def release(self) -> None:
+        """Release all of the request's slots."""
+        count, self._count = self._count, 0
+        if count:
+            self._slots.release(count, self._owner)
 
 
 class _Waiter:

@@ -130,6 +130,11 @@ class Metrics:
             "Photos being worked on (at most GATEWAY_MAX_IN_FLIGHT).",
             registry=self.registry,
         )
+        self._fetching = Gauge(
+            "gateway_fetching_photos",
+            "Photos being fetched (at most twice GATEWAY_MAX_IN_FLIGHT).",
+            registry=self.registry,
+        )
         self._waiting = Gauge(
             "gateway_decode_waiting_photos", "Photos that wait for a decoder.", registry=self.registry
         )
@@ -162,6 +167,7 @@ class Metrics:
         self,
         *,
         in_flight: Callable[[], float],
+        fetching: Callable[[], float],
         waiting: Callable[[], float],
         buffered: Callable[[], float],
         attempts: Callable[[], Attempts],
@@ -170,6 +176,7 @@ class Metrics:
     ) -> None:
         """Read the gauges from the limits, and attempts from gRPC, at each scrape."""
         self._in_flight.set_function(in_flight)
+        self._fetching.set_function(fetching)
         self._waiting.set_function(waiting)
         self._attempts.read = attempts
         self._buffered.set_function(buffered)

@@ -32,6 +32,8 @@ class PortLimits:
     clients: Clients | None = None
     # In-flight slots, and the requests (method and path) that need one.
     slots: Slots | None = None
+    # Slots of requests with URLs, in place of these until their photos have been fetched.
+    fetching: Slots | None = None
     slotted: Container[tuple[str, str]] = ()
     # A connection on which nothing arrives. Browsers open some in advance, and open them again.
     first_byte_seconds: float = 10

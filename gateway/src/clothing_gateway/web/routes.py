@@ -64,7 +64,7 @@ class Photos:
             context.client = self._clients.admit(
                 environ.get("REMOTE_ADDR", ""), environ.get("HTTP_AUTHORIZATION"), environ.get("HTTP_X_FORWARDED_FOR")
             )
-        slot = context.slot or self._slots.slot()
+        slot = context.slot = context.slot or self._slots.slot()
         try:
             if not slot.held:
                 raise Overloaded
@@ -77,7 +77,7 @@ class Photos:
                 slot.grow(len(sources) - 1)
             return self._classifier.classify(sources, context), listed
         finally:
-            slot.release()
+            context.release()
 
 
 def _reply(value: object, answer: Answer) -> Reply:

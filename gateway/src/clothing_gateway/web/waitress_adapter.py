@@ -119,8 +119,9 @@ class _Request(HTTPRequestParser):
         self.last = False  # whether the connection closes after its response
         self.slot: Slot | None = None
         self.client: Client | None = None
+        self.json = False  # whether it has URLs
         self.slotted = False  # whether it needs an in-flight slot
-        self._owner = channel.client  # whose share of the byte budget it uses
+        self.owner = channel.client  # whose share of the byte budget it uses
         self._largest = channel.server.limits.max_body_bytes
         self._channel = channel
         self._limits: PortLimits = channel.server.limits
@@ -150,7 +151,7 @@ class _Request(HTTPRequestParser):
                 self.refuse(TooManyBytes(f"The body is too large; send {largest} bytes at most."))
                 self.cut = not self.completed and self.content_length > largest + _DISCARDED_BYTES
             elif in_body:
-                if self._limits.budget.reserve(consumed, self._owner):
+                if self._limits.budget.reserve(consumed, self.owner):
                     self._reserved += consumed
                 else:
                     self.refuse(Overloaded(cause="GATEWAY_MAX_BUFFERED_BYTES are in use"))
@@ -180,7 +181,8 @@ class _Request(HTTPRequestParser):
     def _admit(self) -> None:
         """Authenticate the client, count its rate limit and choose the body's limit, before any of the body is kept."""
         limits, headers = self._limits, self.headers
-        if headers.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() == "application/json":
+        self.json = headers.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() == "application/json"
+        if self.json:
             self._largest = min(self._largest, limits.max_json_bytes)
         # As in the WSGI environment, where a path begins with one slash.
         self.slotted = (self.command, "/" + self.path.lstrip("/")) in limits.slotted
@@ -192,7 +194,7 @@ class _Request(HTTPRequestParser):
             except GatewayError as error:
                 self.refuse(error)
             else:
-                self._owner = self.client.identity
+                self.owner = self.client.identity
 
     def refuse(self, error: GatewayError) -> None:
         """Answer with an error instead of running the application."""
@@ -212,7 +214,7 @@ class _Request(HTTPRequestParser):
             self.slot.release()
 
     def _release(self) -> None:
-        self._limits.budget.release(self._reserved, self._owner)
+        self._limits.budget.release(self._reserved, self.owner)
         self._reserved = 0
 
 
@@ -485,7 +487,10 @@ class Server(TcpWSGIServer):
         """
         request, limits = task.requests[0], self.limits
         if limits.slots is not None and request.error is None and request.slotted:
-            request.slot = limits.slots.slot()
+            if request.json and limits.fetching is not None and not limits.slots.full:
+                request.slot = limits.fetching.slot(request.owner)
+            else:
+                request.slot = limits.slots.slot()
         self.task_dispatcher.add_task(task, urgent=request.slot is None or not request.slot.held)
 
     def watch(self, channel: _Channel) -> None:
