@@ -19,6 +19,8 @@ import pytest
 TESTS = Path(__file__).parent
 # Everything here runs in TensorFlow's environment, and its conftest imports it.
 TENSORFLOW = TESTS / "model"
+# Everything here is about processes, on this machine or on a cluster.
+PROCESSES = {TESTS / "e2e", TESTS / "integration", TESTS / "page"}
 # Modules of the standard library, and parts of the gateway, that start a process or listen on a socket.
 STARTERS = {
     "clothing_gateway.gateway",
@@ -57,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _layer(item: pytest.Item) -> str:
     if TENSORFLOW in item.path.parents:
         return "tensorflow"
-    if not isinstance(item, pytest.Function):
+    if PROCESSES & set(item.path.parents) or not isinstance(item, pytest.Function):
         return "process"
     fixtures = [one.func for several in item._fixtureinfo.name2fixturedefs.values() for one in several]
     functions = [item.function, *fixtures]
