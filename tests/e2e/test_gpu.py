@@ -64,7 +64,7 @@ def test_pending_gpu_server_is_explained_by_the_notes(
     with pytest.raises(clusters.ClusterError):
         release.reach(photo_host, timeout="5s")
     notes = release.cluster.helm("get", "notes", release.name, "--namespace", HERE)
-    assert "A server that stays Pending found no node with 1 free nvidia.com/gpu" in notes
+    assert "If a server stays Pending, no node has 1 free nvidia.com/gpu" in notes
     wanted = ("  kubectl get nodes", f"  kubectl --namespace {HERE} describe pods")
     script = ["bash", "-euc", "\n".join(line for line in notes.splitlines() if line.startswith(wanted))]
     environment = release.cluster.process_environment()

@@ -107,7 +107,7 @@ def read_header(
 ) -> Header:
     """The header of a file, within the limits (pixels, bytes of memory, pixels of the longer side).
 
-    ``size`` is the model's, in which other filters than NEAREST scale each row first.
+    ``size`` is the model's, to which other filters than NEAREST scale in two passes.
 
     Reads at most layout.MAX_PARTS parts of the file, which takes under a millisecond, and decodes nothing. Raises
     NotAnImage, UnsupportedImage, BrokenImage, TooManyPixels or TooComplex.
@@ -122,7 +122,8 @@ def read_header(
         found = layout.read(data, kind)
         cost = found.memory
         if resampling != "nearest" and size is not None:
-            cost += layout.rows(size[0], found.height, 4)
+            # Pillow (since 13) scales in the direction first that leaves the smaller intermediate picture.
+            cost += min(layout.rows(size[0], found.height, 4), layout.rows(found.width, size[1], 4))
         header = Header(kind, found.width, found.height, cost, found, resampling, jpeg_scaling)
     if header.pixels > max_pixels:
         raise TooManyPixels(
