@@ -114,7 +114,7 @@ def test_doctor_finds_the_cause(model: processes.Running, gateway: processes.Run
     assert look(model_version="3") == [("signature", "model.name, model.version, model.versionLabel")]
     assert look(input_name="x") == [("signature", "model.inputName")]
     ((check, change),) = look(model_name="other")
-    assert (check, change.partition(",")[0]) == ("model", "model.name")
+    assert (check, change.partition(":")[0]) == ("model", "model.name")
     ((check, change),) = look(model_tls="on")
     assert (check, change.partition(",")[0]) == ("tls", "server.tls.secretName")
     ((check, change),) = look(tf_serving_host=f"127.0.0.1:{model.ports['http']}")

@@ -402,8 +402,10 @@ def test_parallel_requests_share_nothing(app):
         (PHOTO[:-20] * 2, "image/jpeg"),
         (OTHER[:60], "image/png"),
         (b"no photo", "image/png"),
+        (FORM[:-20], FORM_TYPE),
+        (MANY_FIELDS, "multipart/form-data; boundary=b"),
     ],
-    ids=["photo cut off", "photo without pixels", "no photo"],
+    ids=["photo cut off", "photo without pixels", "no photo", "form cut off", "form of many fields"],
 )
 def test_refused_body_is_freed_without_the_garbage_collector(app, body, kind):
     class Input(io.BytesIO):

@@ -32,7 +32,10 @@ def files(content_type: str, body: bytes, field: str) -> list[bytes]:
                 else:
                     pieces.append(event)
     except ParserLimitReached as error:
+        # The parser keeps the error, and its frames the parser and the body: a cycle of tens of megabytes.
+        error.with_traceback(None)
         raise TooLarge("The form has too many parts or headers; send fewer.", cause=str(error)) from None
     except MultipartError as error:
+        error.with_traceback(None)
         raise BadRequest("The multipart form is malformed or cut off.", cause=str(error)) from None
     return found
