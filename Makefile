@@ -119,10 +119,11 @@ lint-workflows:
 	@scripts/version >/dev/null
 
 .PHONY: quick
-# Layers are marks (tests/conftest.py). Fuzzing has its own target.
+# Layers are marks (tests/conftest.py). Fuzzing has its own target; pytest deselects by prefix, so test_damaged_metadata_… waits for make test, too.
 quick: lint-python ## After each change, under a minute: lint, types, unit tests
 	@echo "==> unit tests"
-	@FUZZ_SECONDS=1 $(PYTEST) --quiet --numprocesses=auto -m unit tests/gateway tests/load
+	@$(PYTEST) --quiet --numprocesses=auto -m unit --deselect tests/gateway/image/test_jpeg.py::test_damaged tests/gateway
+	@$(PYTEST) --quiet --numprocesses=auto -m unit tests/load
 	@$(PYTEST) --quiet --numprocesses=auto -m unit tests/chart
 
 .PHONY: coverage
