@@ -1,11 +1,11 @@
 // Command attacker does to a gateway what one hostile client can do, with little bandwidth and little CPU of its own, so
 // that what honest clients lose is lost to the gateway and not to this program:
 //
-//	attacker -target http://127.0.0.1:9696/predict [-kinds slow,huge] [-listen 127.0.0.1:9999] [-admin 127.0.0.1:9697]
+//	attacker -target http://127.0.0.1:9696/predict [-kinds slow,huge] [-silent 200] [-listen 127.0.0.1:9999] [-admin 127.0.0.1:9697]
 //
 // Kinds, and what each is meant to use up. Connections:
 //
-//	silent     1,100 connections that send nothing: all that a gateway accepts (GATEWAY_MAX_CONNECTIONS)
+//	silent     1,100 connections (-silent) that send nothing: all that a gateway accepts (GATEWAY_MAX_CONNECTIONS)
 //	half       10 that send half a request and shut down their sending side
 //	slow       20 uploads of one byte a second
 //	unread     40 that pipeline 64 kB of GETs and read no answer: worker threads, and memory for answers
@@ -89,6 +89,7 @@ func main() {
 	log.SetPrefix("attacker: ")
 	target := flag.String("target", "", "`URL` to attack")
 	kinds := flag.String("kinds", "", "which kinds, separated by commas (all but those that need another flag)")
+	silent := flag.Int("silent", 1100, "connections of the kind silent")
 	listen := flag.String("listen", "", "`address` for the slow server of photos")
 	admin := flag.String("admin", "", "`address` of the admin port")
 	flag.Parse()
@@ -108,7 +109,7 @@ func main() {
 	defer stop()
 	a.end = end
 
-	a.connections()
+	a.connections(*silent)
 	a.bodies()
 	a.photos()
 	if *listen != "" {
@@ -139,9 +140,9 @@ func main() {
 	}
 }
 
-func (a *attack) connections() {
+func (a *attack) connections(silent int) {
 	upload := a.head + "image/jpeg\r\nContent-Length: 1048576\r\n\r\n"
-	a.start("silent", 1100, func(net.Conn) {})
+	a.start("silent", silent, func(net.Conn) {})
 	a.start("half", 10, func(conn net.Conn) {
 		io.WriteString(conn, upload+"\xff\xd8")
 		conn.(counting).Conn.(*net.TCPConn).CloseWrite()
