@@ -228,7 +228,7 @@ def test_dead_daemon_is_named_and_restarted(space: Space) -> None:
         (["exec", "nowhere", "true"], "which node? One of: control-plane worker"),
         (["load", "localhost/no-such-image:1"], "buildah's store has no image localhost/no-such-image:1"),
         (["gpus", "many"], "how many GPUs?"),
-        (["logs", "nobody"], "whose log? One of: control-plane"),
+        (["logs", "nobody"], "control-plane-kubelet"),
         (["restart"], "there is no command restart"),
     ],
 )

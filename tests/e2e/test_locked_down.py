@@ -136,7 +136,9 @@ def metadata(cluster: clusters.Cluster, tmp_path: Path) -> Iterator[bool]:
 def test_network_policy_allows_strangers_the_gateway_only(walled: Walled) -> None:
     """Labels don't help: the stranger's are Prometheus's."""
     walled.release.kubectl("label", "pods", "--selector=app=photos", "app.kubernetes.io/name=prometheus", "--overwrite")
-    assert walled.connect("photos", walled.release.gateway, 80) == "open"
+    # A Service that was just made reaches each node's rules within seconds.
+    name = walled.release.gateway
+    processes.wait_for(name, lambda: walled.connect("photos", name, 80) == "open", 30)
     for component, port in (("server", 8500), ("server", 8501), ("gateway", 9697)):
         assert walled.connect("photos", walled.address(component), port).startswith("closed"), (component, port)
 

@@ -35,10 +35,13 @@ def test_pods_are_restricted_and_ready(release: Release) -> None:
 
 def test_photo_by_url_from_inside_the_cluster(gateway: str, http: Http, namespace: str) -> None:
     photo = SAMPLE if not (real := processes.dataset_photos(5)) else real[0]
-    for host in ("photos", f"photos.{namespace}.svc.cluster.local"):
-        answer = http.request("POST", f"{gateway}/predict", json={"url": f"http://{host}/{photo.name}"})
-        assert answer.status == 200, answer.data
-        assert answer.json() == upload(http, gateway, photo)
+    url = f"http://photos.{namespace}.svc.cluster.local/{photo.name}"
+    answer = http.request("POST", f"{gateway}/predict", json={"url": url})
+    assert answer.status == 200, answer.data
+    assert answer.json() == upload(http, gateway, photo)
+    # A name is taken as it is, never with the pod's search domains: http://redis is not the cluster's.
+    answer = http.request("POST", f"{gateway}/predict", json={"url": f"http://photos/{photo.name}"})
+    assert answer.json()["code"] in ("address-not-allowed", "photo-server-failed"), answer.data
 
 
 def test_cluster_addresses_are_not_fetched(cluster: clusters.Cluster, gateway: str, http: Http) -> None:
