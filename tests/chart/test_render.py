@@ -158,3 +158,17 @@ def test_a_promotion_by_hot_reload_restarts_no_server(step):
     after, config_after = server(f"--set={step}")
     assert before == after
     assert config_before["data"] != config_after["data"]
+
+
+@pytest.mark.parametrize("tier", ["gateway", "server"])
+def test_more_replicas_restart_no_pod(tier):
+    """Pods are added beside those that run: nothing in a pod template follows the number of pods."""
+    few, many = (
+        {
+            manifest["metadata"]["name"]: manifest["spec"]["template"]
+            for manifest in manifests(CLASSIFIER, "--set", f"{tier}.replicas={count}")
+            if manifest["kind"] == "Deployment"
+        }
+        for count in (1, 3)
+    )
+    assert few == many
