@@ -363,10 +363,14 @@ func exchange(conn net.Conn, reader *bufio.Reader, request []byte) (status int, 
 
 // cause is an error in words without addresses, so that equal ones count together.
 func cause(err error) string {
+	during := ""
 	for {
+		if operation, is := err.(*net.OpError); is {
+			during = operation.Op + ": " // dial, read, write: whether it was sent at all
+		}
 		inner, wrapped := err.(interface{ Unwrap() error })
 		if !wrapped || inner.Unwrap() == nil {
-			return err.Error()
+			return during + err.Error()
 		}
 		err = inner.Unwrap()
 	}
