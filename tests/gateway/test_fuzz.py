@@ -235,7 +235,7 @@ def test_no_request_breaks_the_gateway(start_gateway, model_server, photo_server
         got = ask(gateway, data, whole=whole)
         assert time.monotonic() - start < TIMEOUT + 4
         if got is None:
-            assert not whole, "closed without an answer"
+            assert not whole, f"closed without an answer: {data!r}"
             statuses["closed"] += 1
             return
         status, headers, body = got

@@ -143,7 +143,7 @@ class _Request(HTTPRequestParser):
         consumed: int = super().received(data)
         if isinstance(self.body_rcv, ChunkedBody) and self.body_rcv.error:
             self.error = _Refusal(BadRequest("The chunked body is malformed.", cause=self.body_rcv.error))
-        if not in_body and self.headers_finished and self.error is None:
+        if not in_body and self.headers_finished and self.error is None and not self.empty:
             self._admit()
         if self.error is None and self.headers_finished:
             largest = self._largest
