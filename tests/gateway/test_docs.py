@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import tomllib
 from importlib import metadata
@@ -66,6 +67,26 @@ def test_error_codes_are_unique_and_the_docstring_draws_the_tree():
         assert len(error.detail.split()) <= 12, error.detail
         assert error.title
         assert (error.retry_after is not None) == (error.status in (429, 503))
+
+
+def messages(room):
+    """The sentences that a room of the source gives to errors, with where they are."""
+    names = {"Malformed", *(error.__name__ for error in all_errors())} - {"MethodNotAllowed"}
+    for file in sorted((GATEWAY / "src/clothing_gateway" / room).glob("*.py")):
+        for call in ast.walk(ast.parse(file.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.args:
+                first = call.args[0]
+                parts = first.values if isinstance(first, ast.JoinedStr) else [first]
+                text = "".join(str(part.value) if isinstance(part, ast.Constant) else "N" for part in parts)
+                if call.func.id in names and " " in text:
+                    yield f"{file.name}:{call.lineno}", text
+
+
+@pytest.mark.parametrize("room", ["fetch", "web"])
+def test_messages_to_clients_are_short(room):
+    found = dict(messages(room))
+    assert len(found) > 5
+    assert {place: text for place, text in found.items() if len(text.split()) > 12 or not text.endswith(".")} == {}
 
 
 @pytest.mark.parametrize("status", range(400, 600))

@@ -105,7 +105,7 @@ class NoPhoto(BadRequest):
 
 
 class AddressNotAllowed(BadRequest):
-    """The photo's URL may not be fetched; one message for all reasons, so that it maps no network."""
+    """The photo's URL may not be fetched; one message but for a misspelled URL, so that it maps no network."""
 
     code = "address-not-allowed"
     title = "Address not allowed"

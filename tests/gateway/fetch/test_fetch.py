@@ -194,6 +194,26 @@ def test_a_signed_url_goes_out_letter_by_letter(make, photo_server):
     assert get(make(), photo_server.url + path) == b"photo"
 
 
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ("http://127.0.0.1:{port}/a.jpg\n", "/a.jpg"),
+        (" \thttp://127.0.0.1:{port}/a.jpg \r\n", "/a.jpg"),
+        ("http://127.0.0.1:{port}/my photo.jpg", "/my%20photo.jpg"),
+        ("http://127.0.0.1:{port}/a.jpg?name=my photo&x=1 ", "/a.jpg?name=my%20photo&x=1"),
+    ],
+)
+def test_blanks_are_read_as_browsers_read_them(make, photo_server, written, path):
+    photo_server.paths[path] = b"photo"
+    assert get(make(), written.format(port=photo_server.port)) == b"photo"
+
+
+def test_a_relative_location_takes_nothing_from_the_blanks_around(make, photo_server):
+    photo_server.paths["/a%20b"] = (302, b"", {"Location": "?c=d"})
+    photo_server.paths["/a%20b?c=d"] = b"photo"
+    assert get(make(), f" http://127.0.0.1:{photo_server.port}/a b\n") == b"photo"
+
+
 def test_a_host_in_other_letters_is_looked_up_in_its_ascii_form(make, photo_server):
     asked = []
     photo_server.paths["/a"] = b"photo"
@@ -230,7 +250,7 @@ def test_the_user_agent_can_be_set(make, photo_server):
 )
 def test_a_web_page_in_place_of_a_photo_is_named(make, photo_server, page):
     photo_server.paths["/share"] = (200, page, {"Content-Type": "text/html"})
-    with pytest.raises(NotAnImage, match="gave a web page, not a photo"):
+    with pytest.raises(NotAnImage, match="gave a web page"):
         get(make(), photo_server.url + "/share")
     photo_server.paths["/svg"] = b"<svg><html></svg>"
     assert get(make(), photo_server.url + "/svg") == b"<svg><html></svg>"

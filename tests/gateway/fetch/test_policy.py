@@ -160,13 +160,16 @@ HOSTILE = [
     "http://127.0.0.1\t/",
     "http://public.test\n.evil.test/",
     "http://public.test/\r\nHost: 127.0.0.1",
-    "http://public.test/a b",
+    "http://pub lic.test/",
+    "http:// public.test/",
+    "http://public.test /",
+    "http://public.test:80 /",
+    "http://127.0.0.1 .public.test/",
     "http://public.test/a\x00b",
     "http://public.test\x7f/",
     "http://public.test\\.evil.test/",
     "\x00http://public.test/",
-    " http://public.test/",
-    "http://public.test/ ",
+    "http://public.test/\ta",
     "ht\ttp://public.test/",
     "http://public.test/\\..\\..",
     # ports
@@ -189,11 +192,20 @@ HOSTILE = [
     # unicode in the host
     "http://exämple.test/",
     "http://еxample.test/",
-    "http://public。test/",
-    "http://public．test/",
-    "http://public\u200b.test/",
-    "http://public\u00ad.test/",
+    "http://local\u00adhost/",
+    "http://lo\u200bcalhost/",
+    "http://ｌｏｃａｌｈｏｓｔ/",
+    "http://127\u00ad.0.0.1/",
+    "http://127.0.0\u200b.1/",
+    "http://private。test/",
     "http://\u202epublic.test/",
+    "http://a\u200d.test/",
+    "http://public\u2100.test/",
+    "http://public／@loopback.test/",
+    "http://public＠loopback.test/",
+    "http://public.test＃.loopback.test/",
+    "http://[：：1]/",
+    "http://é\ud800.test/",
     "http://ﬀ.test/",
     # length
     "http://public.test/" + "a" * 5000,
@@ -418,7 +430,7 @@ def test_a_name_with_an_address_in_a_denied_network_is_refused(connections):
         ("http://public.test/a%2bb?X-Sig=%2f%2F+~", "/a%2bb?X-Sig=%2f%2F+~"),
         ("http://public.test/?d=[1]&{y}|^", "/?d=[1]&{y}|^"),
         ("http://public.test?size[w]=300#x", "/?size[w]=300"),
-        ("http://public.test/é b".replace(" ", ""), "/%C3%A9b"),
+        ("http://public.test/é b?c d", "/%C3%A9%20b?c%20d"),
         ("http://public.test/a%20b%zz%", "/a%20b%zz%"),
         ('http://public.test/"<x>`', "/%22%3Cx%3E%60"),
         ("http://public.test/a/../b/./c/..?../.", "/b/?../."),
@@ -435,26 +447,27 @@ def test_path_and_query_go_out_as_they_were_given(url, path):
 @pytest.mark.parametrize(
     ("url", "mistake"),
     [
-        ("http://public.test/my photo.jpg", "blank in it: write %20"),
-        (" http://public.test/", "begins or ends with a blank"),
-        ("http://public.test/ ", "begins or ends with a blank"),
-        ("http://public.test/\n", "line end"),
+        ("http://public .test/photo.jpg", "host has a blank"),
+        ("http://public.test/\na", "line end"),
         ("http://public.test/\r\nHost: a", "line end"),
         ("http:\\\\public.test\\a", "backslash"),
         ("public.test/a.jpg", "begin with http:// or https://"),
         ("ftp://public.test/a.jpg", "begin with http:// or https://"),
         ("http://user:secret@public.test/", "user name or password"),
         ("http://public.test/" + "a" * 4096, "more than 4096 characters"),
-        ("http://straße.test/", "xn--"),
-        ("http://public。test/", "xn--"),
-        ("http://①.test/", "xn--"),
+        ("http://☕.test/", "letters that no name has"),
+        ("http://a!b.test/", "no valid name"),
+        ("http://public.test:99999999/", "host or port is misspelled"),
+        ("http://127.1/", "no valid IPv4 address"),
+        ("http://[::g]/", "brackets hold no IPv6 address"),
+        ("http://[fe80::1%eth0]/", "has a zone"),
+        ("http://public.test/\ud800", "valid Unicode"),
     ],
 )
 def test_a_mistake_in_the_spelling_is_named(url, mistake, connections):
-    with pytest.raises(AddressNotAllowed, match=re.escape(mistake)) as caught:
+    with pytest.raises(AddressNotAllowed, match=re.escape(mistake)):
         make_fetcher().fetch(url, Deadline.after(5))
     assert connections == []
-    assert len(caught.value.detail.split()) <= 13
 
 
 @pytest.mark.parametrize(
@@ -462,10 +475,16 @@ def test_a_mistake_in_the_spelling_is_named(url, mistake, connections):
     [
         ("bücher.example", "xn--bcher-kva.example"),
         ("BÜCHER.Example.", "xn--bcher-kva.example"),
+        ("bu\u0308cher.example", "xn--bcher-kva.example"),  # as macOS decomposes it
+        ("straße.example", "xn--strae-oqa.example"),  # IDNA 2003 made it strasse.example, which is another's
         ("例え.テスト", "xn--r8jz45g.xn--zckzah"),
+        ("例え。テスト", "xn--r8jz45g.xn--zckzah"),
+        ("ｐｕｂｌｉｃ．test", "public.test"),
+        ("a_b.bücher.example", "a_b.xn--bcher-kva.example"),
+        ("xn--bcher-kva.bücher.example", "xn--bcher-kva.xn--bcher-kva.example"),
     ],
 )
-def test_other_letters_in_a_host_are_sent_in_their_ascii_form(host, name):
+def test_other_letters_in_a_host_are_mapped_as_browsers_map_them(host, name):
     target = Policy(allowed_hosts=(name,)).target(f"http://{host}/a")
     assert (target.host, target.host_header, target.address) == (name, name, None)
 

@@ -201,14 +201,14 @@ class Fetcher:
                 raise ClientLeft from None
             if deadline.remaining() <= 0:
                 result = "timeout"
-                raise OutOfTime("The time allowed for this request ran out while the photo was fetched.") from None
+                raise OutOfTime("The request's deadline expired while the photo was fetched; retry later.") from None
             if limit.remaining() <= 0:
                 result = "timeout"
                 raise PhotoServerFailed(
-                    "The photo's server did not send it in time.", cause=f"{type(error).__name__}: {error}"
+                    "The photo did not arrive in time; retry, or upload it.", cause=f"{type(error).__name__}: {error}"
                 ) from None
             detail = (
-                "The photo's server sent an incomplete or invalid HTTP response."
+                "The photo's server sent an invalid HTTP response; upload the photo."
                 if isinstance(error, BadAnswer)
                 else None
             )
@@ -223,6 +223,7 @@ class Fetcher:
             self._count(result)
 
     def _follow(self, url: str, limit: _Limit, hold: _Hold) -> bytes:
+        url = url.strip(" \t\r\n")  # what pasting adds; browsers strip it, too
         target = self._policy.target(url)
         for _ in range(self._max_redirects + 1):
             found = self._get(target, self._addresses(target, limit), limit, hold)
@@ -230,12 +231,12 @@ class Fetcher:
                 return found
             before, url = url, _redirected(url, found)
             if url == before:
-                raise PhotoServerFailed("The photo's address redirects to itself: it may ask for cookies.")
+                raise PhotoServerFailed("The photo's address redirects to itself; upload the photo instead.")
             try:
                 target = self._policy.target(url)
             except Malformed as error:  # no mistake of the client's
                 raise NotAllowed(f"a redirect: {error}") from None
-        raise PhotoServerFailed(f"The photo's address redirects more than {self._max_redirects} times.")
+        raise PhotoServerFailed(f"The photo's address redirects more than {self._max_redirects} times; upload it.")
 
     def _addresses(self, target: Target, limit: Deadline) -> list[Address]:
         if target.address is not None:
@@ -344,10 +345,10 @@ class Fetcher:
 
     def _read(self, answer: Answer, head: Head, hold: _Hold) -> bytes:
         if head.status != 200:
-            raise PhotoServerFailed(f"The photo's server answered with status {head.status} instead of the photo.")
+            raise PhotoServerFailed(f"The photo's server answered with status {head.status}; check the address.")
         if not _COMPRESSED.isdisjoint(head.encodings):
-            raise PhotoServerFailed("The photo's server sent it compressed, though asked not to.")
-        too_many = TooManyBytes(f"The photo at this address has more than {self._max_bytes} bytes.")
+            raise PhotoServerFailed("The photo's server sent it compressed; upload the photo.")
+        too_many = TooManyBytes(f"The photo is too large; at most {self._max_bytes} bytes are fetched.")
         if head.length is not None and head.length > self._max_bytes:
             raise too_many
         pieces: list[bytes] = []
@@ -360,7 +361,7 @@ class Fetcher:
             pieces.append(piece)
         data = b"".join(pieces)
         if _WEB_PAGE.match(data, 0, 4096):
-            raise NotAnImage("The address gave a web page, not a photo: send the photo's own address.")
+            raise NotAnImage("The address gave a web page; send the photo's own address.")
         return data
 
     def _take_idle(self, target: Target, addresses: list[Address]) -> tuple[HTTPConnection, _Key] | None:
@@ -407,7 +408,7 @@ def _redirected(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError:  # its text holds the URL
-        raise PhotoServerFailed("The photo's server redirects to something that is no URL.") from None
+        raise PhotoServerFailed("The photo's server redirects to an invalid URL; upload the photo.") from None
 
 
 def _even_out(began: float, limit: Deadline) -> None:
