@@ -27,10 +27,10 @@ help: ## List the commands
 	@$(PYTHON) -m venv $*/.venv
 
 # Runtime environments …
-%/.venv/runtime.stamp: %/requirements.lock %/pyproject.toml | %/.venv/bin/python
+%/.venv/runtime.stamp: %/requirements.lock %/pyproject.toml contract/pyproject.toml | %/.venv/bin/python
 	@echo "==> installing $* (requirements.lock)" >&2
 	@$*/.venv/bin/python -m pip $(PIP_INSTALL) -r $*/requirements.lock
-	@$*/.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $*
+	@$*/.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable contract --editable $*
 	@touch $@
 
 # The gateway's native JPEG decoder, where it can be built. Without it Pillow decodes: the same pixels, slower.
@@ -100,6 +100,7 @@ lint-python: dev
 	@echo "==> ruff, mypy"
 	@$(GATEWAY)/ruff check --quiet
 	@$(GATEWAY)/ruff format --check --quiet
+	@$(GATEWAY)/mypy --config-file contract/pyproject.toml contract/src
 	@$(GATEWAY)/mypy --config-file gateway/pyproject.toml gateway/src
 	@$(MODEL_BIN)/mypy --config-file model-image/pyproject.toml model-image/src
 
@@ -122,6 +123,7 @@ lint-workflows:
 # Layers are marks (tests/conftest.py). Fuzzing has its own target; pytest deselects by prefix, so test_damaged_metadata_… waits for make test, too.
 quick: lint-python ## After each change, under a minute: lint, types, unit tests
 	@echo "==> unit tests"
+	@$(PYTEST) --quiet tests/contract
 	@$(PYTEST) --quiet --numprocesses=auto -m unit --deselect tests/gateway/image/test_jpeg.py::test_damaged tests/gateway
 	@$(PYTEST) --quiet --numprocesses=auto -m unit tests/load
 	@$(PYTEST) --quiet --numprocesses=auto -m unit tests/chart
@@ -140,7 +142,8 @@ coverage: gateway/.venv/dev.stamp ## Report the gateway's test coverage, process
 test: lint-python test-gateway test-load lint-charts lint-workflows test-charts test-model test-integration test-page ## All tests that need no cluster: lint, unit, charts, integration with TensorFlow
 
 test-gateway: dev ## Unit and process tests of the gateway
-	@echo "==> tests/gateway"
+	@echo "==> tests/contract, tests/gateway"
+	@$(PYTEST) tests/contract
 	@$(PYTEST) tests/gateway
 
 .PHONY: fuzz

@@ -36,10 +36,10 @@ class Image:
     dockerfile: str
 
 
-GATEWAY = Image("clothing-gateway", "gateway", "gateway/Dockerfile")
+GATEWAY = Image("clothing-gateway", ".", "gateway/Dockerfile")
 # The portable server: on arm64 the official image doesn't run, and where no registry is reached its base can't be had.
-MODEL_PORTABLE = Image("clothing-model", "model-image", "model-image/Dockerfile.portable")
-MODEL_OFFICIAL = Image("clothing-model", "model-image", "model-image/Dockerfile")
+MODEL_PORTABLE = Image("clothing-model", ".", "model-image/Dockerfile.portable")
+MODEL_OFFICIAL = Image("clothing-model", ".", "model-image/Dockerfile")
 PING = Image("clothing-ping", "images/ping", "images/ping/Dockerfile")
 
 

@@ -30,7 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "model-image"
 CLUSTER = Path(os.environ.get("E2E_CLUSTER", ROOT / "tests/cluster/cluster"))
 # What the Dockerfiles copy, beside the model.
-SOURCES = ("src", "pyproject.toml", "README.md", "requirements.lock", ".dockerignore")
+SOURCES = (
+    "contract/src", "model-image/src", "model-image/pyproject.toml", "model-image/README.md",
+    "model-image/requirements.lock", ".dockerignore",
+)  # fmt: skip
 # Options that are passed on to `convert`.
 CONVERT = ("labels", "preprocessing", "image-size", "input", "weights", "warmup", "input-name", "output-name")
 REFERENCE = re.compile(r"(?P<repository>[a-z0-9][a-z0-9._:/-]*?):(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127})")
@@ -125,12 +128,11 @@ def build(args: argparse.Namespace) -> None:
         context = Path(folder)
         version = model_of(args, context / "models", name)
         for part in SOURCES:
-            if (FOLDER / part).is_dir():
-                shutil.copytree(
-                    FOLDER / part, context / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
-                )
+            (context / part).parent.mkdir(exist_ok=True)
+            if (ROOT / part).is_dir():
+                shutil.copytree(ROOT / part, context / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
             else:
-                shutil.copyfile(FOLDER / part, context / part)
+                shutil.copyfile(ROOT / part, context / part)
         dockerfile = FOLDER / ("Dockerfile.portable" if portable else "Dockerfile")
         arguments = {"MODEL_DIR": f"models/{name}", "MODEL_NAME": name}
         if args.base:

@@ -22,12 +22,12 @@ both = pytest.mark.parametrize("options", [OFFICIAL, PORTABLE], ids=["official",
 
 def test_compose_runs_the_official_server_by_default():
     assert {name: service["build"]["dockerfile"] for name, service in config(*OFFICIAL)["services"].items()} == {
-        "gateway": "Dockerfile",
-        "model": "Dockerfile",
+        "gateway": "gateway/Dockerfile",
+        "model": "model-image/Dockerfile",
     }
     assert {name: service["build"]["dockerfile"] for name, service in config(*PORTABLE)["services"].items()} == {
-        "gateway": "Dockerfile",
-        "model-portable": "Dockerfile.portable",
+        "gateway": "gateway/Dockerfile",
+        "model-portable": "model-image/Dockerfile.portable",
     }
 
 

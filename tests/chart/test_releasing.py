@@ -121,6 +121,7 @@ def test_dry_run_makes_every_artifact(dist):
         f"clothing-classifier-{VERSION}.tgz", f"ping-{VERSION}.tgz",
         f"packages/clothing_gateway-{VERSION}-py3-none-any.whl", f"packages/clothing_gateway-{VERSION}.tar.gz",
         f"packages/clothing_model-{VERSION}-py3-none-any.whl", f"packages/clothing_model-{VERSION}.tar.gz",
+        f"packages/clothing_contract-{VERSION}-py3-none-any.whl", f"packages/clothing_contract-{VERSION}.tar.gz",
         f"packages/clothing_jpeg-{VERSION}.tar.gz",
         f"clothing-gateway-{VERSION}.cdx.json", f"clothing-model-portable-{VERSION}.cdx.json",
         "images.txt", "release-notes.md", "SHA256SUMS",

@@ -206,7 +206,7 @@ REFUSED = [
     ("model: {labels: 'a,b'}", "at '/model/labels': got string, want array"),
     (
         "model: {preprocessing: resnet}",
-        "at '/model/preprocessing': value must be one of 'tf', 'caffe', 'torch', 'none'",
+        "at '/model/preprocessing': value must be one of 'tf', 'caffe', 'torch', 'none', 'rescale'",
     ),
     ("model: {resampling: sharp}", "at '/model/resampling': value must be one of"),
     ("model: {version: v1}", "at '/model/version'"),

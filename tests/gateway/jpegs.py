@@ -9,11 +9,14 @@ import numpy as np
 from fakes import image_bytes
 from PIL import Image
 
+from clothing_contract import PREPROCESSINGS
+from clothing_contract.scaling import Scaling
 from clothing_gateway.errors import GatewayError
 from clothing_gateway.image import decode as decoding
 
 MAX_PIXELS = 52 << 20
-PREPARATIONS = (None, "tf", "caffe", "torch", "none")
+TF = Scaling("tf")
+PREPARATIONS = (None, *map(Scaling, PREPROCESSINGS), Scaling("rescale", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bgr"))
 
 
 def with_frame(data, *, size=None, sampling=()):

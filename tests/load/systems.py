@@ -252,7 +252,7 @@ def _litserve(workers: int) -> System:
 def before(checkout: Path) -> System:
     """The gateway of another checkout of this repository, with its own native core, in this one's environment."""
     core = CACHE / "before"
-    sources = f"{checkout / 'gateway/src'}:{core}"
+    sources = f"{checkout / 'gateway/src'}:{checkout / 'contract/src'}:{core}"
 
     def build() -> None:
         if not (checkout / "gateway/src/clothing_gateway").is_dir():

@@ -43,7 +43,7 @@ def test_rules(name: str) -> None:
         i for i, (key, _) in enumerate(stage) if key in ("RUN", "COPY")
     )
     assert "--model_config_file=/models/models.config" in command[0]
-    assert defaults["MODEL_DIR"] == "demo-model/clothing-model"
+    assert defaults["MODEL_DIR"] == "model-image/demo-model/clothing-model"
 
 
 def test_the_final_stage_installs_nothing() -> None:
@@ -81,7 +81,8 @@ def test_the_image_verifies_its_model(
     shutil.copytree(FOLDER / "demo-model/clothing-model", models / "clothing-model")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("MODEL_NAME", "clothing-model")
-    command = ["sh", "-c", re.sub(r"(?<=[ >])/models(?=[ /])", str(models), line).replace("/src", str(FOLDER / "src"))]
+    sources = f"{FOLDER / 'src'}:{FOLDER.parent / 'contract/src'}"
+    command = ["sh", "-c", re.sub(r"(?<=[ >])/models(?=[ /])", str(models), line).replace("/src", sources)]
     subprocess.run(command, check=True)
     config = (models / "models.config").read_text()
     parsed = text_format.Parse(config, model_server_config_pb2.ModelServerConfig()).model_config_list.config
@@ -98,7 +99,7 @@ def test_the_image_verifies_its_model(
 def test_tensorflow_has_a_layer_of_its_own() -> None:
     """What the package is made of is copied after TensorFlow was installed, in a stage that the image takes apart."""
     found = instructions("Dockerfile.portable")
-    sources = next(at for at, (key, value) in enumerate(found) if key == "COPY" and value.startswith("src"))
+    sources = next(at for at, (key, value) in enumerate(found) if key == "COPY" and value.startswith("model-image/src"))
     lock = next(at for at, (key, value) in enumerate(found) if key == "RUN" and "requirements.lock" in value)
     stages = [at for at, (key, _) in enumerate(found) if key == "FROM"]
     assert len(stages) == 3
@@ -158,8 +159,9 @@ def test_one_command_from_a_model_to_dockers_command_line(docker: Path) -> None:
     files = {Path(file).relative_to(context).as_posix() for file in Path(f"{docker}.files").read_text().splitlines()}
     assert {
         "models/clothing-model/1/saved_model.pb",
-        "src/clothing_model/commands/verify.py",
-        "requirements.lock",
+        "contract/src/clothing_contract/contract.py",
+        "model-image/src/clothing_model/commands/verify.py",
+        "model-image/requirements.lock",
     } <= files
     assert not Path(context).exists()
     assert 'repository: "shop/clothing-model"' in done.stdout  # the chart's values

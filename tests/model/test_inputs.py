@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 import json
 import os
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,27 +15,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from served import Made, Server, Starter
 
+from clothing_contract import PREPROCESSINGS
+from clothing_contract.scaling import Scaling
 from clothing_model import savedmodel
 from clothing_model.commands.cli import main
-from clothing_model.commands.values import PREPROCESSINGS
 from clothing_model.keras import graph_preprocessing
 from clothing_model.savedmodel import warmup
 from model_factory import make_model
 
+SCALINGS = (
+    *map(Scaling, PREPROCESSINGS),
+    Scaling("rescale", (0.1307,), (0.3081,)),
+    Scaling("none", (1, 2, 3), (4, 5, 6), "bgr"),
+)
+
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "model-image/demo-model/clothing-model"
 DATASET = Path(os.environ.get("CLOTHING_DATASET", ROOT.parent / "shared/dataset"))
-
-
-def gateway_preprocessing() -> ModuleType:
-    """The gateway's own module, from its source: its package lives in another environment."""
-    path = ROOT / "gateway/src/clothing_gateway/image/preprocessing.py"
-    spec = importlib.util.spec_from_file_location("gateway_preprocessing", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -69,13 +63,11 @@ def test_the_table_has_the_gateways_numbers() -> None:
 
     values = np.arange(256, dtype=np.uint8)
     pixels = np.stack([values, values[::-1], np.roll(values, 77)], axis=-1).reshape(1, 16, 16, 3)
-    theirs = gateway_preprocessing().BY_NAME
-    assert set(theirs) == set(PREPROCESSINGS)
-    for name in PREPROCESSINGS:
-        compute = tf.function(lambda x, name=name: graph_preprocessing.numbers(x, name))
+    for scaling in SCALINGS:
+        compute = tf.function(lambda x, scaling=scaling: graph_preprocessing.numbers(x, scaling))
         ours = compute(tf.constant(pixels)).numpy()
         assert ours.dtype == np.float32
-        assert np.array_equal(ours.view(np.uint32), theirs[name](pixels).view(np.uint32)), name
+        assert np.array_equal(ours.view(np.uint32), scaling.numbers(pixels).view(np.uint32)), scaling
 
 
 @pytest.mark.parametrize("size", [(96, 96), (299, 299), (160, 120)])
@@ -162,7 +154,7 @@ def test_scores_are_the_same(demo: Path) -> None:
     assert len(photos) > 50
     files = [photo.read_bytes() for photo in photos]
     pixels = np.stack([pillow(file, 160, 160) for file in files])
-    inputs = {"float32": gateway_preprocessing().tf(pixels), "uint8": pixels, "encoded": np.array(files, object)}
+    inputs = {"float32": Scaling("tf").numbers(pixels), "uint8": pixels, "encoded": np.array(files, object)}
     scores = {}
     for kind, given in inputs.items():
         signature = tf.saved_model.load(str(demo / kind / "1")).signatures["serving_default"]
@@ -183,7 +175,7 @@ def test_from_keras(models: dict[str, Made], tmp_path: Path, preprocessing: str)
     options = ["--name", "m", "--output", str(tmp_path), "--preprocessing", preprocessing]
     assert main(["convert", str(made.source), "--input", "uint8", *options]) == 0
     pixels = np.random.default_rng(3).integers(0, 256, (2, made.size, made.size, 3), np.uint8)
-    numbers = gateway_preprocessing().BY_NAME[preprocessing](pixels)
+    numbers = Scaling(preprocessing).numbers(pixels)
     plain = tf.saved_model.load(str(made.version)).signatures["serving_default"]
     bare = tf.saved_model.load(str(tmp_path / "m/1")).signatures["serving_default"]
     want = plain(input_8=tf.constant(numbers))["dense_7"].numpy()
@@ -202,7 +194,7 @@ def test_served(demo: Path, serve: Starter) -> None:
     file = encoded(picture(400, 300), format="JPEG")
     pixels = pillow(file, 160, 160)
     requests = {
-        "float32": gateway_preprocessing().tf(pixels).tolist(),
+        "float32": Scaling("tf").numbers(pixels).tolist(),
         "uint8": pixels.tolist(),
         "encoded": {"b64": base64.b64encode(file).decode()},
     }

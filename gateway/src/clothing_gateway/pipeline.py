@@ -156,7 +156,7 @@ class Classifier:
             context.record("wait", perf_counter() - start)
             context.require_client()  # the wait may have been long
             with context.stage("decode"):
-                one.element = prepare(data, header, model, self._settings, context.deadline)
+                one.element = prepare(data, header, model, context.deadline)
 
 
 def read_header(data: bytes, settings: Settings, max_cost: int, size: tuple[int, int] | None = None) -> decode.Header:
@@ -172,12 +172,9 @@ def read_header(data: bytes, settings: Settings, max_cost: int, size: tuple[int,
     )
 
 
-def prepare(
-    data: bytes, header: decode.Header, model: Model, settings: Settings, deadline: Deadline | None = None
-) -> Element:
+def prepare(data: bytes, header: decode.Header, model: Model, deadline: Deadline | None = None) -> Element:
     """One photo as an element of the model's input."""
-    preprocessing = settings.preprocessing if model.input_type == "float32" else None
-    element = decode.decode(data, header, model.size, preprocessing, deadline)
+    element = decode.decode(data, header, model.size, model.scaling, deadline)
     return data if element is None else element  # decoded to validate it only: the model takes the file
 
 

@@ -25,13 +25,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from clothing_contract import CHANNELS, PREPROCESSINGS, RESAMPLINGS, contract
 from clothing_gateway.limits import cgroup, memory
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 CLOTHING_LABELS = "dress,hat,longsleeve,outwear,pants,shirt,shoes,shorts,skirt,t-shirt"
-PREPROCESSINGS = ("tf", "caffe", "torch", "none")
-RESAMPLINGS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MIB = 1 << 20
 MAX_SELECTABLE_VERSIONS = 8
@@ -200,15 +199,6 @@ def _version_or_label(value: str) -> str:
     return str(_VERSION.parse(value)) if value.isascii() and value.isdigit() else _label(value)
 
 
-def _size(value: str) -> tuple[int, int]:
-    """Width and height."""
-    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", value)
-    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if 0 in size:
-        raise ValueError('must be pixels, as in "299", or WIDTHxHEIGHT, as in "320x240"')
-    return size
-
-
 def _labels(value: str) -> tuple[str, ...]:
     if value.startswith("["):
         try:
@@ -295,7 +285,14 @@ _VERSION = replace(
 )
 _VERSION_LABEL_NAME = Kind(parse=_label)
 _VERSIONS = _listed(_version_or_label, {}, most=MAX_SELECTABLE_VERSIONS)
-_SIZE = Kind(parse=_size, show=lambda size: "x".join(map(str, size or ())), empty=None)
+_SIZE = Kind(parse=contract.parse_size, show=lambda size: "x".join(map(str, size or ())), empty=None)
+_CHANNEL_NUMBERS = Kind(
+    parse=contract.parse_numbers,
+    show=lambda numbers: ",".join(map("{:.9g}".format, numbers)),
+    empty=(),
+    schema={"type": "array", "items": {"type": "number"}, "maxItems": 3},
+    template='join "," {}',
+)
 _LABELS = Kind(parse=_labels, show=_show_labels, template="toJson {}")
 _SECONDS, _SECONDS_OR_NONE = _number(0.05, 86400), _number(0, 86400)
 _PERCENT = _number(0, 100)
@@ -476,8 +473,35 @@ class Settings:
         "tf",
         _choice(*PREPROCESSINGS),
         ", ".join(PREPROCESSINGS),
-        "How pixels become float32; Xception, and so the course's model, was trained with tf.",
+        "How pixels become float32: tf is x/127.5 - 1, rescale x/255, none x; caffe and torch take ImageNet's means. "
+        "Xception, and so the course's model, was trained with tf.",
         chart="model.preprocessing",
+        classify=True,
+    )
+    mean: tuple[float, ...] = _setting(
+        "",
+        _CHANNEL_NUMBERS,
+        "numbers",
+        "Mean that is subtracted after none or rescale: one for all channels, or three in the model's order, as "
+        "torchvision's Normalize has after ToTensor (rescale).",
+        chart="model.mean",
+        classify=True,
+    )
+    std: tuple[float, ...] = _setting(
+        "",
+        _CHANNEL_NUMBERS,
+        "numbers",
+        "Deviation that is divided by after the mean, in the same way. Keras's Rescaling(scale, offset) is none with "
+        "the mean -offset/scale and the deviation 1/scale.",
+        chart="model.std",
+        classify=True,
+    )
+    channels: str = _setting(
+        "rgb",
+        _choice(*CHANNELS),
+        ", ".join(CHANNELS),
+        "Order of the model's channels; caffe is always BGR, and an input of one channel always grey.",
+        chart="model.channels",
         classify=True,
     )
     resampling: str = _setting(
@@ -772,6 +796,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             f"GATEWAY_RATE_BURST_PHOTOS={values['rate_burst_photos']} is less than "
             f"GATEWAY_MAX_PHOTOS={values['max_photos']}: such a request would always exceed the rate limit"
         )
+    scaled = [values[name] for name in ("preprocessing", "mean", "std", "channels")]
+    problems += [f"GATEWAY_PREPROCESSING: {problem}" for problem in contract.input_problems(*scaled)]
     tls = [name for name in values if name.startswith("model_tls_") and values[name]]
     if tls and not values["model_tls"]:
         problems.append(

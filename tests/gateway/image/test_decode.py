@@ -18,9 +18,10 @@ from fakes import image_bytes
 from keras_image_helper import create_preprocessor
 from PIL import Image
 
+from clothing_contract import RESAMPLINGS
+from clothing_contract.scaling import Scaling
 from clothing_gateway.errors import BrokenImage, GatewayError, NotAnImage, TooManyPixels
-from clothing_gateway.image import decode, layout, preprocessing
-from clothing_gateway.settings import RESAMPLINGS
+from clothing_gateway.image import decode, layout
 
 SIZE = (37, 23)
 DATASET = Path(os.environ.get("CLOTHING_DATASET", Path(__file__).parents[4] / "shared" / "dataset"))
@@ -140,7 +141,7 @@ def test_preprocessing_is_keras_image_helpers_bit_for_bit(name, ours, tmp_path):
     file = tmp_path / "photo.jpg"
     file.write_bytes(image_bytes((640, 480)))
     reference = create_preprocessor(name, target_size=(299, 299)).from_path(str(file))[0]
-    numbers = preprocessing.BY_NAME[ours](pixels_of(file.read_bytes(), (299, 299)))
+    numbers = Scaling(ours).numbers(pixels_of(file.read_bytes(), (299, 299)))
     assert numbers.dtype == reference.dtype == np.float32
     assert np.array_equal(numbers, reference)
     assert numbers.flags.c_contiguous
@@ -152,29 +153,8 @@ def test_real_photos_are_prepared_as_keras_image_helper_prepares_them():
         pytest.skip(f"no photos under {DATASET}; CLOTHING_DATASET names another place")
     helper = create_preprocessor("xception", target_size=(299, 299))
     for file in files:
-        ours = preprocessing.tf(pixels_of(file.read_bytes(), (299, 299)))
+        ours = Scaling("tf").numbers(pixels_of(file.read_bytes(), (299, 299)))
         assert np.array_equal(ours, helper.from_path(str(file))[0]), file
-
-
-def test_torch_preprocessing():
-    """keras-applications, imagenet_utils.py, _preprocess_numpy_input, mode "torch"."""
-    pixels = pixels_of(image_bytes((64, 64), "PNG"))
-    expected = (pixels / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    assert np.allclose(preprocessing.torch(pixels), expected, atol=1e-6)
-    assert preprocessing.torch(pixels).dtype == np.float32
-
-
-def test_no_preprocessing():
-    pixels = pixels_of(image_bytes((64, 64), "PNG"))
-    assert np.array_equal(preprocessing.none(pixels), pixels.astype(np.float32))
-
-
-def test_preprocessing_leaves_the_pixels_alone():
-    pixels = pixels_of(image_bytes((64, 64), "PNG"))
-    before = pixels.copy()
-    for function in preprocessing.BY_NAME.values():
-        function(pixels)
-    assert np.array_equal(pixels, before)
 
 
 @pytest.mark.parametrize(

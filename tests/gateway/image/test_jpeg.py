@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import image_bytes
-from jpegs import PREPARATIONS, corpus, damage, decode, decode_by_pillow, exif_block, same, with_segment
+from jpegs import PREPARATIONS, TF, corpus, damage, decode, decode_by_pillow, exif_block, same, with_segment
 
+from clothing_contract.scaling import Scaling
 from clothing_gateway.errors import BrokenImage
 from clothing_gateway.image import decode as decoding
-from clothing_gateway.image import preprocessing
 
 DATASET = Path(os.environ.get("CLOTHING_DATASET", Path(__file__).parents[4] / "shared" / "dataset"))
 # Every so many of the photos; 1 takes all 3,409 of them (make fuzz), for minutes.
@@ -76,8 +76,8 @@ def test_columns_and_rows_are_pillows_for_large_pictures():
 )
 def test_large(size, options):
     data = image_bytes(size, **options)
-    assert isinstance(check(data, prepare="tf"), np.ndarray)
-    assert decode(data[: len(data) // 2], (299, 299), "tf") is BrokenImage
+    assert isinstance(check(data, prepare=TF), np.ndarray)
+    assert decode(data[: len(data) // 2], (299, 299), TF) is BrokenImage
 
 
 def test_photos():
@@ -87,7 +87,7 @@ def test_photos():
     for file in files:
         data = file.read_bytes()
         assert decoding.core.read_header(data) is not None, file
-        assert isinstance(check(data, prepare="tf"), np.ndarray), file
+        assert isinstance(check(data, prepare=TF), np.ndarray), file
 
 
 @pytest.mark.parametrize("name", ["4:2:0", "progressive", "restarts", "tall", "grey", "turned", "17 square"])
@@ -162,9 +162,9 @@ def test_damaged(tmp_path):
 
 def test_side_by_side():
     files = list(CORPUS.values())
-    expected = [decode(data, (37, 23), "tf") for data in files]
+    expected = [decode(data, (37, 23), TF) for data in files]
     with ThreadPoolExecutor(8) as pool:
-        rounds = [list(pool.map(lambda data: decode(data, (37, 23), "tf"), files)) for _ in range(20)]
+        rounds = [list(pool.map(lambda data: decode(data, (37, 23), TF), files)) for _ in range(20)]
     assert all(same(ours, one) for round_ in rounds for ours, one in zip(round_, expected, strict=True))
 
 
@@ -176,7 +176,7 @@ def test_errors_leak_no_memory():
     def decode_all(times):
         for _ in range(times):
             for data in files:
-                decode(data, (64, 64), "tf")
+                decode(data, (64, 64), TF)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     first = decode_all(20)
@@ -184,7 +184,7 @@ def test_errors_leak_no_memory():
 
 
 def test_wrong_arguments_are_refused():
-    data, table = CORPUS["4:2:0"], preprocessing.TABLES["tf"].values
+    data, table = CORPUS["4:2:0"], Scaling("tf").table.values
     core = decoding.core
     pixels = np.empty((8, 8, 3), np.uint8)
     for out, size, values in (
@@ -216,12 +216,3 @@ def test_without_the_core_pillow_decodes(monkeypatch):
 def test_other_filters_are_pillows():
     for options in ({"resampling": "bilinear"}, {"jpeg_scaling": True}):
         assert not decoding.read_header(CORPUS["4:2:0"], 1 << 30, 1 << 40, **options).plain
-
-
-@pytest.mark.parametrize("name", preprocessing.BY_NAME)
-def test_tables_are_the_operations(name):
-    rng = np.random.default_rng(1)
-    pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    values, reverse = preprocessing.TABLES[name]
-    looked_up = values[pixels[..., ::-1] if reverse else pixels, np.arange(3)]
-    assert same(looked_up, preprocessing.BY_NAME[name](pixels))

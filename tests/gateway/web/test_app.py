@@ -22,9 +22,9 @@ from PIL import Image
 from tensorflow.core.framework import types_pb2
 
 import processes
+from clothing_contract.scaling import Scaling
 from clothing_gateway import __version__
 from clothing_gateway.errors import all_errors
-from clothing_gateway.image import preprocessing
 from clothing_gateway.image.decode import jpeg_decoder
 
 PHOTO = image_bytes((40, 30))
@@ -88,7 +88,7 @@ def check(document, name, instance):
 
 def expected_scores(data):
     image = Image.open(io.BytesIO(data)).convert("RGB").resize((8, 8), Image.Resampling.NEAREST)
-    return preprocessing.tf(np.array(image)).ravel()[:10].tolist()
+    return Scaling("tf").numbers(np.array(image)).ravel()[:10].tolist()
 
 
 def as_json(value):
@@ -732,7 +732,7 @@ def test_another_model_by_settings_alone(start_gateway, model_server):
     assert status == 200
     assert answer["model"] == {"name": "kitchen", "version": "42"}
     image = Image.open(io.BytesIO(OTHER)).resize((16, 9), Image.Resampling.NEAREST)
-    expected = preprocessing.caffe(np.array(image)).ravel()[:20].tolist()
+    expected = Scaling("caffe").numbers(np.array(image)).ravel()[:20].tolist()
     assert {one["label"]: one["score"] for one in answer["predictions"]} == {
         f"label {number}": score for number, score in enumerate(expected)
     }

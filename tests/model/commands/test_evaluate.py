@@ -20,6 +20,7 @@ import pytest
 from colour_models import LABELS
 from PIL import Image
 
+from clothing_contract.scaling import Scaling
 from clothing_model.commands.cli import main
 from clothing_model.errors import ModelError
 from clothing_model.evaluation import classifiers, metrics, plots
@@ -105,7 +106,7 @@ def test_preprocessing_is_keras(name: str) -> None:
     pixels = np.random.default_rng(5).integers(0, 256, (2, 5, 4, 3)).astype(np.uint8)
     floats = pixels.astype(np.float32)
     expected = floats if name == "none" else imagenet_utils.preprocess_input(floats.copy(), "channels_last", mode=name)
-    ours = photo_folders.PREPROCESSINGS[name](pixels)
+    ours = Scaling(name).numbers(pixels)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 

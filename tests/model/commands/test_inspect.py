@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from served import MODELS, Made
 
+import clothing_contract
 from clothing_model import savedmodel
 from clothing_model.commands.cli import main
 from clothing_model.errors import ModelError
@@ -79,7 +80,7 @@ def test_needs_no_tensorflow(models: dict[str, Made]) -> None:
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
     command = [sys.executable, "-S", "-c", program, "inspect", str(models["exported"].version)]
-    source = str(Path(savedmodel.__file__).parents[2])
+    source = f"{Path(savedmodel.__file__).parents[2]}:{Path(clothing_contract.__file__).parents[1]}"
     subprocess.run(command, check=True, env={"PYTHONPATH": source}, stdout=subprocess.DEVNULL)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from served import Made
 
+import clothing_contract
 from clothing_model import savedmodel
 from clothing_model.commands.cli import main
 
@@ -56,7 +57,7 @@ def test_what_is_guessed_is_said(models: dict[str, Made], tmp_path: Path, capsys
     path = models["kitchen"].version
     found, notes = values(capsys, path)
     assert "# not noted in the model: check names and order" in found["labels"]
-    assert "# not noted in the model: tf, caffe, torch or none" in found["preprocessing"]
+    assert "# not noted in the model: tf, caffe, torch, rescale or none" in found["preprocessing"]
     assert notes.count("note: ") == 2
     names = [f"thing-{number}" for number in range(20)]
     (tmp_path / "labels.txt").write_text("\n".join(names))
@@ -117,6 +118,6 @@ def test_a_model_that_cannot_be_served_has_none(tmp_path: Path, capsys: pytest.C
 def test_needs_no_tensorflow() -> None:
     program = "import sys; from clothing_model.commands.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-S", "-c", program, "values", str(DEMO)]
-    source = str(Path(savedmodel.__file__).parents[2])
+    source = f"{Path(savedmodel.__file__).parents[2]}:{Path(clothing_contract.__file__).parents[1]}"
     done = subprocess.run(command, check=True, env={"PYTHONPATH": source}, capture_output=True, text=True)
     assert done.stdout.startswith("model:\n")

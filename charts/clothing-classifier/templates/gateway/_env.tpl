@@ -21,6 +21,9 @@
   (list "GATEWAY_IMAGE_SIZE" .Values.model.imageSize)
   (list "GATEWAY_LABELS" (toJson .Values.model.labels))
   (list "GATEWAY_PREPROCESSING" .Values.model.preprocessing)
+  (list "GATEWAY_MEAN" (join "," .Values.model.mean))
+  (list "GATEWAY_STD" (join "," .Values.model.std))
+  (list "GATEWAY_CHANNELS" .Values.model.channels)
   (list "GATEWAY_RESAMPLING" .Values.model.resampling)
   (list "GATEWAY_JPEG_SCALING" (ternary "on" "off" .Values.gateway.jpegScaling))
   (list "GATEWAY_REQUEST_TIMEOUT_SECONDS" .Values.gateway.requestTimeoutSeconds)
@@ -66,6 +69,9 @@ GATEWAY_OUTPUT_NAME: model.outputName
 GATEWAY_IMAGE_SIZE: model.imageSize
 GATEWAY_LABELS: model.labels
 GATEWAY_PREPROCESSING: model.preprocessing
+GATEWAY_MEAN: model.mean
+GATEWAY_STD: model.std
+GATEWAY_CHANNELS: model.channels
 GATEWAY_RESAMPLING: model.resampling
 GATEWAY_JPEG_SCALING: gateway.jpegScaling
 GATEWAY_REQUEST_TIMEOUT_SECONDS: gateway.requestTimeoutSeconds

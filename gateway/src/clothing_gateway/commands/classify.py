@@ -110,7 +110,7 @@ def by_server(settings: Settings) -> Iterator[Ask]:
         data = Path(photo).read_bytes()
         times.append(time.perf_counter())
         try:
-            element = prepare(data, read_header(data, settings, settings.decode_memory_bytes), model, settings)
+            element = prepare(data, read_header(data, settings, settings.decode_memory_bytes), model)
             times.append(time.perf_counter())
             answer = predictor.predict(model, [element], Deadline.after(settings.request_timeout_seconds))
         except GatewayError as error:

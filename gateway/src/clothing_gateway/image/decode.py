@@ -35,9 +35,10 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from clothing_contract.scaling import Scaling
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import BrokenImage, GatewayError, NotAnImage, OutOfTime, TooManyPixels
-from clothing_gateway.image import layout, preprocessing
+from clothing_gateway.image import layout
 
 core: Any  # clothing_jpeg, or None
 try:
@@ -142,18 +143,18 @@ def decode(
     data: bytes,
     header: Header,
     size: tuple[int, int] | None,
-    prepare: str | None = None,
+    scaling: Scaling | None = None,
     deadline: Deadline | None = None,
 ) -> npt.NDArray[Any] | None:
-    """RGB pixels in ``size`` (width, height): uint8, height x width x 3; with ``prepare`` preprocessed, as float32.
+    """RGB pixels in ``size`` (width, height): uint8, height x width x 3; with ``scaling`` preprocessed, as float32.
 
     Without a size the photo is decoded for verification only, and the result is None. Raises BrokenImage, TooComplex,
     or OutOfTime at the deadline.
     """
     if header.layout is None:
-        return _decode_plain(data, header, size, prepare, deadline)
+        return _decode_plain(data, header, size, scaling, deadline)
     pixels = _decode_by_pillow(data, header, header.layout, size, deadline)
-    return pixels if pixels is None or prepare is None else preprocessing.BY_NAME[prepare](pixels)
+    return pixels if pixels is None or scaling is None else scaling.numbers(pixels)
 
 
 def _plain_header(data: bytes) -> Header | None:
@@ -211,10 +212,10 @@ def _decode_by_pillow(
 
 
 def _decode_plain(
-    data: bytes, header: Header, size: tuple[int, int] | None, prepare: str | None, deadline: Deadline | None
+    data: bytes, header: Header, size: tuple[int, int] | None, scaling: Scaling | None, deadline: Deadline | None
 ) -> npt.NDArray[Any] | None:
     scans = layout.most_scans(header.width, header.height)
-    table = None if prepare is None else preprocessing.TABLES[prepare]
+    table = None if scaling is None else scaling.table
     out: npt.NDArray[Any] | None = None
     if size is not None:
         out = np.empty((size[1], size[0], 3), np.uint8 if table is None else np.float32)

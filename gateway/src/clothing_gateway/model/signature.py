@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from clothing_contract.scaling import Scaling
 from clothing_gateway.model import tensor
 
 if TYPE_CHECKING:
@@ -30,16 +31,16 @@ class Model:
     batch_limit: int | None  # 1 where the signature fixes the batch
     output_name: str
     width: int | None  # scores for each photo; None where the signature leaves it open
+    scaling: Scaling | None = None  # how float32 is made of pixels; None for the other types
     track: str = "stable"  # the name under which this version is requested
 
     def takes_photos_of(self, other: Model) -> bool:
         """Whether photos that were prepared for another version fit this one, and its output has the same name."""
-        return (self.input_name, self.input_type, self.size, self.output_name) == (
-            other.input_name,
-            other.input_type,
-            other.size,
-            other.output_name,
-        )
+        return self._prepared_as == other._prepared_as
+
+    @property
+    def _prepared_as(self) -> tuple[object, ...]:
+        return self.input_name, self.input_type, self.size, self.scaling, self.output_name
 
     def payload_bytes(self, photos: int, file_bytes: int) -> int:
         """The size of the input tensor of a number of photos."""
@@ -87,6 +88,9 @@ def describe(
         batch_limit=_batch_limit(input_name, shape),
         output_name=output_name,
         width=_width(output_name, _shape(output), settings.labels),
+        scaling=Scaling(settings.preprocessing, settings.mean, settings.std, settings.channels)
+        if input_type == "float32"
+        else None,
         track=track,
     )
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from clothing_contract import PREPROCESSINGS
 from clothing_model import savedmodel
 from clothing_model.commands.options import image_size, read_labels
-from clothing_model.commands.values import PREPROCESSINGS, size_text
+from clothing_model.commands.values import size_text
 from clothing_model.errors import ModelError
 from clothing_model.keras import files as keras_files
 from clothing_model.keras.files import KerasModel, Source
@@ -258,6 +259,7 @@ def _write_saved_model(source: Source, folder: Path, given: Interface, weights: 
     _say("loading TensorFlow")
     import tensorflow as tf
 
+    from clothing_contract.scaling import Scaling
     from clothing_model.keras import float16, graph_preprocessing
 
     facts: dict[str, Any] = {}
@@ -269,6 +271,7 @@ def _write_saved_model(source: Source, folder: Path, given: Interface, weights: 
     shape = _photo_shape(source, model, given.size)
     input_name, output_name = _names(given, model)
     preprocessing = given.preprocessing or "none"
+    scaling = Scaling(preprocessing)
     module = tf.Module()
     if weights == WEIGHTS[0]:
         module.variables_to_save, call = model.variables, model.call
@@ -279,7 +282,7 @@ def _write_saved_model(source: Source, folder: Path, given: Interface, weights: 
         if given.input == graph_preprocessing.ENCODED:
             photos = graph_preprocessing.pixels_of_files(photos, *_fixed(shape))
         if given.input != graph_preprocessing.FLOAT32:
-            photos = graph_preprocessing.numbers(photos, preprocessing)
+            photos = graph_preprocessing.numbers(photos, scaling)
         return {output_name: tf.cast(call(photos), tf.float32)}
 
     if given.input == graph_preprocessing.ENCODED:
@@ -351,6 +354,7 @@ def _largest_difference(
     import numpy as np
     import tensorflow as tf
 
+    from clothing_contract.scaling import Scaling
     from clothing_model.keras import graph_preprocessing
 
     sizes = [size or default for size, default in zip(shape, (128, 128, 3), strict=True)]
@@ -359,7 +363,7 @@ def _largest_difference(
         numbers = photos = tf.constant(random.uniform(-1, 1, (2, *sizes)).astype(np.float32))
     else:
         photos = tf.constant(random.integers(0, 256, (2, *sizes), np.uint8))
-        numbers = graph_preprocessing.numbers(photos, preprocessing)
+        numbers = graph_preprocessing.numbers(photos, Scaling(preprocessing))
         if given == graph_preprocessing.ENCODED:  # PNG keeps each pixel
             photos = tf.stack([tf.io.encode_png(photo) for photo in photos])
     saved = tf.saved_model.load(str(folder)).signatures[savedmodel.DEFAULT_SIGNATURE]

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clothing_model.commands.values import PREPROCESSINGS
+from clothing_contract import PREPROCESSINGS
 from clothing_model.errors import ModelError
 
 if TYPE_CHECKING:

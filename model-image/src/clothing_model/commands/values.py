@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from clothing_contract import PREPROCESSINGS
 from clothing_model import savedmodel
 from clothing_model.commands.options import image_size, read_labels
 from clothing_model.errors import ModelError
@@ -16,7 +17,6 @@ from clothing_model.savedmodel import DEFAULT_SIGNATURE, SavedModel, photo_signa
 
 # The chart's default: what a model with as many classes has, if nothing else is known of it.
 DEFAULT_LABELS = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
-PREPROCESSINGS = ("tf", "caffe", "torch", "none")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -126,7 +126,7 @@ def doubts(model: SavedModel) -> dict[str, str]:
     found = values(model)["model"]
     result = {}
     if "preprocessing" in found and "preprocessing" not in model.description:
-        result["preprocessing"] = "not noted in the model: tf, caffe, torch or none, as in training"
+        result["preprocessing"] = "not noted in the model: tf, caffe, torch, rescale or none, as in training"
     if "outputName" in found:
         names = ", ".join(model.signatures[DEFAULT_SIGNATURE].outputs)
         result["outputName"] = f"the model has several outputs, {names}: check which one gives the scores"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from clothing_contract.scaling import Scaling
 from clothing_model import savedmodel
 from clothing_model.errors import ModelError
 from clothing_model.evaluation import dataset
@@ -144,9 +145,7 @@ class SavedModelClassifier:
 
     def _prepare(self, pixels: NDArray[np.uint8]) -> Any:
         batch = pixels[None]
-        return self._tf.constant(
-            batch if self._dtype == "DT_UINT8" else dataset.PREPROCESSINGS[self._preprocessing](batch)
-        )
+        return self._tf.constant(batch if self._dtype == "DT_UINT8" else Scaling(self._preprocessing).numbers(batch))
 
     def _scores(self, batch: Any) -> NDArray[np.float32]:
         scores: NDArray[np.float32] = np.asarray(self._function(**{self._input: batch})[self._output], np.float32)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
+from clothing_contract.scaling import Scaling
 from clothing_model.errors import ModelError
 
 if TYPE_CHECKING:
@@ -137,33 +138,4 @@ def load_pixels(dataset: Dataset, size: int, progress: Callable[[int, int], None
 
 def scale(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The ``tf`` preprocessing of Keras: ``x / 127.5 - 1``, float32 in [-1, 1]."""
-    scaled: NDArray[np.float32] = pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
-    return scaled
-
-
-def _caffe(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """BGR, less ImageNet's mean of each channel."""
-    scaled = pixels[..., ::-1].astype(np.float32)
-    scaled -= np.array([103.939, 116.779, 123.68], np.float32)
-    return scaled
-
-
-def _torch(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """In [0, 1], less ImageNet's mean, by its standard deviation."""
-    scaled = pixels.astype(np.float32) / np.float32(255)
-    scaled -= np.array([0.485, 0.456, 0.406], np.float32)
-    scaled /= np.array([0.229, 0.224, 0.225], np.float32)
-    return scaled
-
-
-def _none(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return pixels.astype(np.float32)
-
-
-# The names that the gateway and `convert` use too; Keras's imagenet_utils.preprocess_input gives the same.
-PREPROCESSINGS: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
-    "tf": scale,
-    "caffe": _caffe,
-    "torch": _torch,
-    "none": _none,
-}
+    return Scaling("tf").numbers(pixels)

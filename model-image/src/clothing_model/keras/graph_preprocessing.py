@@ -1,6 +1,6 @@
 """Preprocessing inside the graph: from uint8 pixels, or from a photo's file, to a model's numbers.
 
-The numbers are those of clothing_gateway.image.preprocessing, bit for bit. They are looked up in a table of 256
+The numbers are those of clothing_contract.scaling, bit for bit. They are looked up in a table of 256
 entries, because TensorFlow's optimizer turns a division by a constant into a multiplication, whose last bit differs.
 """
 
@@ -8,42 +8,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
+
+from clothing_contract.scaling import Scaling
 
 FLOAT32, UINT8, ENCODED = "float32", "uint8", "encoded"
 
-# keras-applications, imagenet_utils.py: each channel's mean and deviation, in the order of the output.
-_CAFFE_MEAN = (103.939, 116.779, 123.68)
-_TORCH_MEAN = (0.485, 0.456, 0.406)
-_TORCH_DEVIATION = (0.229, 0.224, 0.225)
 
-
-def table(preprocessing: str) -> NDArray[np.float32]:
-    """For each value of a pixel, its number in each channel of the output: float32 (256, 3)."""
-    x = np.repeat(np.arange(256, dtype=np.float32)[:, np.newaxis], 3, axis=1)
-    if preprocessing == "tf":
-        x /= np.float32(127.5)
-        x -= np.float32(1)
-    elif preprocessing == "caffe":
-        x -= np.array(_CAFFE_MEAN, np.float32)
-    elif preprocessing == "torch":
-        x /= np.float32(255)
-        x -= np.array(_TORCH_MEAN, np.float32)
-        x /= np.array(_TORCH_DEVIATION, np.float32)
-    return x
-
-
-def numbers(pixels: Any, preprocessing: str) -> Any:
+def numbers(pixels: Any, scaling: Scaling) -> Any:
     """float32 from uint8 (batch, height, width, RGB)."""
-    if preprocessing == "none":
+    if scaling == Scaling("none"):
         return tf.cast(pixels, tf.float32)
-    values = table(preprocessing)
+    values, reverse = scaling.table
     index = tf.cast(pixels, tf.int32)
-    if preprocessing == "tf":  # the channels are alike
+    if scaling.preprocessing == "tf" and not reverse:  # the channels are alike
         return tf.gather(values[:, 0], index)
-    source = (2, 1, 0) if preprocessing == "caffe" else (0, 1, 2)  # caffe's models take BGR
+    source = (2, 1, 0) if reverse else (0, 1, 2)
     return tf.stack([tf.gather(values[:, channel], index[..., source[channel]]) for channel in range(3)], axis=-1)
 
 

@@ -261,7 +261,7 @@ def _sample(model: Model, settings: Settings) -> Element:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=90)
     data = file.getvalue()
-    return prepare(data, read_header(data, settings, settings.decode_memory_bytes), model, settings)
+    return prepare(data, read_header(data, settings, settings.decode_memory_bytes), model)
 
 
 def _predict(server: Server, predictor: Predictor, model: Model, settings: Settings) -> Iterator[Finding]:

@@ -1,0 +1,164 @@
+"""A model's contract as dataclasses: one reader, one writer and one set of messages for all who speak it.
+
+Keys are those of the chart's ``model.*`` values and of assets.extra/model.json: ``imageSize`` is the field
+``image_size``, and the gateway's setting GATEWAY_IMAGE_SIZE.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+# How pixels become float32 (scaling.py); Xception, and so the course's model, was trained with tf.
+PREPROCESSINGS = ("tf", "caffe", "torch", "none", "rescale")
+# Those that leave mean and deviation to the model's author: 0 to 255, and 0 to 1.
+PLAIN_PREPROCESSINGS = ("none", "rescale")
+CHANNELS = ("rgb", "bgr", "grey")
+# Pillow's names.
+RESAMPLINGS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+# How a photo of another shape becomes the model's: stretched, as keras-image-helper and load_img do.
+FITS = ("stretch",)
+
+
+class ContractError(ValueError):
+    """A contract that can't be kept; the text names the key and what it must be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """How a photo becomes a model's input. The layout is no part of it: the signature's shape has it.
+
+    Attributes:
+        preprocessing: one of PREPROCESSINGS.
+        mean: of each channel, in the model's order of channels, or one for all; subtracted after ``none`` (0 to 255)
+            or ``rescale`` (0 to 1).
+        std: what is divided by after that: deviations, in the same way.
+        channels: one of CHANNELS; ``caffe`` is BGR whatever it is, and an input of one channel is grey.
+        image_size: (width, height) in pixels, or None: the signature's.
+        fit: one of FITS.
+        resampling: one of RESAMPLINGS.
+
+    """
+
+    preprocessing: str = "tf"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    channels: str = "rgb"
+    image_size: tuple[int, int] | None = None
+    fit: str = "stretch"
+    resampling: str = "nearest"
+
+    def __post_init__(self) -> None:
+        choose("preprocessing", self.preprocessing, PREPROCESSINGS)
+        choose("channels", self.channels, CHANNELS)
+        choose("fit", self.fit, FITS)
+        choose("resampling", self.resampling, RESAMPLINGS)
+        for problem in input_problems(self.preprocessing, self.mean, self.std, self.channels):
+            raise ContractError(problem)
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any]) -> Input:
+        """The input's part of model.json or of the chart's values; keys of something else are passed by.
+
+        Raises:
+            ContractError: a value that can't be used.
+
+        """
+        known = {key(field.name): field.name for field in fields(cls)}
+        return cls(**{known[name]: _parsed(known[name], value) for name, value in found.items() if name in known})
+
+    def values(self) -> dict[str, Any]:
+        """As model.json and the chart's values have it: ``preprocessing``, and all that is not the default."""
+        default = Input()
+        result: dict[str, Any] = {"preprocessing": self.preprocessing}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != getattr(default, field.name):
+                result[key(field.name)] = _written(field.name, value)
+        return result
+
+
+def key(name: str) -> str:
+    """A field's key in model.json and in the values: ``image_size`` is imageSize."""
+    first, *rest = name.split("_")
+    return first + "".join(part.title() for part in rest)
+
+
+def choose(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """The value; ContractError unless it is one of those allowed."""
+    if value not in allowed:
+        raise ContractError(f"{key(name)} is {value!r}, and must be one of {', '.join(allowed)}")
+    return value
+
+
+def input_problems(preprocessing: str, mean: tuple[float, ...], std: tuple[float, ...], channels: str) -> list[str]:
+    """What contradicts itself in an input's contract."""
+    problems = []
+    if (mean or std) and preprocessing not in PLAIN_PREPROCESSINGS:
+        problems.append(
+            f"mean and std belong to preprocessing none (0 to 255) or rescale (0 to 1), and it is {preprocessing}, "
+            "which has its own: leave them out, or change preprocessing"
+        )
+    if (preprocessing, channels) in (("caffe", "grey"), ("torch", "grey"), ("torch", "bgr")):
+        problems.append(
+            f"preprocessing {preprocessing} has a mean of each colour, and channels is {channels}: take none or "
+            "rescale, with a mean and std of your own"
+        )
+    width = 1 if channels == "grey" else 3
+    problems += [
+        f"{name} has {len(given)} numbers: give one for all channels"
+        + ("" if width == 1 else ", or one for each of the three")
+        for name, given in (("mean", mean), ("std", std))
+        if len(given) not in (0, 1, width)
+    ]
+    if 0 in std:
+        problems.append("std has a 0, and is divided by")
+    return problems
+
+
+def parse_numbers(value: str) -> tuple[float, ...]:
+    """Numbers with commas between them, "0.485,0.456,0.406"; ValueError for anything else."""
+    try:
+        numbers = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise ContractError("must be numbers with commas between them, as 0.485,0.456,0.406") from None
+    if not all(map(math.isfinite, numbers)) or len(numbers) not in (1, 3):
+        raise ContractError("must be one number for all channels, or one for each of three")
+    return numbers
+
+
+def parse_size(value: str) -> tuple[int, int]:
+    """(width, height) from "299" or "320x240"; ContractError for anything else."""
+    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", value)
+    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if 0 in size:
+        raise ContractError('must be pixels, as in "299", or WIDTHxHEIGHT, as in "320x240"')
+    return size
+
+
+def show_size(size: tuple[int, int]) -> str:
+    """(width, height) as the values write it: 299, or 320x240."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def _parsed(name: str, value: Any) -> Any:  # noqa: ANN401 - a value of JSON
+    try:
+        if name == "image_size":
+            return parse_size(str(value)) if value else None
+        if name in ("mean", "std"):
+            listed = value if isinstance(value, list) else [value]
+            return parse_numbers(",".join(map(str, listed))) if listed else ()
+    except ContractError as error:
+        raise ContractError(f"{key(name)} is {value!r}, and {error}") from None
+    if not isinstance(value, str):
+        raise ContractError(f"{key(name)} is {value!r}, and must be a text")
+    return value
+
+
+def _written(name: str, value: Any) -> Any:  # noqa: ANN401
+    if name == "image_size":
+        return show_size(value)
+    return list(value) if isinstance(value, tuple) else value
