@@ -233,12 +233,12 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     bare = tmp_path / "bare"
     make_model(bare, "savedmodel", "inputs", "output_0", 32, 4)
-    assert "say with --preprocessing how photos were scaled" in refused(bare, "--input", "uint8")
+    assert "give --preprocessing, how photos were scaled" in refused(bare, "--input", "uint8")
     inputs = keras.Input((None, None, 3))
     model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(inputs)))
     model.save(tmp_path / "open.keras")
     given = ["--input", "encoded", "--preprocessing", "tf"]
-    assert "say with --image-size" in refused(tmp_path / "open.keras", *given)
+    assert "give --image-size" in refused(tmp_path / "open.keras", *given)
     module = tf.Module()
     module.serve = tf.function(
         lambda photo: {"scores": tf.reduce_mean(photo, (1, 2))},

@@ -1,3 +1,6 @@
-"""From a Keras model to a versioned SavedModel, and a portable server that speaks TensorFlow Serving's protocol."""
+"""Keras models to versioned SavedModels, and a portable model server.
+
+The server speaks TensorFlow Serving's protocol.
+"""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Lets `python -m clothing_model` run the command."""
+"""Entry point of `python -m clothing_model`."""
 
 from __future__ import annotations
 

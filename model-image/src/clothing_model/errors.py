@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class ModelError(Exception):
-    """Something about a model, a photo folder or an option is not as it must be."""
+    """A model, a photo folder or an option is invalid."""

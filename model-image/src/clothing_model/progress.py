@@ -1,4 +1,4 @@
-"""How far a long command is: on stderr, so that stdout stays what was asked for."""
+"""Progress of a long command, on stderr; stdout holds only the result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 class Progress:
-    """Lines for a log; on a terminal also a counter that is written over in place."""
+    """Progress lines for a log; on a terminal also a counter updated in place."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -17,5 +17,5 @@ class Progress:
             print(f"\r{what} {done}/{of}\x1b[K", end="\r" if done == of else "", file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a line, above the counter."""
         print(f"\x1b[K{line}" if self._terminal else line, file=sys.stderr, flush=True)

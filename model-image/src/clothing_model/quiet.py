@@ -1,4 +1,4 @@
-"""Silences TensorFlow's start-up messages on instructions, devices, deprecations."""
+"""TensorFlow's start-up messages (instructions, devices, deprecations) silenced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import warnings
 
 
 def quiet_tensorflow() -> None:
-    """Call before TensorFlow is imported. Both settings stay whatever the user has set them to."""
+    """Silence TensorFlow's start-up messages; call before its import.
+
+    Settings that the user made stay as they are.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] >= "2":
         logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -158,7 +158,7 @@ def test_each_phase_has_its_patience(
     output = tmp_path / "colours.keras"
     with pytest.raises(KeyboardInterrupt):
         train(plan, data, validation, output, progress=StopAfter("epoch 3/"))
-    assert "no better for 1 epochs: stopping" in capsys.readouterr().err
+    assert "no better accuracy for 1 epochs: stopping" in capsys.readouterr().err
     report = train(plan, data, validation, output)
     assert "resuming after epoch 3" in (printed := capsys.readouterr().err)
     assert [entry["epoch"] for entry in report["history"]] == [1, 2, 3, 4]
@@ -168,7 +168,7 @@ def test_each_phase_has_its_patience(
 def test_stops_early_and_draws_the_curves(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "colours.keras"
     assert main(command(dataset, output, "--epochs", "20", "--rate", "1e-9", "--patience", "2")) == 0
-    assert "no better for 2 epochs: stopping" in capsys.readouterr().err
+    assert "no better accuracy for 2 epochs: stopping" in capsys.readouterr().err
     history = json.loads(report_file(output).read_text())["history"]
     assert len(history) == 3, "at such a rate nothing is learned, and an accuracy that stays is none that grows"
     with Image.open(curves_file(output)) as picture:

@@ -121,7 +121,7 @@ def test_no_version_folder(version: Path, tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "m/1").mkdir(parents=True)
     assert "holds no saved_model.pb" in refusal(capsys, tmp_path / "m")
     shutil.copytree(version, tmp_path / "deep/1/1")
-    assert "a folder too many" in refusal(capsys, tmp_path / "deep")
+    assert "remove the extra folder level" in refusal(capsys, tmp_path / "deep")
     shutil.copytree(version, tmp_path / "twice/1")
     shutil.copytree(version, tmp_path / "twice/01")
     (tmp_path / "twice/v2").mkdir()

@@ -24,8 +24,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the ``average`` command."""
     parser = subparsers.add_parser(
         "average",
-        description="Make one .keras file of several that take the same photos and give the same classes: its scores "
-        "are the mean of theirs, with --mirrored also of the mirrored photo. A report lies beside it, as train's.",
+        description="Combine .keras files of the same input and classes into one ensemble: its scores are the mean of "
+        "theirs, with --mirrored also of the mirrored photo. A report is written beside it, as by train.",
     )
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL", help=".keras files that train has written")
     parser.add_argument("--output", type=Path, required=True, help="the .keras file to write")

@@ -20,7 +20,7 @@ COMMANDS = {
     "train": "train a compact network on a folder of photos, or transfer-learn from a Keras application",
     "average": "make one model of several, or of a photo and its mirror image, by the mean of their scores",
     "convert": "turn a Keras file or a SavedModel into NAME/VERSION/, ready for TensorFlow Serving",
-    "inspect": "show what a SavedModel wants and gives, and the chart's values for it (needs no TensorFlow)",
+    "inspect": "show a SavedModel's inputs and outputs, and the chart's values for it (needs no TensorFlow)",
     "values": "print the chart's values for a model (needs no TensorFlow)",
     "verify": "check that models can be served and used by the gateway, for builds and CI (needs no TensorFlow)",
     "evaluate": "measure a model on labelled photos: accuracy, confusion, calibration, latency",
@@ -30,7 +30,7 @@ COMMANDS = {
 
 
 class Command(Protocol):
-    """What a subcommand's module offers."""
+    """Interface of a subcommand's module."""
 
     def add_parser(self, subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         """Add the command and its options to the parser."""
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="clothing-model",
-        description="From a Keras model to a model server.",
+        description="Convert, check, evaluate, train and serve image classification models.",
         epilog="`clothing-model COMMAND --help` shows a command's options.",
     )
     parser.add_argument("--version", action="version", version=f"clothing-model {__version__}")

@@ -48,13 +48,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "convert",
         description="Turn a .h5 of Keras 2, a .keras or .h5 of Keras 3, or a SavedModel into OUTPUT/NAME/VERSION/, "
-        "with a signature serving_default whose batch is free.",
+        "with a signature serving_default that takes any batch size.",
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="the file, or the SavedModel's folder")
     parser.add_argument("--name", required=True, help="the model's name: the folder's, and the chart's model.name")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where NAME/VERSION/ is written")
     parser.add_argument("--version", type=int, metavar="N", help="the version's number (default: the next free one)")
-    parser.add_argument("--force", action="store_true", help="replace the version if it is there")
+    parser.add_argument("--force", action="store_true", help="replace an existing version")
     parser.add_argument(
         "--labels",
         metavar="LABELS",
@@ -71,14 +71,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--input",
         choices=INPUTS,
         default=INPUTS[0],
-        help="what a request brings: preprocessed photos as float32 (default); their pixels as uint8, a quarter of the "
+        help="the model's input: preprocessed photos as float32 (default); their pixels as uint8, a quarter of the "
         "bytes; or the photos' files. The two latter need --preprocessing, which then happens in the model",
     )
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
         default=WEIGHTS[0],
-        help="how weights are stored: float16 halves the size of the model; it computes in float32 all the same",
+        help="type of the stored weights: float16 halves the model's size; it still computes in float32",
     )
     parser.add_argument("--input-name", metavar="NAME", help="the signature's input (default: the input layer's name)")
     parser.add_argument("--output-name", metavar="NAME", help="the signature's output (default: the last layer's name)")
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     labels = labels or tuple(known.get("labels", ())) or None
     preprocessing = args.preprocessing or known.get("preprocessing")
     if args.input != INPUTS[0] and not preprocessing:
-        raise ModelError(f"--input={args.input}: say with --preprocessing how photos were scaled in training")
+        raise ModelError(f"--input={args.input}: give --preprocessing, how photos were scaled in training")
     model_folder: Path = args.output / args.name
     if args.version is not None and not args.force and (model_folder / str(args.version)).exists():
         raise ModelError(_exists(model_folder / str(args.version)))
@@ -138,7 +138,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _batch_sizes(argument: str) -> list[int]:
-    """The sizes of ``--warmup``: 1,8, or none, or the allowedBatchSizes of a values file."""
+    """Parse ``--warmup``: batch sizes (1,8), ``none``, or a chart's values file.
+
+    Of a values file, its allowedBatchSizes are the sizes.
+    """
     if argument == "none":
         return []
     if Path(argument).is_file():
@@ -149,9 +152,10 @@ def _batch_sizes(argument: str) -> list[int]:
 
 
 def _allowed_batch_sizes(values: Path) -> list[int]:
-    """``server.batching.allowedBatchSizes`` of a values file, YAML or JSON: batches are padded to these sizes.
+    """``server.batching.allowedBatchSizes`` of a values file, YAML or JSON.
 
-    The key is unique in the chart, so that a parser of YAML, which the environment lacks, isn't needed.
+    TensorFlow Serving pads batches to these sizes. The key is unique in the chart, so that a parser of YAML, which the
+    environment lacks, isn't needed.
     """
     inline = r"\[(?P<inline>[0-9,\s]*)\]"
     block = r"(?:[ \t]*\n[ \t]*-[ \t]*[0-9]+)+"
@@ -174,9 +178,10 @@ def _exists(target: Path) -> str:
 
 @contextlib.contextmanager
 def _temporary_folder(model_folder: Path) -> Iterator[Path]:
-    """A folder beside the versions, where TensorFlow Serving does not look, removed again on failure and by signals.
+    """A temporary folder beside the versions, removed on failure and by signals.
 
-    What a SIGKILL leaves is removed by the next run: the folder's lock tells that nobody works in it any more.
+    TensorFlow Serving ignores it, as its name is no number. What a SIGKILL leaves is removed by the next run: the
+    folder's free lock tells that no process works in it any more.
     """
     created = [folder for folder in (model_folder, *model_folder.parents) if not folder.exists()]
     model_folder.mkdir(parents=True, exist_ok=True)
@@ -245,7 +250,7 @@ def _copy_saved_model(source: Source, folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Interface:
-    """What requests to the model shall look like; None is what the model itself says."""
+    """The input and output that the SavedModel will have; None keeps the model's."""
 
     input: str
     preprocessing: str | None
@@ -318,11 +323,11 @@ def _names(given: Interface, model: KerasModel) -> tuple[str, str]:
 
 
 def _fixed(shape: tuple[int | None, ...]) -> tuple[int, int]:
-    """Height and width, which a model that resizes photos itself has to know."""
+    """Height and width, which a model that resizes photos itself needs."""
     height, width, channels = shape
     if height is None or width is None:
         raise ModelError(
-            "--input=encoded: the model takes photos of any size; say with --image-size which they shall get"
+            "--input=encoded: the model takes photos of any size; give --image-size, the size to resize them to"
         )
     if channels != 3:
         raise ModelError(f"--input=encoded: the model takes {channels} channels, and a photo has 3")
@@ -347,9 +352,10 @@ def _photo_shape(source: Source, model: KerasModel, size: tuple[int, int] | None
 def _largest_difference(
     folder: Path, model: KerasModel, shape: Sequence[int | None], given: str, preprocessing: str
 ) -> float:
-    """The difference between the source's scores and the saved function's, on two photos of noise.
+    """Largest difference of scores, source model to saved function, on two photos.
 
-    As a share of the largest score: a model with random weights gives scores near zero, all equal otherwise.
+    The photos are noise. The difference is a share of the largest score: a model with random weights gives scores near
+    zero, all equal otherwise.
     """
     import numpy as np
     import tensorflow as tf
@@ -374,7 +380,7 @@ def _largest_difference(
 
 
 def _describe(folder: Path, name: str, source: Source, facts: dict[str, Any], noted: dict[str, Any]) -> None:
-    """Write assets.extra/model.json, which TensorFlow Serving leaves alone.
+    """Write assets.extra/model.json, which TensorFlow Serving ignores.
 
     ``noted`` is what photos and scores mean: labels, preprocessing, imageSize, as far as each is known.
     """
@@ -408,7 +414,10 @@ def _describe(folder: Path, name: str, source: Source, facts: dict[str, Any], no
 
 
 def _write_warmup(folder: Path, name: str, batch_sizes: list[int] | None) -> None:
-    """Write a warm-up request for each batch size; None keeps those that a SavedModel has, else is one of 1 photo."""
+    """Write a warm-up request for each batch size.
+
+    None keeps the warm-up requests of a SavedModel; any other model gets one request of 1 photo.
+    """
     file = folder / savedmodel.WARMUP
     if batch_sizes is None:
         if file.exists():
@@ -430,14 +439,14 @@ def _write_warmup(folder: Path, name: str, batch_sizes: list[int] | None) -> Non
 
 
 def _known(source: Source) -> dict[str, Any]:
-    """What a training's report or an earlier `convert` says of labels and preprocessing."""
+    """Labels and preprocessing from a training report or an earlier `convert`."""
     if source.kind == keras_files.SAVED_MODEL:
         return savedmodel.read(source.path).description
     return _training_report(source.path)
 
 
 def _training_report(source: Path) -> dict[str, Any]:
-    """What `clothing-model train` wrote beside the model, if it did."""
+    """The report that `clothing-model train` wrote beside the model, if any."""
     path = source.with_suffix(".training.json")
     if not source.is_file() or not path.exists():
         return {}
@@ -451,7 +460,10 @@ def _training_report(source: Path) -> dict[str, Any]:
 
 
 def _publish(folder: Path, model_folder: Path, version: int | None, force: bool) -> Path:
-    """Rename to the version's number: a server that watches the folder sees all of the version, or none of it."""
+    """Publish the version by one atomic rename to its number.
+
+    A server that watches the folder sees the whole version or none of it.
+    """
     while True:
         number = version or max(savedmodel.version_folders(model_folder), default=0) + 1
         target = model_folder / str(number)

@@ -26,16 +26,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the ``diff`` command."""
     parser = subparsers.add_parser(
         "diff",
-        description="Compare what two versions of a model say about a folder of photos: agreement, accuracy where the "
-        "photos are labelled, the largest differences, and a picture of the photos whose class changed. "
+        description="Compare the predictions of two versions of a model on a folder of photos: agreement, accuracy "
+        "where photos are labelled, the largest differences, and a picture of the photos whose class changed. "
         "Exits with 1 where more changed than --max-changed allows, or a photo could not be classified.",
     )
     parser.add_argument("old", metavar="OLD", help="a SavedModel's folder, or a running gateway's http://…")
-    parser.add_argument("new", metavar="NEW", help="the one that would take its place")
+    parser.add_argument("new", metavar="NEW", help="the version to promote, in the same form")
     parser.add_argument(
         "photos", type=Path, metavar="PHOTOS", help="photos: a folder per class, or without classes in any folders"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything about every photo as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write scores and differences of each photo as JSON")
     parser.add_argument(
         "--png", type=Path, metavar="FILE", help=f"draw the photos that changed, the {SHEET} that changed most"
     )
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress()
     scored = []
     for classifier in (old, new):
-        progress.say(f"asking {classifier.name} about {len(paths)} photos")
+        progress.say(f"classifying {len(paths)} photos by {classifier.name}")
         scored.append(classifiers.score(classifier, paths, lambda done, of: progress.count("classified", done, of)))
     failed = {_name(paths[number], args.photos): why for each in scored for number, why in each.failed.items()}
     both = [number for number in range(len(paths)) if not any(number in each.failed for each in scored)]
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         if len(changed) > SHEET:
             title += f"; the {SHEET} that changed most"
         plots.contact_sheet(args.png, title, [_captioned(each, args.photos) for each in changed[:SHEET]])
-        progress.say(f"drew {args.png}")
+        progress.say(f"wrote {args.png}")
     say_failed(failed)
     too_many = args.max_changed is not None and 100 * report["changed"] / report["photos"] > args.max_changed
     if too_many:
@@ -120,7 +120,7 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _truth(paths: list[Path], folder: Path, folders: tuple[str, ...], labels: set[str]) -> list[str] | None:
-    """Each photo's class, where every photo lies in a folder that is called as a class; else None."""
+    """True class of each photo, by its folder; None unless every folder is a class."""
     if not folders or not labels.issuperset(folders) or any(path.parent == folder for path in paths):
         return None
     return [path.relative_to(folder).parts[0] for path in paths]
@@ -132,7 +132,7 @@ def compare(
     labels: tuple[tuple[str, ...], tuple[str, ...]],
     scores: tuple[NDArray[np.float32], NDArray[np.float32]],
 ) -> dict[str, Any]:
-    """Everything that follows from both models' scores, as JSON; photos with the largest difference first."""
+    """Compare both models' scores, as JSON; largest difference first."""
     import numpy as np
 
     from clothing_model.evaluation import metrics
@@ -185,7 +185,7 @@ def compare(
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as text."""
     lines = [f"old  {report['old']['classifier']}", f"new  {report['new']['classifier']}"]
     for fact in ("input", "output", "preprocessing"):
         before, after = report["old"].get(fact), report["new"].get(fact)
@@ -229,7 +229,7 @@ def _moved(each: dict[str, Any]) -> float:
 
 
 def _captioned(each: dict[str, Any], folder: Path) -> Captioned:
-    """Old, new, and where it is known the true class: green where right, red where wrong."""
+    """Captions: old, new and, where known, true class; green is right, red wrong."""
     from clothing_model.evaluation.plots import GREEN, GREY, RED, Captioned
 
     lines = [(_short(Path(each["photo"]).name), GREY)]

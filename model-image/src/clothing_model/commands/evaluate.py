@@ -37,12 +37,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options for what a model doesn't say of itself, shared with ``diff``."""
+    """Add the options for what a model's files leave out, shared with ``diff``."""
     parser.add_argument(
         "--labels", metavar="LABELS", help="the classes in the output's order, where the SavedModel has none noted"
     )
     parser.add_argument(
-        "--preprocessing", choices=PREPROCESSINGS, help="of a SavedModel (default: what is noted in it, else tf)"
+        "--preprocessing", choices=PREPROCESSINGS, help="a SavedModel's (default: as noted in it, else tf)"
     )
     parser.add_argument("--image-size", metavar="N|WxH", help="the photo's size, for a SavedModel that leaves it open")
     parser.add_argument(
@@ -51,7 +51,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def model_options(args: argparse.Namespace) -> Options:
-    """What ``add_model_options`` has read.
+    """The options that ``add_model_options`` added, parsed.
 
     Raises:
         ModelError: an option that can't be used.
@@ -67,13 +67,13 @@ def model_options(args: argparse.Namespace) -> Options:
 
 
 def check_json(path: Path | None) -> None:
-    """Refuse a path that can't be written, before the work is done."""
+    """Reject a path that can't be written, before the work starts."""
     if path is not None and not path.parent.is_dir():
         raise ModelError(f"--json {path}: there is no folder {path.parent}; make it first")
 
 
 def say_failed(failed: dict[str, str]) -> None:
-    """The first few photos that could not be classified."""
+    """Print the first few photos that could not be classified."""
     for photo, reason in list(failed.items())[:10]:
         print(f"not classified: {photo}: {reason}", file=sys.stderr)
     if len(failed) > 10:
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     data = dataset.find_photos(args.photos)
     progress = Progress()
     classifier = classifiers.open_classifier(args.model or _address(args.gateway), options, data.labels)
-    progress.say(f"asking {classifier.name} about {len(data.paths)} photos of {len(data.labels)} classes")
+    progress.say(f"classifying {len(data.paths)} photos of {len(data.labels)} classes by {classifier.name}")
     scored = classifiers.score(classifier, data.paths, lambda done, of: progress.count("classified", done, of))
     targets = in_labels(data, classifier)[scored.index]
     failed = {str(data.paths[number].relative_to(args.photos)): why for number, why in scored.failed.items()}
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         title = f"{classifier.name}: accuracy {report['accuracy']:.3f} of {report['photos']} photos"
         bins = [metrics.Bin(**each) for each in report["calibration"]["bins"]]
         plots.evaluation(args.png, title, classifier.labels, _table(report), bins)
-        progress.say(f"drew {args.png}")
+        progress.say(f"wrote {args.png}")
     say_failed(failed)
     return 1 if failed else 0
 
@@ -135,7 +135,10 @@ def _table(report: dict[str, Any]) -> NDArray[np.int64]:
 
 
 def in_labels(data: Any, classifier: Any) -> NDArray[np.int64]:
-    """The photos' classes as positions in the classifier's labels, whatever the order of the folders."""
+    """The photos' classes as indices into the classifier's labels.
+
+    The order of the folders has no influence.
+    """
     import numpy as np
 
     if unknown := [label for label in data.labels if label not in classifier.labels]:
@@ -149,7 +152,7 @@ def in_labels(data: Any, classifier: Any) -> NDArray[np.int64]:
 
 
 def figures(labels: tuple[str, ...], targets: NDArray[np.int64], scores: NDArray[np.float32]) -> dict[str, Any]:
-    """Everything that follows from the scores alone, as JSON."""
+    """All figures computed from the scores, as JSON."""
     from clothing_model.evaluation import metrics
 
     found = scores.argmax(axis=1)
@@ -186,7 +189,7 @@ def _or_none(share: float) -> float | None:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as text."""
     spread = 1.96 * math.sqrt(report["accuracy"] * (1 - report["accuracy"]) / report["photos"])
     lines = [
         f"accuracy {report['accuracy']:.3f} ({report['photos']} photos; ±{spread:.3f} at 95 %), "
@@ -226,7 +229,10 @@ def _classes(classes: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _confusion(labels: list[str], table: list[list[int]]) -> list[str]:
-    """Columns are headed by numbers, which name the rows too, so that long labels and many classes fit."""
+    """The confusion matrix as text lines; columns are headed by the rows' numbers.
+
+    So long labels and many classes fit.
+    """
     width = max(len(label) for label in labels) + 4
     cell = max(4, len(str(max(max(row) for row in table))) + 1)
     return [

@@ -1,4 +1,4 @@
-"""`clothing-model inspect`: a SavedModel's signatures, and the chart's values for it.
+"""`clothing-model inspect`: shows a SavedModel's signatures and chart values.
 
 Needs no TensorFlow.
 """
@@ -19,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the ``inspect`` command."""
     parser = subparsers.add_parser(
         "inspect",
-        description="Show what a SavedModel wants and gives, what it lacks, and the chart's values for it. "
+        description="Show a SavedModel's inputs and outputs, its problems, and the chart's values for it. "
         "Exits with 1 where the model can't be served.",
     )
     parser.add_argument("path", type=Path, metavar="PATH", help="a version folder, or the model's folder around it")
@@ -66,7 +66,7 @@ def as_json(model: SavedModel, problems: list[str]) -> dict[str, Any]:
 
 
 def as_text(model: SavedModel, problems: list[str]) -> str:
-    """The model and its problems for people, in the form of ``saved_model_cli show --all``."""
+    """The model and its problems as text, in ``saved_model_cli show --all``'s form."""
     lines = [f"MetaGraphDef with tag-set: '{', '.join(model.tags)}' contains the following SignatureDefs:"]
     for key, signature in model.signatures.items():
         lines += ["", f"signature_def['{key}']:", *_signature_lines(signature)]
@@ -87,7 +87,7 @@ def as_text(model: SavedModel, problems: list[str]) -> str:
 
 
 def _signature_lines(signature: Signature) -> list[str]:
-    """As `saved_model_cli show --all` prints them."""
+    """A signature's lines as `saved_model_cli show --all` prints them."""
     lines = []
     for kind, tensors in (("input", signature.inputs), ("output", signature.outputs)):
         lines.append(f"  The given SavedModel SignatureDef contains the following {kind}(s):")

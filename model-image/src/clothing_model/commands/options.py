@@ -10,7 +10,10 @@ from clothing_model.errors import ModelError
 
 
 def read_labels(argument: str) -> tuple[str, ...]:
-    """Labels from a list, a file, or a folder of training photos, whose classes are in alphabetical order."""
+    """Read labels from a list, a file, or a folder of training photos.
+
+    A folder's classes are in alphabetical order.
+    """
     path = Path(argument)
     if path.is_dir():
         labels = sorted(child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
@@ -31,7 +34,7 @@ def read_labels(argument: str) -> tuple[str, ...]:
 
 
 def image_size(argument: str | None) -> tuple[int, int] | None:
-    """(height, width), from N or WIDTHxHEIGHT."""
+    """Parse N or WIDTHxHEIGHT into (height, width)."""
     if argument is None:
         return None
     match = re.fullmatch(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?", argument)

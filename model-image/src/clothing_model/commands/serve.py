@@ -1,4 +1,4 @@
-"""`clothing-model serve`: the portable model server."""
+"""`clothing-model serve`: runs the portable model server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the ``serve`` command until a signal ends it.
+    """Run the ``serve`` command until a signal stops it.
 
     Raises:
         ModelError: the server could not start.
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _versions() -> list[str]:
-    """The libraries', read without importing them."""
+    """The libraries' versions, read without importing them."""
     lines = [f"clothing-model {__version__}"]
     for library in ("tensorflow-cpu", "tensorflow", "tensorflow-serving-api", "grpcio"):
         with contextlib.suppress(metadata.PackageNotFoundError):

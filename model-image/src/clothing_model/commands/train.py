@@ -1,4 +1,4 @@
-"""`clothing-model train`: a classifier from a folder of photos, on a laptop's CPU or a GPU.
+"""`clothing-model train`: trains a classifier on photos, on a CPU or GPU.
 
 Its options; the training itself is in `clothing_model.training`.
 """
@@ -32,11 +32,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--validation", type=Path, required=True, help="photos to choose the best epoch by: same folders"
     )
     parser.add_argument("--output", type=Path, required=True, help="the .keras file to write")
-    parser.add_argument("--network", default=defaults.network, choices=network_names(), help="what to train")
+    parser.add_argument("--network", default=defaults.network, choices=network_names(), help="network to train")
     parser.add_argument(
         "--weights",
         type=Path,
-        help="what to start from: the application's weights without its top (…_notop.h5); for compact a .keras file "
+        help="initial weights: the application's weights without its top (…_notop.h5); for compact a .keras file "
         "that this command has written",
     )
     parser.add_argument("--size", type=int, default=defaults.size, help="height and width of the input, in pixels")
@@ -44,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--fine-tune-epochs", type=int, default=defaults.fine_tune_epochs, help="further passes with the base unfrozen"
     )
-    parser.add_argument("--batch", type=int, default=defaults.batch, help="photos a step")
+    parser.add_argument("--batch", type=int, default=defaults.batch, help="photos per optimizer step")
     parser.add_argument("--rate", type=float, default=defaults.rate, help="highest learning rate")
     parser.add_argument("--weight-decay", type=float, default=defaults.weight_decay, help="AdamW's weight decay")
     parser.add_argument("--mixup", type=float, default=defaults.mixup, help="alpha of mixup; 0 turns it off")
@@ -58,10 +58,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--keep",
         choices=("best", "last"),
         default=defaults.keep,
-        help="the epoch to save: of the best validation accuracy, or the last, so that the photos choose nothing",
+        help="the epoch to save: the one of best validation accuracy, or the last, chosen by no photo",
     )
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of weights, order and augmentation")
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of weights, order and augmentation")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="device to train on")
     parser.set_defaults(run=run)
 
 
@@ -71,7 +71,7 @@ def network_names() -> tuple[str, ...]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse arguments that contradict each other, before anything is read."""
+    """Reject arguments that contradict each other, before reading any photo."""
     if arguments.output.suffix != ".keras":
         raise ModelError(f"--output {arguments.output}: must end in .keras")
     if arguments.size < 64:

@@ -1,4 +1,7 @@
-"""`clothing-model values`: the chart's values for a model. Needs no TensorFlow."""
+"""`clothing-model values`: prints the chart's values for a model.
+
+It needs no TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def size_text(size: tuple[int, int]) -> str:
-    """(height, width) as the chart writes it: 299, or WIDTHxHEIGHT."""
+    """(height, width) in the chart's notation: 299, or WIDTHxHEIGHT."""
     return str(size[1]) if size[0] == size[1] else f"{size[1]}x{size[0]}"
 
 
@@ -122,7 +125,7 @@ def values(model: SavedModel) -> dict[str, Any]:
 
 
 def doubts(model: SavedModel) -> dict[str, str]:
-    """Which values are guessed, and what to look at."""
+    """Warnings: which values are guessed, and what to check."""
     found = values(model)["model"]
     result = {}
     if "preprocessing" in found and "preprocessing" not in model.description:
@@ -138,7 +141,7 @@ def doubts(model: SavedModel) -> dict[str, str]:
 
 
 def values_lines(model: SavedModel) -> list[str]:
-    """As YAML, with the doubts as comments."""
+    """The values as YAML, with the warnings as comments."""
     doubtful = doubts(model)
     lines = ["model:"]
     for key, value in values(model)["model"].items():

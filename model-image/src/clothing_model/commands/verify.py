@@ -34,7 +34,10 @@ SCORE_TYPES = ("DT_FLOAT", "DT_DOUBLE")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found, and where. Errors keep a model from being served; warnings may be meant."""
+    """One finding of a check: level, message and place.
+
+    An error prevents serving; a warning may be intended.
+    """
 
     level: str
     path: str
@@ -46,7 +49,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Expected:
-    """What gateway and server are configured with; what is empty is read from the model, as the gateway does."""
+    """Configuration of gateway and server to check a model against.
+
+    What is empty is read from the model, as the gateway does.
+    """
 
     labels: tuple[str, ...] | None = None
     name: str = ""
@@ -173,7 +179,7 @@ def _check_name(report: Report, path: Path, names: Sequence[str], expected: Expe
 
 
 def _versions(folder: Path) -> list[Path]:
-    """Folders named by a number, with a model in them or not: the lowest first."""
+    """Folders named by a number, lowest first, with or without a model in them."""
     found = [child for child in folder.iterdir() if savedmodel.is_version(child.name) and child.is_dir()]
     return sorted(found, key=lambda child: (int(child.name), child.name))
 
@@ -190,7 +196,7 @@ def _models(path: Path) -> Iterator[Path]:
 
 
 def _unversioned(folder: Path) -> bool:
-    """A model without a version's folder: to be reported, not passed by."""
+    """Whether the folder holds a model without a version folder, an error."""
     return any((folder / name).exists() for name in ("saved_model.pb", "saved_model.pbtxt", "variables"))
 
 
@@ -227,7 +233,7 @@ def _check_version(report: Report, path: Path, expected: Expected) -> None:
         report.add(ERROR, path, _without(path, str(error)))
         return
     if model.path != path:  # a version folder that holds no saved_model.pb itself, but another that does
-        report.add(ERROR, path, f"it holds no saved_model.pb; one lies in {model.path}: a folder too many")
+        report.add(ERROR, path, f"it holds no saved_model.pb, but {model.path} does: remove the extra folder level")
         return
     for problem in model.problems:
         report.add(ERROR, path, _without(path, problem))
@@ -254,7 +260,7 @@ def _check_version(report: Report, path: Path, expected: Expected) -> None:
 
 
 def _without(path: Path, message: str) -> str:
-    """A message that begins with the path that stands before it anyway."""
+    """The message without a leading path, which its line already names."""
     return message.removeprefix(f"{path} ").removeprefix(f"{path}{os.sep}")
 
 
@@ -265,7 +271,7 @@ def _shown(named: tuple[str, Tensor]) -> str:
 
 
 def _check_access(report: Report, path: Path) -> None:
-    """Check that files are readable by the server, which runs as another user."""
+    """Check that the server, which runs as another user, may read the files."""
     closed = [each for each in (path, *path.rglob("*")) if not _readable(each)]
     if closed:
         report.add(ERROR, closed[0], "this user can't read it: chmod -R a+rX it")
@@ -285,7 +291,10 @@ def _readable(path: Path) -> bool:
 def _check_signature(
     report: Report, model: SavedModel, expected: Expected
 ) -> tuple[tuple[str, Tensor], tuple[str, Tensor]] | None:
-    """The input and the output that the gateway will use, by its rules (clothing_gateway.model.signature)."""
+    """Check the input and output that the gateway will use.
+
+    The rules are those of clothing_gateway.model.signature.
+    """
     signature = model.signatures.get(expected.signature)
     if signature is None:
         names = ", ".join(name for name in model.signatures if name != INIT_SIGNATURE) or "none"
@@ -407,7 +416,9 @@ def _check_warmup(report: Report, model: SavedModel) -> None:
 
 
 def _request_problem(model: SavedModel, record: memoryview) -> str | None:
-    """Why a server would refuse a PredictionLog; field numbers of tensorflow_serving/apis and tensor.proto.
+    """Why a server would reject a PredictionLog; None where it accepts it.
+
+    Field numbers are those of tensorflow_serving/apis and tensor.proto.
 
     The name of the model in it is of no interest to a server, which knows whose file it is.
     """

@@ -1,1 +1,1 @@
-"""Measuring a model on labelled photos."""
+"""Evaluation of a model on labelled photos."""

@@ -1,4 +1,4 @@
-"""A classifier to ask about photos: a SavedModel in this process, or a model behind a running gateway."""
+"""Classifiers: a SavedModel in this process, or a model behind a gateway."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from clothing_model.savedmodel import usability_problems
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# A gateway that is full, or whose model is just being replaced, is asked again so often before it counts as away.
+# Tries of a request to a gateway at capacity, or without a model for the moment, before it counts as unavailable.
 TRIES = 8
 LONGEST_WAIT_SECONDS = 30.0
 AGAIN = frozenset({429, 502, 503, 504})
@@ -30,22 +30,22 @@ REQUEST_TIMEOUT_SECONDS = 60.0
 
 
 class PhotoError(ModelError):
-    """This one photo can't be classified; others may."""
+    """One photo can't be classified; other photos may be."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Scores of one photo in the order of the classifier's labels, and the seconds that each step took."""
+    """Scores of one photo, in the labels' order, and the seconds of each step."""
 
     scores: NDArray[np.float32]
     seconds: dict[str, float]
 
 
 class Classifier(Protocol):
-    """What `evaluate` and `diff` ask.
+    """The classifier's interface for `evaluate` and `diff`.
 
     Attributes:
-        name: what is asked, for people: a folder, or a gateway's address.
+        name: a folder, or a gateway's address, for messages.
         labels: the classes in the order of the scores.
         parallel: photos in flight.
 
@@ -65,13 +65,13 @@ class Classifier(Protocol):
         """
 
     def facts(self) -> dict[str, Any]:
-        """What is known of the model: its input, output, preprocessing, or the versions that answered."""
+        """Facts for the report: input, output, preprocessing, or versions that answered."""
         ...
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says about a model, where the model itself doesn't."""
+    """Command-line options for what a model's files leave out."""
 
     labels: tuple[str, ...] | None = None
     preprocessing: str | None = None
@@ -112,7 +112,7 @@ class SavedModelClassifier:
         self._tf = tf
         self._model = tf.saved_model.load(str(model.path), tags=["serve"])  # kept: it owns the variables
         self._function = self._model.signatures[savedmodel.DEFAULT_SIGNATURE]
-        if self._size is not None:  # the first call plans the graph; it says nothing about later ones
+        if self._size is not None:  # the first call plans the graph: it is slower than later ones
             self._scores(self._prepare(np.zeros((*self._size, 3), np.uint8)))
 
     def facts(self) -> dict[str, Any]:
@@ -216,11 +216,11 @@ class GatewayClassifier:
         self._http = urllib3.PoolManager(maxsize=parallel, timeout=REQUEST_TIMEOUT_SECONDS)
 
     def facts(self) -> dict[str, Any]:
-        """Labels, the versions that answered with how often, and how often a request was retried."""
+        """Labels, count of responses by model version, and number of retries."""
         return {"labels": list(self.labels), "models": dict(self._models), "retries": self._retries}
 
     def classify(self, photo: bytes) -> Answer:
-        """Scores of one photo, given as the bytes of its file; a busy gateway is retried.
+        """Scores of one photo, given as its file's bytes; 503 and 429 are retried.
 
         Raises:
             PhotoError: the gateway refuses the photo.
@@ -235,7 +235,7 @@ class GatewayClassifier:
                 answer = self._http.request("POST", self._url, body=photo, headers=headers, retries=False)
             except self._urllib3.exceptions.HTTPError as error:
                 reason = f"can't be reached ({error})"
-                if not self._models:  # it never was: a wrong address, for which waiting is no help
+                if not self._models:  # it never was reachable: the address is wrong, and a retry is of no use
                     raise ModelError(f"{self.name} {reason}: is the gateway there? Its port is 9696") from error
             else:
                 took = time.perf_counter() - began
@@ -250,7 +250,7 @@ class GatewayClassifier:
         raise ModelError(f"{self.name} {reason}, {TRIES} times in a row: is the gateway there, and its model ready?")
 
     def _retry_after(self, answer: Any, otherwise: float) -> float:
-        """The seconds that the gateway asks for, as a number or as a date."""
+        """Seconds of a Retry-After header, which is a number or a date."""
         try:
             asked = self._urllib3.Retry().get_retry_after(answer)
         except self._urllib3.exceptions.InvalidHeader:
@@ -288,7 +288,7 @@ def _detail(answer: Any) -> str:
 
 
 def open_classifier(where: str, options: Options, default_labels: tuple[str, ...] = ()) -> Classifier:
-    """The classifier at a gateway's address (http://…), or of a SavedModel's folder.
+    """Open a gateway (http://…) or a SavedModel's folder as a classifier.
 
     ``default_labels`` are taken for a SavedModel that has none noted, where ``options`` has none either.
 
@@ -303,7 +303,7 @@ def open_classifier(where: str, options: Options, default_labels: tuple[str, ...
 
 @dataclass
 class Scored:
-    """What a classifier said about photos.
+    """A classifier's results for a list of photos.
 
     Attributes:
         index: which of the photos were classified: positions in the list that was asked about.
@@ -324,7 +324,9 @@ class Scored:
 def score(
     classifier: Classifier, paths: tuple[Path, ...], progress: Callable[[int, int], None] | None = None
 ) -> Scored:
-    """Classify all photos, ``classifier.parallel`` in flight; failures are recorded, not raised.
+    """Classify all photos, ``classifier.parallel`` of them in flight.
+
+    Failures are recorded, not raised.
 
     Raises:
         ModelError: the classifier itself fails, or no photo can be classified.

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 
 
-# What Pillow raises for files that are no photo, or a bomb.
+# What Pillow raises for files that are no image, or a decompression bomb.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class DatasetError(ModelError):
-    """A folder of photos that can't be used; the message names the folder and the fix."""
+    """A folder of photos is unusable; the message names the folder and the fix."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ class Dataset:
     targets: NDArray[np.int64]
 
     def sha256(self) -> str:
-        """Digest of the photos' bytes and classes, in order: says whether two trainings saw the same data."""
+        """SHA-256 of the photos' bytes and classes, in order.
+
+        Equal digests mean that two trainings had the same data.
+        """
         digest = hashlib.sha256()
         for path, target in zip(self.paths, self.targets, strict=True):
             digest.update(f"{self.labels[target]}/{path.name}\n".encode())
@@ -99,7 +102,9 @@ def find_photos(folder: Path, labels: tuple[str, ...] | None = None) -> Dataset:
 
 
 def read_pixels(photo: Path | bytes, size: int | tuple[int, int]) -> NDArray[np.uint8]:
-    """Pixels of one photo: uint8 ``(height, width, 3)``, RGB, resized with NEAREST (keras-image-helper's pipeline).
+    """Pixels of one photo: uint8 ``(height, width, 3)``, RGB, resized with NEAREST.
+
+    It is keras-image-helper's pipeline.
 
     ``size`` is both, or (height, width).
     """
@@ -110,7 +115,7 @@ def read_pixels(photo: Path | bytes, size: int | tuple[int, int]) -> NDArray[np.
 
 
 def thumbnail(photo: Path, side: int) -> NDArray[np.uint8]:
-    """A small copy for people: uint8 ``(side, side, 3)``, the whole photo on white, the right way up."""
+    """Thumbnail: uint8 ``(side, side, 3)``, the whole photo upright on white."""
     with Image.open(photo) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
         return np.asarray(ImageOps.pad(upright, (side, side), Image.Resampling.LANCZOS, color="white"))

@@ -10,24 +10,24 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Ten bins of confidence: fewer photos than some thousands leave more bins nearly empty.
+# Ten bins of confidence: with fewer than some thousand photos, more bins would be nearly empty.
 BINS = 10
 
 
 def confusion(targets: NDArray[np.int64], found: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Counts of ``(true class, class found)``: int64 ``(classes, classes)``."""
+    """Confusion matrix: int64 ``(classes, classes)``, true class by predicted class."""
     table = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(table, (targets, found), 1)
     return table
 
 
 def precisions(table: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Of those found as a class, the share that is of it; NaN for a class that was never found."""
+    """Precision by class: float ``(classes,)``; NaN for a class never predicted."""
     return _share(table.diagonal(), table.sum(axis=0))
 
 
 def recalls(table: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Of a class's photos, the share that was found; NaN for a class without photos."""
+    """Recall by class: float ``(classes,)``; NaN for a class without photos."""
     return _share(table.diagonal(), table.sum(axis=1))
 
 
@@ -38,7 +38,10 @@ def _share(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.floa
 
 
 def probabilities(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Scores ``(n, classes)`` as probabilities, by the gateway's rule: softmax, unless a row is a distribution."""
+    """Scores ``(n, classes)`` as probabilities, by the gateway's rule.
+
+    The rule is softmax for each row that is no distribution already.
+    """
     wide = scores.astype(np.float64)
     powers = np.exp(wide - wide.max(axis=1, keepdims=True))
     softmax = powers / powers.sum(axis=1, keepdims=True)
@@ -58,7 +61,10 @@ class Bin:
 
 
 def reliability(confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = BINS) -> list[Bin]:
-    """How often a confidence is right, in bins of equal width (arXiv:1706.04599); empty bins are left out."""
+    """Reliability diagram: accuracy by confidence, in bins of equal width.
+
+    Source: arXiv:1706.04599. Empty bins are omitted.
+    """
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     return [
         Bin(
@@ -74,7 +80,7 @@ def reliability(confidence: NDArray[np.float64], right: NDArray[np.bool_], bins:
 
 
 def expected_calibration_error(table: list[Bin]) -> float:
-    """The mean difference between confidence and accuracy, over the bins, weighted by their photos."""
+    """Mean of abs(confidence - accuracy) over the bins, weighted by photo count."""
     photos = sum(each.photos for each in table)
     return sum(each.photos * abs(each.confidence - each.accuracy) for each in table) / photos
 

@@ -1,4 +1,7 @@
-"""The pictures that reports come with. matplotlib draws them; it is imported only when one is asked for."""
+"""Plots for the reports, drawn by matplotlib.
+
+matplotlib is imported only when a command draws one.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ GREEN, RED, GREY = "#1b7837", "#b2182b", "#555555"
 
 
 def check(path: Path | None) -> None:
-    """Refuse a picture's path before the work that it would show is done.
+    """Reject an unusable picture path, before the work starts.
 
     Raises:
         ModelError: it is no .png, or its folder is missing.
@@ -52,7 +55,10 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def evaluation(path: Path, title: str, labels: Sequence[str], table: NDArray[np.int64], bins: list[Bin]) -> None:
-    """The confusion matrix, shaded by the share of each true class, beside the reliability diagram."""
+    """Draw the confusion matrix and the reliability diagram.
+
+    Cells are shaded by the share of their true class.
+    """
     side = max(4.5, 1.8 + 0.5 * len(labels))
     figure = _figure(side + 5, side)
     figure.suptitle(title)
@@ -91,7 +97,7 @@ def _reliability(axes: Axes, bins: list[Bin]) -> None:
 
 
 def learning_curves(path: Path, history: Sequence[dict[str, float]], chosen: float, title: str) -> None:
-    """Training loss and validation accuracy of each epoch, and the epoch whose weights were kept."""
+    """Draw training loss and validation accuracy by epoch, and the best epoch."""
     from matplotlib.ticker import MaxNLocator
 
     figure = _figure(8, 4.5)
@@ -121,7 +127,7 @@ class Captioned:
 
 
 def contact_sheet(path: Path, title: str, sheet: Sequence[Captioned], columns: int = 6, pixels: int = 160) -> None:
-    """Small photos in rows, with their captions."""
+    """Draw small photos in rows, with their captions."""
     columns = max(3, min(columns, len(sheet)))
     rows = max(1, math.ceil(len(sheet) / columns))
     depth = max((len(each.lines) for each in sheet), default=1)

@@ -1,1 +1,1 @@
-"""Keras files: reading them, half precision, preprocessing inside the graph."""
+"""Keras files: loading, half precision, preprocessing inside the graph."""

@@ -1,4 +1,4 @@
-"""Tells what a file or folder holds, and loads a Keras model of either generation.
+"""Detection and loading of Keras files (Keras 2 and 3) and SavedModels.
 
 TensorFlow is imported only to load.
 """
@@ -24,7 +24,7 @@ _HDF5_START = b"\x89HDF\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Source:
-    """A model as it was handed over."""
+    """The model file or folder that a user passed."""
 
     path: Path
     kind: str
@@ -41,7 +41,7 @@ class Source:
 
 
 def identify(path: Path) -> Source:
-    """Detect what a path holds; ModelError, with the fix, where it is no model."""
+    """Detect a model's format; ModelError, with the fix, where it is no model."""
     if not path.exists():
         raise ModelError(f"{path} does not exist")
     if path.is_dir():
@@ -75,7 +75,10 @@ def identify(path: Path) -> Source:
 
 
 def sha256(path: Path) -> str:
-    """Of a file; of a SavedModel's folder, of the list of its files' digests, as `sha256sum` prints them."""
+    """SHA-256 of a file or of a SavedModel's folder.
+
+    A folder's is of the list of its files' digests, as `sha256sum` prints them.
+    """
     if path.is_dir():
         files = sorted(file for part in SAVED_MODEL_PARTS for file in _files(path / part))
         lines = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
@@ -131,7 +134,7 @@ def _zip_version(path: Path) -> str:
 
 @dataclass(frozen=True)
 class KerasModel:
-    """A loaded model, without a trace of which Keras it is of, or whether of Keras at all."""
+    """A loaded model, independent of its format: Keras 2, Keras 3 or SavedModel."""
 
     library: str
     call: Callable[[Any], Any]
@@ -143,7 +146,7 @@ class KerasModel:
 
 
 def load(source: Source) -> KerasModel:
-    """Load a model of either Keras, or a SavedModel.
+    """Load a Keras 2 or Keras 3 model, or a SavedModel.
 
     Keras 2 files are loaded by tf-keras: Keras 3 refuses, among others, the course's Xception, whose
     SeparableConv2D layers were saved with a `groups` setting.
@@ -178,7 +181,7 @@ def _load_keras_3(source: Source) -> KerasModel:
 
 
 def load_keras_3(source: Source) -> Any:
-    """The Keras model itself, of a file of Keras 3."""
+    """Load a Keras 3 file as a Keras model."""
     import keras
 
     if keras.backend.backend() != "tensorflow":
@@ -187,7 +190,10 @@ def load_keras_3(source: Source) -> Any:
 
 
 def _load_saved_model(source: Source) -> KerasModel:
-    """Its signature serving_default as a function; which signature that is, savedmodel has seen."""
+    """Load a SavedModel's photo signature as a function.
+
+    savedmodel.reader has checked that the signature is there.
+    """
     import tensorflow as tf
 
     model = tf.saved_model.load(str(source.path))
@@ -255,6 +261,9 @@ def _described(
 
 
 def _identifier(name: str) -> str:
-    """A layer's name as the name of a function's argument, which is what TensorFlow makes of a signature's input."""
+    """A layer's name as a Python identifier.
+
+    TensorFlow names a signature's input after the function's argument.
+    """
     cleaned = re.sub(r"[^A-Za-z0-9_]", "_", name.split("/", maxsplit=1)[0].split(":", maxsplit=1)[0])
     return cleaned if re.match(r"[A-Za-z]", cleaned) else f"input_{cleaned}"

@@ -1,4 +1,7 @@
-"""A model whose large weights are stored as float16 and cast in the graph: half the bytes, float32's arithmetic."""
+"""Half precision: large weights stored as float16, cast to float32 in the graph.
+
+A model is half the bytes and computes in float32.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ SMALLEST = 1024
 
 
 def halved(call: Callable[[Any], Any], spec: Any) -> tuple[list[Any], Callable[[Any], Any]]:
-    """The variables to save, and the function that computes with them; the others are in its graph.
+    """The variables to save as float16, and the function that computes with them.
 
-    The graph of the function is rebuilt rather than its layers, so that it holds for whatever made the model.
+    Other weights are constants of its graph. The function's graph is rewritten, not the layers, so that it works for
+    any source of the model.
     """
     frozen = convert_variables_to_constants_v2(
         tf.function(call, input_signature=[spec]).get_concrete_function(), lower_control_flow=False

@@ -1,4 +1,4 @@
-"""Preprocessing inside the graph: from uint8 pixels, or from a photo's file, to a model's numbers.
+"""Preprocessing inside the graph: uint8 pixels, or an image file, to float32.
 
 The numbers are those of clothing_contract.scaling, bit for bit. They are looked up in a table of 256
 entries, because TensorFlow's optimizer turns a division by a constant into a multiplication, whose last bit differs.
@@ -16,7 +16,7 @@ FLOAT32, UINT8, ENCODED = "float32", "uint8", "encoded"
 
 
 def numbers(pixels: Any, scaling: Scaling) -> Any:
-    """float32 from uint8 (batch, height, width, RGB)."""
+    """Convert uint8 (batch, height, width, RGB) to float32 of the same shape."""
     if scaling == Scaling("none"):
         return tf.cast(pixels, tf.float32)
     values, reverse = scaling.table
@@ -28,7 +28,10 @@ def numbers(pixels: Any, scaling: Scaling) -> Any:
 
 
 def pixels_of_files(files: Any, height: int, width: int) -> Any:
-    """uint8 (batch, height, width, RGB) from the bytes of JPEG, PNG, GIF and BMP files: (batch,) strings."""
+    """Decode JPEG, PNG, GIF and BMP files: (batch,) strings to uint8 pixels.
+
+    The pixels are (batch, height, width, RGB).
+    """
     with tf.device("/CPU:0"):  # where the decoders are, and where sums are in order
         return tf.map_fn(
             lambda file: _pixels(file, height, width),
@@ -50,7 +53,9 @@ def _pixels(file: Any, height: int, width: int) -> Any:
 
 
 def _nearest(source: Any, target: int) -> Any:
-    """Which rows or columns of a photo Pillow's resize with NEAREST takes (libImaging/Geometry.c, ImagingScaleAffine).
+    """Indices of the rows or columns that Pillow's NEAREST resize takes.
+
+    Source: libImaging/Geometry.c, ImagingScaleAffine.
 
     It adds up the step from one to the next in float64, and so does this: computing each place for itself gives
     another row for a photo in fifteen, and tf.image.resize's float32 for as many.

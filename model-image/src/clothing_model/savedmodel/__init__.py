@@ -1,4 +1,4 @@
-"""SavedModel folders: read without TensorFlow (reader), the protobuf wire format, and warm-up requests."""
+"""SavedModel folders, read without TensorFlow; protobuf wire format; warm-up."""
 
 from clothing_model.savedmodel.reader import (
     DEFAULT_SIGNATURE,

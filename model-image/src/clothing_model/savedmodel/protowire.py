@@ -1,4 +1,4 @@
-"""Reads protobuf's wire format, as far as a SavedModel's description needs it.
+"""Reader of protobuf's wire format, as far as a SavedModel needs it.
 
 TensorFlow takes seconds and 1.7 GB to import, only to read a few names out of saved_model.pb. This walks the
 message instead: a field that no caller reads, such as a graph of 100 MB, is stepped over without being read.
@@ -16,7 +16,7 @@ class WireError(ValueError):
 
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A number, and where the next field begins."""
+    """Decode a varint; returns the number and the offset after it."""
     value = shift = 0
     while True:
         if at >= len(data) or shift > 63:
@@ -30,7 +30,10 @@ def varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Each field's number and value: an int, or the bytes of a string, message or packed list."""
+    """Iterate over a message's fields: number and value.
+
+    A value is an int, or the bytes of a string, message or packed list.
+    """
     at = 0
     while at < len(data):
         tag, at = varint(data, at)
@@ -72,7 +75,7 @@ def strings(data: memoryview, wanted: int) -> list[str]:
 
 
 def string(data: memoryview, wanted: int) -> str:
-    """The last value wins, as in every protobuf reader."""
+    """The last value of a string field, which wins, as in every protobuf reader."""
     found = strings(data, wanted)
     return found[-1] if found else ""
 

@@ -34,7 +34,10 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output of a signature. `shape` is None where even the rank is unknown; -1 is a free dimension."""
+    """One input or output of a signature.
+
+    `shape` is None where even the rank is unknown; -1 is a free dimension.
+    """
 
     name: str
     dtype: str
@@ -43,7 +46,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs by name, and the method name, as ``tensorflow/serving/predict``."""
+    """Inputs and outputs by name, and the method name.
+
+    A method name is ``tensorflow/serving/predict``, for example.
+    """
 
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
@@ -52,7 +58,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A version folder, read."""
+    """Contents of a version folder."""
 
     path: Path
     tags: tuple[str, ...]
@@ -69,13 +75,13 @@ class SavedModel:
 
     @property
     def model_name(self) -> str:
-        """The folder that holds the version folders, which is what TensorFlow Serving's model is called."""
+        """Name of the folder above the version folder: the model's name in serving."""
         folder = self.path.resolve()
         return folder.parent.name if is_version(folder.name) else folder.name
 
 
 def is_version(name: str) -> bool:
-    """Whether TensorFlow Serving takes a folder of this name for a version."""
+    """Whether TensorFlow Serving treats a folder of this name as a version."""
     return re.fullmatch(r"[0-9]+", name) is not None
 
 
@@ -86,7 +92,7 @@ def version_folders(model: Path) -> dict[int, Path]:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """True for the small text that Git leaves in place of a file kept in Git LFS."""
+    """Whether a file is a Git LFS pointer, the text in place of a file in Git LFS."""
     with path.open("rb") as file:
         return file.read(len(_LFS_START)) == _LFS_START
 
@@ -100,7 +106,10 @@ def lfs_message(path: Path) -> str:
 
 
 def locate(path: Path) -> Path:
-    """The version folder meant by a path: itself, its saved_model.pb, or a model's folder with versions in it."""
+    """Find the version folder that a path names.
+
+    The path is the version folder, its saved_model.pb, or a model's folder with versions.
+    """
     if path.is_file() and path.name == "saved_model.pb":
         return path.parent
     if not path.exists():
@@ -122,7 +131,10 @@ def locate(path: Path) -> Path:
 
 
 def read(path: Path) -> SavedModel:
-    """Read a version folder. What it lacks for being served is listed in `problems`, not raised."""
+    """Read a version folder.
+
+    What prevents serving is listed in `problems`, not raised.
+    """
     folder = locate(path)
     pb = folder / "saved_model.pb"
     if is_lfs_pointer(pb):
@@ -153,7 +165,7 @@ def needs_xla(folder: Path) -> bool:
     """
     pb = folder / "saved_model.pb"
     data = pb.read_bytes() if pb.exists() else b""
-    if _MUST_COMPILE.encode() not in data:  # walking through a large graph takes a second
+    if _MUST_COMPILE.encode() not in data:  # iterating over a large graph takes a second
         return False
     return any(
         protowire.integer(protowire.mapping(function, 5).get(_MUST_COMPILE, memoryview(b"")), 5)
@@ -173,12 +185,12 @@ def photo_signature(model: SavedModel) -> tuple[Tensor, Tensor] | None:
 
 
 def width(output: Tensor) -> int | None:
-    """How many classes; None where the signature leaves it open."""
+    """Number of classes; None where the signature leaves it open."""
     return output.shape[-1] if output.shape and output.shape[-1] > 0 else None
 
 
 def usability_problems(model: SavedModel) -> list[str]:
-    """Why the gateway could not use it."""
+    """Reasons why the gateway could not use the model; empty where it can."""
     problems = []
     if "serve" not in model.tags:
         problems.append(
@@ -205,7 +217,7 @@ def usability_problems(model: SavedModel) -> list[str]:
 
 
 def _serving_graph(data: memoryview) -> memoryview | None:
-    """The meta graph tagged `serve` alone, or the first one."""
+    """The meta graph with the one tag `serve`, or the first one."""
     graphs = list(protowire.messages(data, 2))
     for graph in graphs:
         meta = next(iter(protowire.messages(graph, 1)), memoryview(b""))
@@ -279,7 +291,7 @@ def _variables_problems(folder: Path) -> list[str]:
 
 
 def _shard_sizes(data: memoryview) -> dict[int, int]:
-    """The bytes that each data file must have, by its number, from variables.index.
+    """Size in bytes of each data file, by its number, from variables.index.
 
     The index is an uncompressed LevelDB table (tensorflow/core/util/tensor_bundle) whose values are BundleEntryProto
     and, under the empty key, BundleHeaderProto.
@@ -305,14 +317,17 @@ def _shard_sizes(data: memoryview) -> dict[int, int]:
 
 
 def _handle(data: memoryview, at: int) -> tuple[tuple[int, int], int]:
-    """A block's offset and length, and where the next handle begins."""
+    """Decode a block handle: ((offset, length) of the block, position after it)."""
     first, at = protowire.varint(data, at)
     second, at = protowire.varint(data, at)
     return (first, second), at
 
 
 def _block(block: memoryview) -> list[tuple[bytes, memoryview]]:
-    """A LevelDB block: entries that share the start of their key with the one before, then the restart points."""
+    """Entries of a LevelDB block, key and value.
+
+    An entry shares a prefix of its key with the one before; restart points follow the entries.
+    """
     (restarts,) = struct.unpack_from("<I", block, len(block) - 4)
     end = len(block) - 4 * (restarts + 1)
     entries: list[tuple[bytes, memoryview]] = []

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-MAX_RECORDS = 1000  # TensorFlow Serving refuses more
+MAX_RECORDS = 1000  # TensorFlow Serving rejects more
 DTYPES = ("DT_FLOAT", "DT_UINT8", "DT_STRING")  # what can be written
 
 
 def write(
     path: Path, model: str, input_name: str, *, dtype: str, shape: Sequence[int], batch_sizes: Sequence[int]
 ) -> None:
-    """Write one Predict request per batch size: black photos, or grey ones as JPEG for an input of files.
+    """Write one Predict request per batch size.
+
+    Photos are black, or grey JPEG files where the input is files.
 
     A tensor with one value stands for one filled with it, so the file is a few hundred bytes instead of megabytes.
 
@@ -54,7 +56,9 @@ def write(
 
 
 def records(path: Path) -> Iterator[bytes]:
-    """The records of a TFRecord file: length, its checksum, the message, its checksum. Needs no TensorFlow.
+    """Iterate over a TFRecord file's records, without TensorFlow.
+
+    A record is the length, its checksum, the message, its checksum.
 
     The lengths' checksums are compared, which tells a file of another kind; the messages', where that is quick.
     """
@@ -97,7 +101,10 @@ _QUICK = 1 << 16  # bytes; Python checks some 10 MB a second
 
 
 def _masked_crc32c(data: bytes) -> int:
-    """The checksum of TFRecord: CRC-32C, rotated, so that a checksum of data with checksums in it is sound."""
+    """TFRecord's masked checksum: CRC-32C, rotated.
+
+    The mask keeps a checksum of data that contains checksums sound.
+    """
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _CRC32C[(crc ^ byte) & 0xFF] ^ crc >> 8

@@ -1,4 +1,4 @@
-"""The server's process: load, open the ports, graceful shutdown on SIGTERM."""
+"""The server's process: loads models, opens ports, shuts down gracefully."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ DRAIN_SECONDS = 25.0  # below the 30 s that Kubernetes waits before it kills
 
 
 class _Signals:
-    """SIGTERM and SIGINT: the first starts a graceful shutdown, the second ends the process at once.
+    """Handler of SIGTERM and SIGINT.
+
+    The first signal starts a graceful shutdown, the second ends the process at once.
 
     Without a handler, as upstream, a signal ends the process at once, and is ignored by the PID 1 of a container.
     """
@@ -46,17 +48,17 @@ class _Signals:
         self._asked = True
 
     def asked(self) -> bool:
-        """Whether one has come."""
+        """Whether a signal was received."""
         return self._asked
 
     def wait(self) -> None:
-        """Until one has come."""
+        """Wait for a signal."""
         while not self._asked:
             os.read(self._came, 1)
 
 
 def serve(flags: Flags) -> int:
-    """Run until a signal ends it. 0 is a clean stop; a failed start raises ModelError."""
+    """Serve until a signal; 0 is a clean stop, a failed start raises ModelError."""
     signals = _Signals(flags.handle_signals)
     log.info("clothing-model %s, TensorFlow %s, %d CPUs", __version__, tf.__version__, available_cpus())
     metrics_path = config.metrics_path(flags.monitoring_config_file)
@@ -79,7 +81,7 @@ def serve(flags: Flags) -> int:
     grpc_server = grpc_api.start(flags, manager, settings.metrics)
     rest_server = rest_api.start(flags, manager, settings.metrics, metrics_path) if flags.rest_api_port else None
     signals.wait()
-    log.info("Stopping: finishing the requests that are under way, for up to %.0f s", DRAIN_SECONDS)
+    log.info("Graceful shutdown: waiting for requests in flight, up to %.0f s", DRAIN_SECONDS)
     manager.stop()
     drained = grpc_server.stop(DRAIN_SECONDS)
     if rest_server is not None:
@@ -92,7 +94,10 @@ def serve(flags: Flags) -> int:
 
 
 def _exit(code: int) -> None:
-    """End without Python's clean-up: a thread may still be inside TensorFlow, which does not survive it."""
+    """Exit without Python's clean-up.
+
+    A thread may still be inside TensorFlow, which does not survive the clean-up.
+    """
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Dynamic batching of concurrent requests, as TensorFlow Serving's batching session.
+"""Dynamic batching of concurrent requests, as in TensorFlow Serving.
 
 Its parameters, defaults and refusals (batching_session.cc, shared_batch_scheduler.h). Two things are kinder: requests
 of different shapes, which it refuses together, are computed apart; and where a batch is refused, each of its requests
@@ -49,7 +49,7 @@ class Parameters:
 
     @staticmethod
     def of(message: Any) -> Parameters:
-        """From a BatchingParameters message.
+        """Read the parameters from a BatchingParameters message.
 
         Raises:
             RequestError: values that contradict each other.
@@ -133,7 +133,10 @@ class _Batch:
 
 
 class _Queue:
-    """Batches of one kind of request; the last one is open. The scheduler's lock guards it."""
+    """Queue of batches of one kind of request; the last batch is open.
+
+    The scheduler's lock guards it.
+    """
 
     def __init__(self, parameters: Parameters, process: Callable[[list[_Task]], None]) -> None:
         self.parameters = parameters
@@ -248,7 +251,9 @@ class BatchingSession:
         self._queues: dict[tuple[tuple[str, ...], tuple[str, ...]], _Queue] = {}
 
     def run(self, feeds: dict[str, Array], fetches: list[str], timeout_ms: int = 0) -> list[Array]:
-        """Compute ``fetches`` for ``feeds`` (first dimension: the batch), together with other calls.
+        """Compute ``fetches`` for ``feeds``, batched with other calls.
+
+        The first dimension of ``feeds`` is the batch.
 
         Raises:
             RequestError: the queue is full, the deadline passed, or the session failed.
@@ -353,7 +358,7 @@ class BatchingSession:
 
 
 def _size(feeds: dict[str, Array]) -> int:
-    """How many rows a request has: the 0th dimension of its inputs."""
+    """Number of rows of a request: the 0th dimension of its inputs."""
     if any(array.ndim == 0 for array in feeds.values()):
         raise invalid("Batching Run() input tensors must have at least one dimension")
     sizes = {len(array) for array in feeds.values()}
@@ -363,7 +368,10 @@ def _size(feeds: dict[str, Array]) -> int:
 
 
 def _equally_long(arrays: Sequence[Array]) -> list[Array]:
-    """Each padded with its own first element to the longest of them, in every dimension but the 0th."""
+    """Pad arrays to the longest of them, in every dimension but the 0th.
+
+    Each is padded with its own first element.
+    """
     longest = np.max([array.shape[1:] for array in arrays], axis=0)
     padded = []
     for array in arrays:
@@ -385,5 +393,5 @@ def _timeout_ms(tasks: list[_Task]) -> int:
 
 
 def _waited_too_long() -> RequestError:
-    # TensorFlow Serving says RESOURCE_EXHAUSTED, but so late that its clients never see it: they have timed out.
+    # TensorFlow Serving returns RESOURCE_EXHAUSTED, but so late that its clients have timed out and never see it.
     return deadline_exceeded("Run() timeout exceeded while waiting in batching queue")

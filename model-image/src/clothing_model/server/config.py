@@ -45,7 +45,7 @@ def parse_text(path: str, message: _M) -> _M:
 
 
 def models(flags: Flags) -> Any:
-    """The ModelServerConfig that the flags amount to."""
+    """The ModelServerConfig that the flags describe."""
     config = model_server_config_pb2.ModelServerConfig()
     if flags.model_config_file:
         return parse_text(flags.model_config_file, config)
@@ -54,7 +54,7 @@ def models(flags: Flags) -> Any:
 
 
 def metrics_path(file: str) -> str | None:
-    """Where the metrics page is, or None for nowhere."""
+    """Path of the metrics page; None where monitoring is off."""
     if not file:
         return None
     prometheus = parse_text(file, _message("MonitoringConfig")).prometheus_config
@@ -91,7 +91,7 @@ def ssl(file: str) -> Ssl:
 
 
 def _message(name: str) -> Any:
-    """An empty message of a kind that TensorFlow Serving's Python package leaves out.
+    """An empty message of a type that TensorFlow Serving's Python package lacks.
 
     MonitoringConfig, SSLConfig and BatchingParameters (monitoring_config.proto, ssl_config.proto,
     session_bundle_config.proto). The text form knows fields by their names, so their numbers don't matter.

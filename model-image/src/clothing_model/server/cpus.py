@@ -8,12 +8,18 @@ from pathlib import Path
 
 
 def schedulable_cpus() -> int:
-    """The CPUs of the affinity mask: what TensorFlow Serving counts, which knows no cgroup."""
+    """Number of CPUs of the affinity mask.
+
+    TensorFlow Serving counts these, as it knows no cgroup.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """The CPUs of the affinity mask, or fewer where the cgroup (version 2 or 1) grants less time; at least one."""
+    """Number of CPUs of the affinity mask, or of the cgroup's limit if lower.
+
+    The cgroup is version 2 or 1; the result is at least one.
+    """
     count = schedulable_cpus()
     limit = _limit(cgroup)
     return max(1, min(count, math.ceil(limit))) if limit else count

@@ -9,7 +9,7 @@ _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class RequestError(Exception):
-    """What a client gets instead of an answer."""
+    """The error response of a request: gRPC status code and message."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
@@ -43,5 +43,5 @@ def unavailable(message: str) -> RequestError:
 
 
 def from_number(number: int, message: str) -> RequestError:
-    """TensorFlow's error codes are gRPC's."""
+    """Status code from a TensorFlow error number; both use gRPC's codes."""
     return RequestError(_BY_NUMBER.get(number, grpc.StatusCode.UNKNOWN), message)

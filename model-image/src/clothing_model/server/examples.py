@@ -1,4 +1,7 @@
-"""Classify, Regress and MultiInference, by gRPC and by REST: refused, as a photo classifier takes no tf.Example."""
+"""Rejection of Classify, Regress and MultiInference, by gRPC and REST.
+
+A photo classifier's signature takes no tf.Example.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from clothing_model.server.manager import Manager
 
 
 def refuse_examples(manager: Manager, request: Any, kind: str) -> NoReturn:
-    """Refuse a request of tf.Example as TensorFlow Serving refuses it where the signature takes photos.
+    """Reject a tf.Example request with TensorFlow Serving's error message.
+
+    It is the error for a signature that takes photos.
 
     Raises:
         RequestError: always; NOT_FOUND where there is no such model.

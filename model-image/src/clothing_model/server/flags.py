@@ -1,4 +1,7 @@
-"""TensorFlow Serving's flags, with its syntax (`--name=value`; a switch may stand alone) and its defaults."""
+"""TensorFlow Serving's flags, with its syntax and defaults.
+
+The syntax is `--name=value`; a switch needs no value.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def _honoured(default: Any, text: str) -> Any:
 
 
 def _accepted(default: Any, why: str, same: Any = None) -> Any:
-    """A flag of TensorFlow Serving that changes nothing here; the log gives `why` when it is set.
+    """A flag of TensorFlow Serving without effect here; if set, the log says `why`.
 
     `same` is the value that asks for what is done anyway.
     """
@@ -108,7 +111,7 @@ class Flags:
 
     @property
     def channel_arguments(self) -> list[tuple[str, int | str]]:
-        """GRPC takes whole numbers and strings; a value that reads as a number is one."""
+        """Channel arguments for gRPC; a value that parses as an integer is one."""
         arguments: list[tuple[str, int | str]] = []
         for argument in filter(None, self.grpc_channel_arguments.split(",")):
             key, separator, value = argument.partition("=")
@@ -119,7 +122,7 @@ class Flags:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
-    """Parse the flags; a log line for each one without effect, or of no use."""
+    """Parse the flags; log a line for each one without effect."""
     known = {flag.name: flag for flag in dataclasses.fields(Flags)}
     given: dict[str, Any] = {}
     notes = []

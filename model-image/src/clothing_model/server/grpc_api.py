@@ -1,4 +1,4 @@
-"""The gRPC services: PredictionService, ModelService and, when asked for, grpc.health.v1."""
+"""gRPC services: PredictionService, ModelService and, by flag, grpc.health.v1."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ _SHORT_CALLS = 64
 
 
 class ThreadLimit(grpc.ServerInterceptor):
-    """Refuses the call that finds no free thread, as TensorFlow Serving does (gRPC's ResourceQuota::SetMaxThreads).
+    """Interceptor that rejects calls over the thread limit.
+
+    TensorFlow Serving does so by gRPC's ResourceQuota::SetMaxThreads.
 
     Of N threads one waits for the next call, so N-1 calls run. The next is answered RESOURCE_EXHAUSTED at once, with no
     details (2.19; from 2.20 "Server Threadpool Exhausted"), whatever its method, and no metric counts it. A cancelled
@@ -62,7 +64,10 @@ class ThreadLimit(grpc.ServerInterceptor):
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
-    """Predict and GetModelMetadata; a photo classifier has no signature for Classify, Regress and MultiInference."""
+    """PredictionService with Predict and GetModelMetadata.
+
+    A photo classifier has no signature for Classify, Regress and MultiInference.
+    """
 
     def __init__(self, manager: Manager, metrics: Metrics, as_content: bool) -> None:
         self._manager = manager
@@ -97,21 +102,21 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
         return _answer(context, lambda: model_info.metadata(self._manager, request))
 
     def Classify(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        """Refused: no signature takes tf.Example."""
+        """Reject the call: no signature takes tf.Example."""
         return _answer(context, lambda: refuse_examples(self._manager, request, "classification"))
 
     def Regress(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        """Refused: no signature takes tf.Example."""
+        """Reject the call: no signature takes tf.Example."""
         return _answer(context, lambda: refuse_examples(self._manager, request, "regression"))
 
     def MultiInference(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        """Refused: no signature takes tf.Example."""
+        """Reject the call: no signature takes tf.Example."""
         tasks = list(request.tasks) or [request]
         return _answer(context, lambda: refuse_examples(self._manager, tasks[0], "classification"))
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
-    """State of the versions, and a new configuration."""
+    """ModelService: the versions' state, and configuration reload."""
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
@@ -121,7 +126,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore
         return _answer(context, lambda: model_info.status(self._manager, request))
 
     def HandleReloadConfigRequest(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        """Replace the configuration; answers when its models are loaded."""
+        """Replace the configuration; returns when its models are loaded."""
 
         def reload() -> Any:
             if request.config.WhichOneof("config") != "model_config_list":
@@ -137,7 +142,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore
 
 
 def _timeout_ms(context: grpc.ServicerContext) -> int:
-    """What is left of the client's deadline for TensorFlow; 0 where the client has none."""
+    """Remaining client deadline in ms, for TensorFlow; 0 where there is none."""
     remaining = context.time_remaining()
     if remaining is None:
         return 0
@@ -154,9 +159,12 @@ def _answer(context: grpc.ServicerContext, work: Callable[[], Any]) -> Any:
 
 
 def start(flags: Flags, manager: Manager, metrics: Metrics) -> grpc.Server:
-    """Listen. Until here the ports are closed: an open port means that the first models are loaded and warm."""
+    """Start the gRPC server, once the first models are loaded and warm.
+
+    The port is closed until then, so an open port means ready.
+    """
     server = grpc.server(
-        # The calls that run, and those that are being received, refused, or are health checks.
+        # Threads for running calls, and for calls that are being received, rejected, or are health checks.
         ThreadPoolExecutor(flags.grpc_threads + _SHORT_CALLS, thread_name_prefix="grpc"),
         interceptors=[ThreadLimit(flags.grpc_threads)],
         options=[

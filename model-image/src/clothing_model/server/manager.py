@@ -54,7 +54,10 @@ class Model:
 
 
 class Manager:
-    """All models. `start` returns at once; `wait` returns when every model has a version up, or one has failed."""
+    """All models and their versions.
+
+    `start` returns at once; `wait` returns when every model has a version up, or one has failed.
+    """
 
     def __init__(self, flags: Flags, settings: Settings, load: Callable[..., Servable] = Servable) -> None:
         self._flags = flags
@@ -62,7 +65,7 @@ class Manager:
         self._load = load
         self._models: dict[str, Model] = {}
         self._labels: dict[str, dict[str, int]] = {}
-        self._changed = threading.Condition()  # guards all of the above, and tells of every change
+        self._changed = threading.Condition()  # guards all of the above; notified at every change
         self._working = threading.Lock()  # serialises loads and unloads
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -70,7 +73,7 @@ class Manager:
     # Configuration
 
     def configure(self, config: Any) -> None:
-        """Take over a ModelServerConfig: new models are added, absent ones go, labels are set as they say."""
+        """Apply a ModelServerConfig: add and remove models, set labels."""
         if config.WhichOneof("config") == "custom_model_config":
             raise invalid("ModelServer does not yet support custom model config.")
         models = list(config.model_config_list.config)
@@ -92,12 +95,12 @@ class Manager:
             for name in set(self._models) - set(names):
                 empty = type(self._models[name].config)()
                 empty.CopyFrom(self._models[name].config)
-                empty.base_path = ""  # nothing is aspired to: all its versions are unloaded
+                empty.base_path = ""  # no version is aspired to: all are unloaded
                 self._models[name].config = empty
             self._changed.notify_all()
 
     def reload(self, config: Any) -> None:
-        """Take over a configuration and bring its models up before returning.
+        """Apply a configuration and load its models before returning.
 
         Raises:
             RequestError: the configuration is refused, or a new model has no version up (server_core.cc: one that was
@@ -135,7 +138,7 @@ class Manager:
     # Lifecycle
 
     def start(self, read_config: Callable[[], Any] | None = None) -> None:
-        """Begin to watch the folders, and the configuration file where it is to be read again."""
+        """Start to watch the folders and, by flag, the configuration file."""
         self._spawn(self._watch_folders)
         if read_config is not None and self._flags.model_config_file_poll_wait_seconds > 0:
             self._spawn(lambda: self._watch_config(read_config))
@@ -146,7 +149,7 @@ class Manager:
         self._threads.append(thread)
 
     def wait(self, stopping: Callable[[], bool]) -> list[str]:
-        """Block until the first versions are up; what failed to come up is returned, in words."""
+        """Block until the first versions are up; returns messages of failed ones."""
         with self._changed:
             while not stopping():
                 failures = [
@@ -196,7 +199,7 @@ class Manager:
                 self._settle(name, model, wanted)
 
     def _settle(self, name: str, model: Model, wanted: dict[int, Path]) -> None:
-        """Load and unload, one version after the other, until the wanted versions are up or have failed."""
+        """Load and unload versions in sequence until the wanted are up or failed."""
         with self._changed:
             for version in [v for v, state in model.versions.items() if v not in wanted and state.error]:
                 model.versions[version] = VersionState(Stage.END)  # may be tried again when its folder is back
@@ -220,7 +223,7 @@ class Manager:
                 self._changed.notify_all()
 
     def _bring_up(self, name: str, model: Model, version: int, path: Path) -> None:
-        """Load a version; a failed one is retried when its folder was removed and is back."""
+        """Load a version; a failed one is retried after its folder was recreated."""
         self._set(model, version, VersionState(Stage.LOADING))
         try:
             servable = self._load_with_retries(name, version, path)
@@ -277,7 +280,7 @@ class Manager:
 
     @contextlib.contextmanager
     def use(self, spec: Any) -> Iterator[Servable]:
-        """The version that a ModelSpec asks for, which stays loaded as long as the block runs."""
+        """Context manager: the version of a ModelSpec, kept loaded within the block."""
         with self._changed:
             state = self._find(spec)
             state.users += 1
@@ -327,7 +330,9 @@ class Manager:
 
 
 def next_action(up: set[int], wanted: set[int], new: set[int]) -> tuple[str, int] | None:
-    """The next version to unload or load, by TensorFlow Serving's availability_preserving_policy.cc.
+    """The next version to unload or load.
+
+    Source: TensorFlow Serving's availability_preserving_policy.cc.
 
     An unwanted version stays only while it is the only one, or the highest, and no wanted one is up yet; and where no
     version is wanted, such as one that is not on the volume, all are unloaded. The highest new version loads first.

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's metrics, under its names and with its buckets, in Prometheus's text form."""
+"""TensorFlow Serving's metrics, names and buckets, in Prometheus's text format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _escaped(value: str) -> str:
 
 
 class Metric(abc.ABC):
-    """A family of numbers, one for each combination of label values."""
+    """A metric family: one sample for each combination of label values."""
 
     kind = ""
 
@@ -32,11 +32,11 @@ class Metric(abc.ABC):
 
     @abc.abstractmethod
     def lines(self) -> list[str]:
-        """Its samples in Prometheus's text form."""
+        """The samples in Prometheus's text format."""
 
 
 class Counter(Metric):
-    """A number that only grows."""
+    """A counter, which only increases."""
 
     kind = "counter"
 
@@ -50,13 +50,13 @@ class Counter(Metric):
             self._values[values] = self._values.get(values, 0) + 1
 
     def lines(self) -> list[str]:
-        """Its samples in Prometheus's text form."""
+        """The samples in Prometheus's text format."""
         with self.lock:
             return [f"{self.name}{{{self._labelled(values)}}} {count}" for values, count in self._values.items()]
 
 
 class Histogram(Metric):
-    """Counts of observations by bucket, and their sum."""
+    """A histogram: counts of observations by bucket, and their sum."""
 
     kind = "histogram"
 
@@ -74,7 +74,7 @@ class Histogram(Metric):
             self._sums[values] = self._sums.get(values, 0.0) + microseconds
 
     def lines(self) -> list[str]:
-        """Its samples in Prometheus's text form."""
+        """The samples in Prometheus's text format."""
         result = []
         with self.lock:
             for values, counts in self._counts.items():
@@ -88,7 +88,7 @@ class Histogram(Metric):
 
 
 class Metrics:
-    """Those that an operator's dashboards and alerts use."""
+    """The metrics that an operator's dashboards and alerts use."""
 
     def __init__(self) -> None:
         self.requests = Counter("/tensorflow/serving/request_count", ("model_name", "status"))
@@ -101,7 +101,7 @@ class Metrics:
         self.wrapped_run_count = Counter("/tensorflow/serving/batching_session/wrapped_run_count", ())
 
     def page(self) -> str:
-        """All metrics in Prometheus's text form."""
+        """All metrics in Prometheus's text format."""
         lines = []
         for metric in (
             self.warmup_latency, self.requests, self.request_latency, self.runtime_latency, self.queuing_latency,

@@ -13,7 +13,7 @@ SIGNATURE_DEF = "signature_def"
 
 
 def metadata(manager: Manager, request: Any) -> Any:
-    """A GetModelMetadataRequest's answer."""
+    """Response to GetModelMetadata."""
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
     if not request.metadata_field:
@@ -33,7 +33,7 @@ def metadata(manager: Manager, request: Any) -> Any:
 
 
 def status(manager: Manager, request: Any) -> Any:
-    """A GetModelStatusRequest's answer: all versions, newest first, or the one asked for.
+    """Response to GetModelStatus: all versions, newest first, or the requested one.
 
     Unloaded versions (END) are among them. A label is ignored, as by TensorFlow Serving (get_model_status_impl.cc):
     GetModelMetadata tells which version a label names.

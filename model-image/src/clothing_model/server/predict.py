@@ -1,4 +1,4 @@
-"""Predict, by gRPC and by REST, and the warm-up, which runs the same before a version serves."""
+"""Predict, for gRPC, REST and the warm-up of a version."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _joined(names: Iterable[str]) -> str:
 
 
 def output_names(signature: Any, wanted: Iterable[str]) -> list[str]:
-    """The outputs asked for, or all of them."""
+    """The requested outputs, or all of them."""
     names = list(wanted)
     for position, alias in enumerate(names):
         if alias not in signature.outputs:
@@ -40,7 +40,7 @@ def output_names(signature: Any, wanted: Iterable[str]) -> list[str]:
 
 
 def check_input_names(signature: Any, given: Iterable[str]) -> None:
-    """In TensorFlow Serving's words: the count first, then each name."""
+    """Check the inputs' count, then each name, with TensorFlow Serving's messages."""
     sent, wanted = set(given), set(signature.inputs)
     if len(sent) != len(wanted):
         raise invalid(
@@ -60,7 +60,7 @@ def run(
     servable: Servable, request: Any, response: Any, *, timeout_ms: int = 0, as_content: bool = False,
     metrics: Metrics | None = None,
 ) -> None:  # fmt: skip
-    """Compute a PredictRequest into a PredictResponse; a timeout of 0 is none.
+    """Compute a PredictRequest into a PredictResponse; a timeout of 0 is no timeout.
 
     Raises:
         RequestError: the request doesn't fit the signature, or computing it failed.
@@ -90,7 +90,9 @@ def compute(
     servable: Servable, signature: Any, feeds: dict[str, Array], names: list[str], *, timeout_ms: int,
     metrics: Metrics | None, model: str,
 ) -> dict[str, Array]:  # fmt: skip
-    """Run the outputs ``names`` for ``feeds`` (by tensor name) and time it; arrays by output name.
+    """Compute the outputs ``names`` for ``feeds`` and record the time.
+
+    ``feeds`` is by tensor name, the result is arrays by output name.
 
     Raises:
         RequestError: the graph refuses the input, or the deadline passed.
@@ -104,7 +106,7 @@ def compute(
 
 
 def warm_up(servable: Servable, iterations: int, metrics: Metrics) -> None:
-    """Run a version's own warm-up requests; one that fails them is not served."""
+    """Run a version's warm-up requests; if one fails, the version is not served."""
     path = servable.path / savedmodel.WARMUP
     if not path.exists():
         log.info("No warmup data file found at %s", path)

@@ -32,7 +32,7 @@ _POST = re.compile(
 )
 _GET = re.compile(r"/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?(?:/(metadata))?", re.IGNORECASE)
 _NEVER = re.compile(r"(?!)")
-_MAX_BODY = 1 << 30  # gRPC's messages end at 2 GiB, and JSON's numbers are longer
+_MAX_BODY = 1 << 30  # a gRPC message is at most 2 GiB, and numbers are longer in JSON
 _IDLE_SECONDS = 60
 _HTTP_STATUS = {
     grpc.StatusCode.CANCELLED: 499, grpc.StatusCode.INVALID_ARGUMENT: 400, grpc.StatusCode.DEADLINE_EXCEEDED: 504,
@@ -61,12 +61,12 @@ class RestServer(ThreadingHTTPServer):
             raise ModelError(f"can't listen on {flags.listen_host}:{flags.rest_api_port}: {error.strerror}") from error
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        """A client that closed its connection is no error of the server."""
+        """Log a failed connection at debug level, as clients may close theirs."""
         log.debug("connection of %s ended", client_address, exc_info=sys.exception())
 
 
 class RestHandler(BaseHTTPRequestHandler):
-    """One connection: each request answered in TensorFlow Serving's form."""
+    """Handler of one connection; responses have TensorFlow Serving's form."""
 
     server: RestServer
     protocol_version = "HTTP/1.1"
@@ -74,7 +74,7 @@ class RestHandler(BaseHTTPRequestHandler):
     server_version = "clothing-model"
 
     def do_GET(self) -> None:
-        """Answer a request of any method; the path and the method decide together what it is."""
+        """Handle a request of any method; path and method select the API."""
         body = self._body()
         if body is None:
             return
@@ -91,7 +91,7 @@ class RestHandler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_GET  # noqa: N815 - http.server's names
 
     def _body(self) -> bytes | None:
-        """The request's body; None where it was refused."""
+        """The request's body; None where the request was rejected."""
         length = self.headers.get("Content-Length", "" if self.command == "POST" else "0")
         if length.isdigit() and int(length) <= _MAX_BODY:
             return self.rfile.read(int(length))
@@ -101,7 +101,7 @@ class RestHandler(BaseHTTPRequestHandler):
         return None
 
     def _metrics(self) -> None:
-        """The metrics page, whatever the method; a query is refused."""
+        """Serve the metrics page, for any method; a query string is rejected."""
         if self.path != self.server.metrics_path:
             text = f"Unexpected path: {self.path}. Should be {self.server.metrics_path}"
             self._send(400, text.encode(), "text/plain")
@@ -166,7 +166,10 @@ class RestHandler(BaseHTTPRequestHandler):
         )  # fmt: skip
 
     def _examples(self, spec: Any, api: str, body: bytes) -> NoReturn:
-        """Refuse :classify and :regress, which take tf.Example; checks in upstream's order."""
+        """Reject :classify and :regress, which take tf.Example.
+
+        Checks are in upstream's order.
+        """
         examples = _document(body).get("examples")
         if not isinstance(examples, list) or not examples:
             raise invalid("When method is classify, key 'examples' is expected and was not found")
@@ -265,7 +268,10 @@ def _dtype(signature: Any, alias: str) -> tf.DType:
 
 
 def _rows(signature: Any, instances: Any) -> dict[str, tensors.Array]:
-    """`instances`: a list with one entry per photo; each a value, or an object with a value for each input."""
+    """Parse `instances`: a list with one entry per photo.
+
+    An entry is a value, or an object with a value for each input.
+    """
     if not isinstance(instances, list):
         raise invalid("Expecting 'instances' to be an list/array")
     if not instances:
@@ -293,7 +299,7 @@ def _rows(signature: Any, instances: Any) -> dict[str, tensors.Array]:
 
 
 def _columns(signature: Any, inputs: Any) -> dict[str, tensors.Array]:
-    """`inputs`: a whole tensor, or an object with a tensor for each input."""
+    """Parse `inputs`: a whole tensor, or an object with a tensor for each input."""
     names = sorted(signature.inputs)
     if not isinstance(inputs, dict) or tensors.is_base64(inputs):
         if len(names) > 1:
@@ -328,7 +334,7 @@ def _answer_columns(outputs: dict[str, tensors.Array]) -> dict[str, Any]:
 
 
 def start(flags: Flags, manager: Manager, metrics: Metrics, metrics_path: str | None) -> RestServer:
-    """Listen, in a thread of its own."""
+    """Start the REST server in a thread of its own."""
     server = RestServer(flags, manager, metrics, metrics_path)
     threading.Thread(target=server.serve_forever, name="rest", daemon=True).start()
     log.info("Exporting HTTP/REST API at:%s:%d ...", flags.listen_host, flags.rest_api_port)

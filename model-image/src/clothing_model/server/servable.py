@@ -1,4 +1,4 @@
-"""One version of a model, loaded into a TensorFlow session as TensorFlow Serving loads it."""
+"""One version of a model, loaded into a session as in TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """How models are loaded and run, the same for all of them."""
+    """Settings for loading and running, shared by all models."""
 
     tags: tuple[str, ...]
     session: Any  # tf.compat.v1.ConfigProto
@@ -39,7 +39,7 @@ class Settings:
 
     @staticmethod
     def of(flags: Flags) -> Settings:
-        """The settings that the flags amount to.
+        """The settings that the flags describe.
 
         Raises:
             ModelError: a file that a flag names can't be used.
@@ -48,7 +48,7 @@ class Settings:
         session = tf.compat.v1.ConfigProto()
         if flags.tensorflow_session_config_file:
             config.parse_text(flags.tensorflow_session_config_file, session)
-        # TensorFlow counts the machine's CPUs; a container's share of them is what threads can use.
+        # TensorFlow counts the machine's CPUs; threads can use only the container's share of them.
         threads = flags.tensorflow_session_parallelism or available_cpus()
         session.intra_op_parallelism_threads = flags.tensorflow_intra_op_parallelism or threads
         session.inter_op_parallelism_threads = flags.tensorflow_inter_op_parallelism or threads
@@ -114,7 +114,7 @@ class Servable:
         return session, signatures
 
     def _batching_session(self) -> batching.BatchingSession | None:
-        """What stands before the session where requests are batched."""
+        """Batching session around the session, where requests are batched."""
         settings, parameters = self._settings, self._settings.batching_parameters
         if settings.scheduler is None or parameters is None:
             return None
@@ -149,7 +149,7 @@ class Servable:
         return signature
 
     def run(self, feeds: dict[str, Array], fetches: list[str], timeout_ms: int = 0) -> list[Array]:
-        """Compute tensors by their names in the graph, with other requests where they are batched.
+        """Compute tensors by their names in the graph, batched where batching is on.
 
         A timeout of 0 is none.
 
@@ -204,7 +204,7 @@ def _open_inputs(path: Path) -> dict[str, Any]:
 
 
 def _refuse_incomplete(path: Path) -> None:
-    """Say what is wrong with the files before TensorFlow says it in its own words."""
+    """Reject incomplete files with a clearer message than TensorFlow's."""
     if not (path / "saved_model.pb").exists() and not (path / "saved_model.pbtxt").exists():
         raise not_found(f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {path}")
     if (path / "saved_model.pb").exists():

@@ -1,4 +1,7 @@
-"""TensorProto to NumPy and back, and both to JSON. The common case, numbers in tensor_content, is not copied."""
+"""Conversion of TensorProto to NumPy and back, and of both to JSON.
+
+The common case, numbers in tensor_content, is not copied.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ _FIELDS = {
 
 
 def from_proto(alias: str, tensor: Any, expected: tf.DType, position: int) -> Array:
-    """The array in a request, of the dtype that the signature wants."""
+    """The array in a request, of the signature's dtype."""
     try:
         dtype = tf.as_dtype(tensor.dtype)
     except TypeError as error:
@@ -44,7 +47,10 @@ def from_proto(alias: str, tensor: Any, expected: tf.DType, position: int) -> Ar
 
 
 def into_proto(array: Array, target: Any, as_content: bool) -> None:
-    """Fill a response's TensorProto, by field as TensorFlow Serving does by default, or as bytes."""
+    """Fill a response's TensorProto, by typed field or as bytes.
+
+    The typed field is TensorFlow Serving's default.
+    """
     dtype = tf.as_dtype(array.dtype)
     field = _FIELDS.get(dtype)
     if field is None or (as_content and dtype != tf.string):
@@ -66,7 +72,7 @@ def _content_proto(array: Array, dtype: tf.DType) -> Any:
 
 
 def from_json(name: str, value: Any, dtype: tf.DType) -> Array:
-    """A tensor from nested lists. Strings may be {"b64": …}."""
+    """Parse a tensor from nested lists; strings may be {"b64": …}."""
     if dtype == tf.string:
         return np.array(_strings(value), dtype=object)
     try:
@@ -99,7 +105,10 @@ def is_base64(value: Any) -> bool:
 
 
 def to_json(name: str, array: Array) -> Any:
-    """Nested lists. float32 keeps the shortest digits that give it back, not its double's seventeen."""
+    """Convert an array to nested lists for JSON.
+
+    float32 keeps the shortest digits that restore it, not its double's seventeen.
+    """
     if array.dtype == object:
         as_bytes = name.endswith("_bytes")
         return _map(array.tolist(), lambda text: _text(text, as_bytes))

@@ -1,1 +1,1 @@
-"""Training a compact network."""
+"""Training of a network on labelled photos."""

@@ -1,4 +1,4 @@
-"""Augmented batches of photos: one projective transform, colour changes, and mixup.
+"""Augmentation: one projective transform, colour changes, and mixup.
 
 Each batch's randomness comes from seed, epoch and batch number alone, so that a resumed training sees the same photos.
 """
@@ -23,7 +23,9 @@ SOURCE_SCALE = 1.6
 
 
 def transforms(rng: np.random.Generator, count: int, source: int, size: int) -> NDArray[np.float32]:
-    """Random flips, rotations (±30°), zooms (0.75 to 1.1), stretches and shifts for ImageProjectiveTransformV3.
+    """Random flips, rotations, zooms, stretches and shifts.
+
+    Rotations are ±30°, zooms 0.75 to 1.1; the format is ImageProjectiveTransformV3's.
 
     Each row of the result, float32 ``(count, 8)``, maps a pixel of a ``size`` square to one of a ``source`` square.
     """
@@ -44,7 +46,10 @@ def transforms(rng: np.random.Generator, count: int, source: int, size: int) -> 
 
 
 def colours(rng: np.random.Generator, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Random brightness, contrast and saturation, a rectangle blanked now and then; values stay in [-1, 1]."""
+    """Random brightness, contrast and saturation, and blanked rectangles.
+
+    Values stay in [-1, 1].
+    """
     count, size = batch.shape[:2]
     grey = batch.mean(axis=3, keepdims=True)
     saturation = rng.uniform(0.6, 1.3, (count, 1, 1, 1)).astype(np.float32)
@@ -61,7 +66,10 @@ def colours(rng: np.random.Generator, batch: NDArray[np.float32]) -> NDArray[np.
 def batches(
     plan: Plan, pixels: NDArray[np.uint8], targets: NDArray[np.int64], classes: int, epoch: int
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """One epoch's augmented batches: photos float32 ``(batch, s, s, 3)`` in [-1, 1], targets ``(batch, classes)``."""
+    """Iterate over one epoch's augmented batches of photos and targets.
+
+    Photos are float32 ``(batch, s, s, 3)`` in [-1, 1], targets ``(batch, classes)``.
+    """
     import tensorflow as tf
 
     size, source = plan.training_size(epoch), pixels.shape[1]

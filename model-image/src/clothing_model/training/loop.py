@@ -1,4 +1,6 @@
-"""The training loop: AdamW on a cosine, label smoothing, and an exponential average of the weights.
+"""Training loop: AdamW, cosine schedule, label smoothing, averaged weights.
+
+The average is exponential.
 
 The averaged weights are what is validated and saved. The loop is written out, so that what it does can be read.
 """
@@ -41,7 +43,9 @@ def train(
     weights: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train and save the best epoch's averaged weights as a ``.keras`` file, a report and learning curves beside it.
+    """Train; save the best epoch's averaged weights as a ``.keras`` file.
+
+    A report and learning curves are saved beside it.
 
     The state after each epoch lies in ``OUTPUT.state/`` until the training ends; a training with the same plan and
     photos that finds it resumes from there.
@@ -88,7 +92,7 @@ def train(
 
 
 class _Training:
-    """A training in progress: its photos, its two networks, and its state.
+    """A running training: photos, network, averaged network, and state.
 
     Attributes:
         identity: plan and digests of photos and first weights; a saved state of another identity is not resumed.
@@ -138,7 +142,10 @@ class _Training:
         self.state = saved or State()
 
     def run(self) -> None:
-        """Train the head, and then, where the plan has fine-tuning, the whole network at a tenth of the rate."""
+        """Train the head, then, with fine-tuning, the whole network.
+
+        Fine-tuning uses a tenth of the learning rate.
+        """
         epochs = [self._plan.epochs] + ([self._plan.fine_tune_epochs] if self._plan.fine_tune_epochs else [])
         for number in range(self.state.phase, len(epochs)):
             self._phase(number, epochs[number], later=sum(epochs[number + 1 :]))
@@ -166,10 +173,10 @@ class _Training:
             state.save(self._folder, self.identity)
             self._say_epoch(plan, state.first + epochs + later, time.monotonic() - started)
         if state.stale(plan.patience):
-            self._progress.say(f"no better for {plan.patience} epochs: stopping")
+            self._progress.say(f"no better accuracy for {plan.patience} epochs: stopping")
 
     def _epoch(self, plan: Plan, epochs: int, optimizer: keras.optimizers.Optimizer, step: Step) -> None:
-        """Train one epoch, validate the averaged weights, and keep them if they are to be kept."""
+        """Train one epoch, validate the averaged weights, keep them if they are best."""
         state, per_epoch = self.state, len(self._pixels) // plan.batch
         losses = []
         photos = batches(plan, self._pixels, self._data.targets, len(self._data.labels), state.epoch)
@@ -197,7 +204,7 @@ class _Training:
 
 
 def _step(model: keras.Model, averaged: keras.Model, optimizer: keras.optimizers.Optimizer) -> Step:
-    """One optimizer step as a function of photos, targets and the average's momentum; it returns the loss."""
+    """Build the optimizer step: photos, targets, average's momentum to loss."""
     loss_of = keras.losses.CategoricalCrossentropy(from_logits=True)
 
     @tf.function(reduce_retracing=False)

@@ -1,4 +1,4 @@
-"""The networks that ``clothing-model train`` can train.
+"""Networks that ``clothing-model train`` can train.
 
 All take what the course's Xception takes, float32 ``(-1, S, S, 3)`` in [-1, 1] (the gateway's ``tf`` preprocessing),
 and give logits, float32 ``(-1, classes)``. So one gateway setting serves each of them.
@@ -30,11 +30,14 @@ STAGES = ((64, 2), (128, 2), (224, 3), (384, 2))
 
 
 class WeightsError(ModelError):
-    """A file of weights that doesn't fit the network; the message names both."""
+    """A weights file does not fit the network; the message names both."""
 
 
 def _block(x: keras.KerasTensor, channels: int, stride: int, name: str) -> keras.KerasTensor:
-    """Residual pair of separable convolutions with squeeze-and-excitation (arXiv:1610.02357, arXiv:1709.01507)."""
+    """Residual pair of separable convolutions with squeeze-and-excitation.
+
+    Sources: arXiv:1610.02357, arXiv:1709.01507.
+    """
     shortcut = x
     if stride != 1 or x.shape[-1] != channels:
         shortcut = layers.AveragePooling2D(stride, padding="same", name=f"{name}_pool")(x) if stride != 1 else x
@@ -56,7 +59,9 @@ def _block(x: keras.KerasTensor, channels: int, stride: int, name: str) -> keras
 
 
 def compact(classes: int, dropout: float = 0.3) -> keras.Model:
-    """A small residual network to train from scratch on a few thousand photos, for any input of 64 pixels and above.
+    """A small residual network, to train from scratch on a few thousand photos.
+
+    The input is any size of 64 pixels and above.
 
     Input: float32 ``(-1, height, width, 3)``; output: logits ``(-1, classes)``. 1.2 million parameters, below 5 MB.
     """
@@ -72,7 +77,9 @@ def compact(classes: int, dropout: float = 0.3) -> keras.Model:
 
 
 def transfer(name: str, classes: int, size: int, weights: Path | None, dropout: float = 0.2) -> keras.Model:
-    """A Keras application with a new head, as in the course: frozen base, pooling, 100 hidden units, logits.
+    """A Keras application with a new head, for transfer learning.
+
+    As in the course: frozen base, pooling, 100 hidden units, logits.
 
     Args:
         name: one of ``APPLICATIONS``.
@@ -111,7 +118,7 @@ def transfer(name: str, classes: int, size: int, weights: Path | None, dropout: 
 
 
 def take_weights(model: keras.Model, file: Path) -> None:
-    """Give ``model`` the weights of the same network in a ``.keras`` file, to train it further.
+    """Load the weights of a ``.keras`` file of the same network into ``model``.
 
     Raises:
         WeightsError: ``file`` is missing, no such file, or of another network.
@@ -136,12 +143,15 @@ def take_weights(model: keras.Model, file: Path) -> None:
 
 
 def base_of(model: keras.Model) -> keras.Model:
-    """The application inside a model that ``transfer`` has built."""
+    """The application inside a model that ``transfer`` built."""
     return next(layer for layer in model.layers if isinstance(layer, keras.Model))
 
 
 def with_input_size(model: keras.Model, size: int) -> keras.Model:
-    """The same weights behind an input of fixed size, ``(-1, size, size, 3)``: what a server's signature states."""
+    """The same model with an input of fixed size, ``(-1, size, size, 3)``.
+
+    The server's signature then states the size.
+    """
     fixed = keras.models.clone_model(model, input_tensors=keras.Input((size, size, 3), name="photo"))
     fixed.set_weights(model.get_weights())
     return fixed

@@ -1,4 +1,4 @@
-"""The plan of a training, and its state between epochs."""
+"""Hyperparameters of a training, and its state between epochs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 # Resolution grows while training: quicker epochs first (arXiv:2104.00298), and a last one below the size served,
-# because random zoom makes things look larger in training than they are in a whole photo (arXiv:1906.06423).
+# because random zoom makes objects larger in training than they are in a whole photo (arXiv:1906.06423).
 GROWTH = (0.6, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The hyperparameters of a training; written beside the model, so that it can be repeated.
+    """The hyperparameters of a training.
+
+    They are written beside the model, so that the training can be repeated.
 
     Attributes:
         network: a name from ``network.NAMES``.
@@ -50,14 +52,20 @@ class Plan:
     seed: int = 1
 
     def training_size(self, epoch: int) -> int:
-        """Pixels a side in this epoch (from 0): grows for the compact network, constant for a base of fixed size."""
+        """Photo size in pixels in this epoch (from 0).
+
+        It grows for the compact network and is constant for a base of fixed size.
+        """
         if self.network != "compact":
             return self.size
         share = GROWTH[min(len(GROWTH) - 1, epoch * len(GROWTH) // self.epochs)]
         return max(64, round(self.size * share / 16) * 16)
 
     def learning_rate(self, step: int, steps: int) -> float:
-        """Linear warm-up over a twentieth of ``steps``, then a half cosine down to a hundredth of ``rate``."""
+        """Learning rate at a step: linear warm-up, then a half cosine.
+
+        The warm-up takes a twentieth of ``steps``; the cosine ends at a hundredth of ``rate``.
+        """
         warm = max(1, steps // 20)
         if step < warm:
             return self.rate * (step + 1) / warm
@@ -66,7 +74,9 @@ class Plan:
 
 @dataclass
 class State:
-    """How far a training has got; saved after each epoch, so that a stopped training resumes exactly there.
+    """State of a training, saved after each epoch.
+
+    A stopped training resumes exactly there.
 
     Attributes:
         epoch: epochs done.
@@ -84,14 +94,17 @@ class State:
     best: dict[str, float] = field(default_factory=lambda: {"epoch": 0, "accuracy": -1.0})
 
     def stale(self, patience: int) -> bool:
-        """Whether the last ``patience`` epochs of the phase brought no better accuracy; an equal one is no progress."""
+        """Whether accuracy did not improve in the phase's last ``patience`` epochs.
+
+        An equal accuracy is no improvement.
+        """
         phase = self.history[self.first :]
         if not patience or not phase:
             return False
         return self.epoch - max(phase, key=lambda entry: entry["accuracy"])["epoch"] >= patience
 
     def save(self, folder: Path, identity: dict[str, Any]) -> None:
-        """Write it to ``folder/state.json`` in one step, and delete the checkpoint of the epoch before."""
+        """Write ``folder/state.json`` atomically; delete the previous checkpoint."""
         half = folder / "state.json.half"
         half.write_text(json.dumps({"identity": identity, "run": asdict(self)}))
         half.replace(folder / "state.json")
@@ -100,7 +113,10 @@ class State:
 
     @staticmethod
     def load(folder: Path, identity: dict[str, Any]) -> State | None:
-        """The state saved in ``folder``; None where there is none, or it is of another plan or other photos."""
+        """Load the state saved in ``folder``; None without a matching one.
+
+        A state matches if it is of the same plan, photos and first weights.
+        """
         try:
             saved: dict[str, Any] = json.loads((folder / "state.json").read_text())
         except (OSError, ValueError):

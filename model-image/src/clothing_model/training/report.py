@@ -1,4 +1,4 @@
-"""What is written beside a trained model: its report, its learning curves, and the file itself."""
+"""Files of a trained model: the model, its report, its learning curves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def logits_of(model: keras.Model, pixels: NDArray[np.uint8], batch: int = 64) -> NDArray[np.float32]:
-    """The model's outputs for uint8 photos ``(n, size, size, 3)``: float32 ``(n, classes)``."""
+    """Logits float32 ``(n, classes)`` for uint8 photos ``(n, size, size, 3)``."""
     parts = [
         np.asarray(model(dataset.scale(pixels[start : start + batch]), training=False))
         for start in range(0, len(pixels), batch)
@@ -26,7 +26,7 @@ def logits_of(model: keras.Model, pixels: NDArray[np.uint8], batch: int = 64) ->
 
 
 def measured(model: keras.Model, pixels: NDArray[np.uint8], data: dataset.Dataset) -> dict[str, Any]:
-    """Accuracy, accuracy per class and confusion of a model on labelled photos, for its report.
+    """Accuracy, accuracy per class and confusion matrix, for the report.
 
     ``pixels`` are the photos of ``data``: uint8 ``(n, size, size, 3)``.
     """
@@ -44,17 +44,17 @@ def measured(model: keras.Model, pixels: NDArray[np.uint8], data: dataset.Datase
 
 
 def report_file(model: Path) -> Path:
-    """Where the report on ``model`` lies: ``pants.keras`` → ``pants.training.json``."""
+    """Path of the report on ``model``: ``pants.keras`` → ``pants.training.json``."""
     return model.with_suffix(".training.json")
 
 
 def curves_file(model: Path) -> Path:
-    """Where the learning curves of ``model`` lie: ``pants.keras`` → ``pants.training.png``."""
+    """Path of ``model``'s learning curves: ``pants.keras`` → ``pants.training.png``."""
     return model.with_suffix(".training.png")
 
 
 def save_keras(model: keras.Model, file: Path) -> None:
-    """Save it in one step, so that a training that is killed leaves the file as it was."""
+    """Save the model atomically: a killed training leaves the old file intact."""
     half = file.with_name(f".{file.stem}.{os.getpid()}.keras")
     model.save(half)
     half.replace(file)
