@@ -14,8 +14,6 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 logger = logging.getLogger(__name__)
@@ -39,6 +37,22 @@ class _Worker:
         self.counts = False  # whether it holds a concurrency permit
         self.wake = threading.Lock()  # held while idle
         self.wake.acquire()
+
+
+class Blocking:
+    """Context manager without a concurrency permit; a class, as a generator costs three times as much."""
+
+    __slots__ = ("_left", "_workers")
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+
+    def __enter__(self) -> None:
+        self._left = self._workers.leave()
+
+    def __exit__(self, *_: object) -> None:
+        if self._left:
+            self._workers.enter()
 
 
 class Workers:
@@ -71,26 +85,29 @@ class Workers:
         if worker is not None:
             worker.wake.release()
 
-    @contextmanager
-    def blocking(self) -> Iterator[None]:
+    def blocking(self) -> Blocking:
         """Release this thread's concurrency permit while it blocks on I/O; a no-op outside of a worker.
 
         Afterwards the thread continues at once: for a moment the limit may be exceeded.
         """
+        return Blocking(self)
+
+    def leave(self) -> bool:
+        """Release this thread's concurrency permit; whether it had one."""
         worker: _Worker | None = getattr(self._this, "worker", None)
         if worker is None or not worker.counts:
-            yield
-            return
+            return False
         with self._lock:
             self._working -= 1
             other = self._next()
         if other is not None:
             other.wake.release()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._working += 1
+        return True
+
+    def enter(self) -> None:
+        """Take a concurrency permit, at once."""
+        with self._lock:
+            self._working += 1
 
     def stuck_seconds(self) -> float:
         """Seconds for which tasks have been waiting and none has finished; 0 where none waits."""

@@ -7,8 +7,6 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -101,15 +99,21 @@ def open_channel(settings: Settings, service: str, retry_buffer_bytes: int, file
     return grpc.secure_channel(target, files.credentials(), options=options)
 
 
-class _PooledChannel:
+class PooledChannel:
     """A channel, and the number of Predict calls on it."""
 
-    def __init__(self, channel: grpc.Channel, dialect: Dialect) -> None:
+    def __init__(self, channel: grpc.Channel, dialect: Dialect, lock: threading.Lock) -> None:
         self.channel = channel
         self.calls = 0
+        self._lock = lock  # its pool's
         # Called, or started with .future; with bytes that are a request already.
         self.predict: Any = channel.unary_unary(dialect.predict.path, response_deserializer=dialect.predict.read)
         self.metadata: Any = channel.unary_unary(dialect.metadata.path, response_deserializer=dialect.metadata.read)
+
+    def give_back(self) -> None:
+        """End one of its calls."""
+        with self._lock:
+            self.calls -= 1
 
 
 class ChannelPool:
@@ -124,7 +128,7 @@ class ChannelPool:
         self._dialect = dialect
         self._open = functools.partial(open_channel, settings, dialect.service, retry_buffer_bytes, files)
         self._lock = threading.Lock()
-        first = _PooledChannel(self._open(), dialect)
+        first = PooledChannel(self._open(), dialect, self._lock)
         self._channels = [first]
         self._connecting: grpc.Channel | None = None
         self._closed = False
@@ -140,20 +144,15 @@ class ChannelPool:
             return False
         return True
 
-    @contextmanager
-    def predict(self) -> Iterator[Any]:
-        """Predict on the channel with the fewest calls. Where none is idle, another one is opened for later calls."""
+    def take(self) -> PooledChannel:
+        """The channel with the fewest calls, for one more. Where none is idle, another is opened for later calls."""
         with self._lock:
             chosen = min(self._channels, key=_calls)
             if chosen.calls and len(self._channels) < _MOST_CHANNELS and self._connecting is None and not self._closed:
                 self._connecting = self._open()
                 self._add_when_ready(self._connecting)
             chosen.calls += 1
-        try:
-            yield chosen.predict
-        finally:
-            with self._lock:
-                chosen.calls -= 1
+            return chosen
 
     def _add_when_ready(self, channel: grpc.Channel) -> None:
         """Add a channel once it has connected to a server.
@@ -167,7 +166,7 @@ class ChannelPool:
                 channel.unsubscribe(observe)
                 with self._lock:
                     if self._connecting is channel:
-                        self._channels.append(_PooledChannel(channel, self._dialect))
+                        self._channels.append(PooledChannel(channel, self._dialect, self._lock))
                         self._connecting = None
 
         channel.subscribe(observe, try_to_connect=True)
@@ -184,7 +183,7 @@ class ChannelPool:
             channel.close()
 
 
-def _calls(pooled: _PooledChannel) -> int:
+def _calls(pooled: PooledChannel) -> int:
     return pooled.calls
 
 

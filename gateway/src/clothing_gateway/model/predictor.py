@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import numpy as np
@@ -25,8 +25,8 @@ from clothing_gateway.errors import (
     ModelUnavailable,
     OutOfTime,
 )
-from clothing_gateway.model.channels import Channels
-from clothing_gateway.model.concurrency import RetryThrottle, retry_tokens
+from clothing_gateway.model.channels import Channels, PooledChannel
+from clothing_gateway.model.concurrency import CallSlots, RetryThrottle, retry_tokens
 from clothing_gateway.model.dialect import Dialect
 from clothing_gateway.model.signature import Model
 from clothing_gateway.model.tensor import Element
@@ -52,6 +52,40 @@ class Prediction:
 
     scores: npt.NDArray[np.floating[Any]]
     version: int
+
+
+class _Attempt:
+    """Context manager of one call: it has its slot and its channel until it has ended."""
+
+    __slots__ = ("_asked", "_channel", "_slots", "_start", "left")
+
+    def __init__(self, slots: CallSlots, asked: ModelVersion) -> None:
+        self._slots = slots
+        self._asked = asked
+        self._channel: PooledChannel | None = None
+        self._start = time.monotonic()
+        self.left = False  # whether the call goes on without its client, until ``end``
+
+    def on(self, channel: PooledChannel) -> Any:  # noqa: ANN401 - grpc has no type for it
+        """Predict on a channel."""
+        self._channel = channel
+        return channel.predict
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Give slot and channel back."""
+        if self._channel is not None:
+            self._channel.give_back()
+        if error is None or isinstance(error, OutOfTime):
+            self._asked.observe(time.monotonic() - self._start)
+        is_known = error is None or isinstance(error, ModelBusy)
+        self._slots.release(accepted=error is None if is_known else None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if not self.left:
+            self.end(error)
 
 
 class Predictor:
@@ -167,22 +201,13 @@ class Predictor:
     ) -> Any:  # noqa: ANN401
         """One attempt, whose slot is held until the call has ended, also where its client has left before."""
         method = self._dialect.predict
-        start = time.monotonic()
-
-        def end(_: object, error: BaseException | None, __: object) -> None:
-            if error is None or isinstance(error, OutOfTime):
-                asked.observe(time.monotonic() - start)
-            is_known = error is None or isinstance(error, ModelBusy)
-            self.slots.release(accepted=error is None if is_known else None)
-
-        with ExitStack() as held:
-            held.push(end)
+        with _Attempt(self.slots, asked) as attempt:
             try:
                 left = deadline.require("ask the model")
-                predict = held.enter_context(self._channels.pool().predict())
+                predict = attempt.on(self._channels.pool().take())
                 if asked.is_slow:
                     call = predict.future(message, timeout=left, metadata=metadata)
-                    response = self._watched(call, has_left, held)
+                    response = self._watched(call, has_left, attempt)
                 else:
                     response = predict(message, timeout=left, metadata=metadata)
             except grpc.FutureCancelledError:
@@ -205,7 +230,7 @@ class Predictor:
             self.watcher.request_check()
         return failure
 
-    def _watched(self, call: Any, has_left: Callable[[], bool], held: ExitStack) -> Any:  # noqa: ANN401 - a call, for which grpc has no type
+    def _watched(self, call: Any, has_left: Callable[[], bool], attempt: _Attempt) -> Any:  # noqa: ANN401 - a call, for which grpc has no type
         """A call's answer; ClientLeft, and the call goes on, where the client disconnects.
 
         TensorFlow Serving does not stop a call that is cancelled: it would keep its thread, which another call would
@@ -219,17 +244,13 @@ class Predictor:
                 return call.result(timeout=_CLIENT_CHECK_SECONDS)
             except grpc.FutureTimeoutError:
                 if has_left():
-                    self._leave(call, held.pop_all())
+                    attempt.left = True
+                    call.add_done_callback(functools.partial(self._end_left, attempt))
                     raise ClientLeft from None
 
-    def _leave(self, call: Any, held: ExitStack) -> None:  # noqa: ANN401
-        """Let go of a call, and of what it holds when it has ended."""
-
-        def end(_: object) -> None:
-            self._count(self._dialect.predict.name, call.code().name)
-            held.close()
-
-        call.add_done_callback(end)
+    def _end_left(self, attempt: _Attempt, call: Any) -> None:  # noqa: ANN401
+        self._count(self._dialect.predict.name, call.code().name)
+        attempt.end()
 
     def _described(self, asked: ModelVersion, version: int, deadline: Deadline) -> Model:
         """The model of another version that has answered."""

@@ -9,6 +9,7 @@ waitress itself loses requests at SIGTERM (Pylons/waitress#198, #269; a change i
 
 from __future__ import annotations
 
+import email.utils
 import errno
 import functools
 import logging
@@ -45,11 +46,11 @@ logger = logging.getLogger(__name__)
 LEANED_ON: dict[type, str] = {
     HTTPRequestParser: (
         "body_bytes_received body_rcv chunked close command completed content_length empty error expect_continue "
-        "header_bytes_received headers headers_finished parse_header path received"
+        "header_bytes_received headers headers_finished parse_header path received version"
     ),
     WSGITask: (
         "build_response_header channel complete content_bytes_written content_length execute get_environment has_body "
-        "request set_close_on_finish write wrote_header"
+        "request response_headers set_close_on_finish start_time status write wrote_header"
     ),
     ErrorTask: "channel content_length execute request response_headers set_close_on_finish status write",
     HTTPChannel: (
@@ -218,6 +219,12 @@ class _Request(HTTPRequestParser):
         self._reserved = 0
 
 
+@functools.lru_cache(maxsize=2)
+def _http_date(second: int) -> str:
+    """A second of Unix time as RFC 9110, section 5.6.7 writes it."""
+    return email.utils.formatdate(second, usegmt=True)
+
+
 class _Task(WSGITask):
     """A request for the application."""
 
@@ -227,6 +234,22 @@ class _Task(WSGITask):
         if self.request.last or self.channel.server.draining:
             self.set_close_on_finish()  # while draining, the client's next request goes to another pod
         super().execute()
+
+    def build_response_header(self) -> bytes:
+        """The head. Where nothing is to be found out or added but the date, at a fifth of waitress's cost."""
+        request = self.request
+        if (
+            request.version != "1.1"
+            or not self.has_body
+            or self.content_length is None  # as in the application's own header
+            or request.headers.get("CONNECTION", "").lower() == "close"
+            or self.channel.server.adj.ident
+        ):
+            head: bytes = super().build_response_header()
+            return head
+        lines = [f"HTTP/1.1 {self.status}", f"Date: {_http_date(int(self.start_time))}"]
+        lines += [f"{name}: {value}" for name, value in self.response_headers]
+        return "\r\n".join((*lines, "", "")).encode("latin-1")
 
     def write(self, data: bytes) -> None:
         """Send head and body at once where the body is whole: apart they are two packets."""
@@ -623,7 +646,8 @@ class Server(TcpWSGIServer):
                 accept = events  # last, as a new connection may get the descriptor of one that closes in this turn
             elif one is not None:
                 wasyncore.readwrite(one, events)
-                if isinstance(one, _Channel):
+                # A connection that has a request is armed after its response.
+                if isinstance(one, _Channel) and (not one.requests or one.total_outbufs_len):
                     self.arm(one)
         if accept is not None:
             wasyncore.readwrite(self, accept)
