@@ -15,6 +15,7 @@ GatewayError                     500  internal-error
 │   ├── TooManyPhotos            413  too-many-photos
 │   └── TooComplex               413  too-complex
 ├── UnsupportedMediaType         415  unsupported-media-type
+│   ├── UnsupportedEncoding      415  unsupported-encoding
 │   ├── NotAnImage               415  not-an-image
 │   └── UnsupportedImage         415  unsupported-image
 ├── BrokenImage                  422  broken-image
@@ -214,6 +215,18 @@ class UnsupportedMediaType(GatewayError):
     code = "unsupported-media-type"
     title = "Unsupported media type"
     detail = "Unsupported Content-Type; send application/json, multipart/form-data or image/…."
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    """The body is compressed (Content-Encoding)."""
+
+    code = "unsupported-encoding"
+    title = "Unsupported content encoding"
+    detail = "The body is compressed; send it as it is."
+
+    def headers(self) -> dict[str, str]:
+        """Headers of the response (RFC 9110, section 15.5.16)."""
+        return super().headers() | {"Accept-Encoding": "identity"}
 
 
 class NotAnImage(UnsupportedMediaType):

@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import socket
+import ssl
 import threading
 import time
 
@@ -116,6 +117,29 @@ def test_path_stays_within_its_log_line(gateway, path):
         assert line.isascii()
         assert line.rstrip("\n").isprintable()
         assert json.loads(line)["level"] == "info"
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_tls_on_the_plain_port_is_answered_at_once(gateway, version):
+    """As nginx does; a client that gets silence waits for its timeout."""
+    context = ssl.create_default_context()
+    context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+    start = time.monotonic()
+    with (
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as sock,
+        pytest.raises(ssl.SSLError, match=r"(?i)wrong.version.number|record.layer.failure"),
+    ):
+        context.wrap_socket(sock, server_hostname="localhost")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("hello", [b"\x16\x03\x01\x06\x00\x01" + bytes(1530), b"\x16"], ids=["whole", "first byte"])
+def test_tls_on_the_plain_port_gets_400_in_plain_words(gateway, hello):
+    received = talk(gateway, hello)
+    assert received.startswith(b"HTTP/1.0 400 ")
+    assert b"This port speaks plain HTTP; use http:// in its URL." in received
+    assert b"\r\nConnection: close\r\n" in received
+    asks(gateway, 1)
 
 
 def test_endless_headers_are_431(gateway):

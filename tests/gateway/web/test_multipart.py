@@ -9,7 +9,7 @@ from fakes import multipart
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clothing_gateway.errors import BadRequest, TooLarge
+from clothing_gateway.errors import BadRequest, NoPhoto, TooLarge, UnsupportedMediaType
 from clothing_gateway.web.multipart import files
 
 BOUNDARIES = ("b0undary", "----WebKitFormBoundaryAbC123", "------------------------3a1d2f4b5c6e7f80", "a+b", "x")
@@ -31,13 +31,18 @@ def test_every_file_of_the_field_is_found(boundary, parts):
     if any(f"\r\n--{boundary}".encode() in b"\r\n" + content for _, content in parts):
         return  # no client chooses a boundary that its files contain
     body, content_type = multipart(*((name, "a photo (1).jpg", content) for name, content in parts), boundary=boundary)
-    assert files(content_type, body, "image") == [content for name, content in parts if name == "image"]
+    expected = [content for name, content in parts if name == "image" and content]
+    if expected:
+        assert files(content_type, body, "image") == expected
+    else:
+        with pytest.raises(NoPhoto):
+            files(content_type, body, "image")
 
 
 @settings(max_examples=200, deadline=None, database=None)
 @given(st.lists(piece | st.sampled_from([b"--x\r\n", b"--x--", FILE, b"\r\n\r\n"]), max_size=12).map(b"".join))
 def test_malformed_bodies_raise_only_our_errors(body):
-    with suppress(BadRequest, TooLarge):
+    with suppress(BadRequest, TooLarge, UnsupportedMediaType):
         assert all(isinstance(file, bytes) for file in files("multipart/form-data; boundary=x", body, "image"))
 
 
@@ -97,17 +102,55 @@ def test_malformed_form_is_400(body):
         files("multipart/form-data; boundary=b", body, "image")
 
 
-def test_empty_form_has_no_files():
-    assert files("multipart/form-data; boundary=b", b"", "image") == []
-    assert files("multipart/form-data; boundary=b", b"--b--\r\n", "image") == []
+def test_an_empty_form_has_no_photo():
+    for body in (b"", b"--b--\r\n"):
+        with pytest.raises(NoPhoto):
+            files("multipart/form-data; boundary=b", body, "image")
+
+
+@pytest.mark.parametrize(
+    ("parts", "detail"),
+    [
+        ([("file", "a.jpg", b"x")], 'The form has "file" but no "image"; rename the field.'),
+        ([("photo", "", b"x")], 'The form has "photo" but no "image"; rename the field.'),
+        ([("images[]", "a.jpg", b"x")], 'The form has "images[]" but no "image"; rename the field.'),
+        ([("Image", "a.jpg", b"x")], 'The form has "Image" but no "image"; rename the field.'),
+        ([("text", None, b"x"), ("bild", "a.jpg", b"x")], 'The form has "bild" but no "image"; rename the field.'),
+        ([("größe", None, b"x")], 'The form has "größe" but no "image"; rename the field.'),
+        ([("n" * 1000, None, b"x")], f'The form has "{"n" * 40}" but no "image"; rename the field.'),
+        ([("image", "a.jpg", b""), ("text", None, b"x")], "The form's \"image\" is empty; send the photo's bytes."),
+    ],
+)
+def test_a_form_without_a_photo_is_told_its_mistake(parts, detail):
+    body = b""
+    for name, filename, content in parts:
+        head = f'name="{name}"' + ("" if filename is None else f'; filename="{filename}"')
+        body += f"--b\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + content + b"\r\n"
+    with pytest.raises(NoPhoto) as caught:
+        files("multipart/form-data; boundary=b", body + b"--b--\r\n", "image")
+    assert caught.value.detail == detail
+
+
+@pytest.mark.parametrize("encoding", ["base64", "BASE64", "quoted-printable"])
+def test_a_photo_in_base64_is_told_so(encoding):
+    head = FILE + b"\r\nContent-Transfer-Encoding: " + encoding.encode()
+    with pytest.raises(UnsupportedMediaType, match=f"is in {encoding.lower()}; send its bytes as they are"):
+        files("multipart/form-data; boundary=b", b"--b\r\n" + head + b"\r\n\r\n/9j/4A==\r\n--b--", "image")
+
+
+@pytest.mark.parametrize("encoding", ["binary", "8bit", "7bit", "x-unknown"])
+def test_a_photo_in_another_transfer_encoding_is_as_it_is(encoding):
+    head = FILE + b"\r\nContent-Transfer-Encoding: " + encoding.encode()
+    body = b"--b\r\n" + head + b"\r\n\r\n\xff\xd8\r\n--b--"
+    assert files("multipart/form-data; boundary=b", body, "image") == [b"\xff\xd8"]
 
 
 def form_of(parts):
-    return b"".join(b'--b\r\nContent-Disposition: form-data; name="f"\r\n\r\n\r\n' for _ in range(parts)) + b"--b--"
+    return b"".join(b'--b\r\nContent-Disposition: form-data; name="f"\r\n\r\nx\r\n' for _ in range(parts)) + b"--b--"
 
 
 def test_a_thousand_parts_and_no_more():
-    assert files("multipart/form-data; boundary=b", form_of(1000), "f") == [b""] * 1000
+    assert files("multipart/form-data; boundary=b", form_of(1000), "f") == [b"x"] * 1000
     with pytest.raises(TooLarge, match="too many parts"):
         files("multipart/form-data; boundary=b", form_of(1001), "f")
 

@@ -150,15 +150,60 @@ def as_json(value):
         (b"", "application/json", 400),
         (b"", "image/jpeg", 400),
         (b"", "", 400),
-        (PHOTO, "", 400),
+        (PHOTO, "", 200),  # requests.post(data=open(…))
+        (OTHER, "", 200),
+        (b'{"url": "http://10.0.0.1/"}', "", 415),
         (PHOTO[:300], "image/jpeg", 422),
         (b"hello", "image/jpeg", 415),
-        (PHOTO, "text/plain", 415),
+        (PHOTO, "text/plain", 200),
+        (PHOTO, "application/x-www-form-urlencoded", 200),  # curl --data-binary @photo.jpg
+        (PHOTO[:300], "text/plain", 422),
+        (b"hello", "text/plain", 415),
+        (b"", "text/plain", 415),
         (b"image=abc", "application/x-www-form-urlencoded", 415),
     ],
 )
 def test_bodies(app, path, body, kind, status):
     assert app.ask(path, body, kind)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "detail"),
+    [
+        (
+            b'{"url": "http://a.test/"}',
+            "",
+            "Missing Content-Type; send application/json, multipart/form-data or image/….",
+        ),
+        (b"x", "text/plain", "Unsupported Content-Type; send application/json, multipart/form-data or image/…."),
+        (b"", "", 'Send JSON {"url": …}, a form file "image", or an image body.'),
+        (FORM, "multipart/form-data", "The Content-Type has no boundary; let your client library set it."),
+        (FORM.replace(b"image", b"file"), FORM_TYPE, 'The form has "file" but no "image"; rename the field.'),
+    ],
+)
+def test_a_mistake_is_named(app, body, kind, detail):
+    assert json.loads(app.ask("/classify", body, kind)[2])["detail"] == detail
+
+
+@pytest.mark.parametrize("path", ["/predict", "/classify"])
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "deflate", "zstd", "identity, gzip", "x-gzip"])
+@pytest.mark.parametrize("kind", ["application/json", "image/jpeg", FORM_TYPE, ""])
+def test_a_compressed_body_is_told_so_and_not_read(app, path, coding, kind):
+    class Unread(io.BytesIO):
+        def read(self, _size=-1):
+            raise AssertionError
+
+    status, headers, body = app.ask(path, b"x", kind, HTTP_CONTENT_ENCODING=coding, **{"wsgi.input": Unread()})
+    assert (status, headers["Accept-Encoding"]) == (415, "identity")
+    refusal = json.loads(body)
+    name = coding.lower().rpartition(" ")[2]
+    assert refusal["code"] == "unsupported-encoding"
+    assert refusal["detail"] == f"The body is compressed ({name}); send it as it is."
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "utf-8", "aws-chunked"])
+def test_a_content_encoding_that_names_no_compression_is_ignored(app, coding):
+    assert app.ask("/classify", PHOTO, "image/jpeg", HTTP_CONTENT_ENCODING=coding)[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/predict", "/classify"])
@@ -404,8 +449,20 @@ def test_parallel_requests_share_nothing(app):
         (b"no photo", "image/png"),
         (FORM[:-20], FORM_TYPE),
         (MANY_FIELDS, "multipart/form-data; boundary=b"),
+        (FORM.replace(b"image", b"photo"), FORM_TYPE),
+        (FORM.replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n", 1), FORM_TYPE),
+        (b"no photo", ""),
     ],
-    ids=["photo cut off", "photo without pixels", "no photo", "form cut off", "form of many fields"],
+    ids=[
+        "photo cut off",
+        "photo without pixels",
+        "no photo",
+        "form cut off",
+        "form of many fields",
+        "form of another field",
+        "form in base64",
+        "no type",
+    ],
 )
 def test_refused_body_is_freed_without_the_garbage_collector(app, body, kind):
     class Input(io.BytesIO):

@@ -40,7 +40,7 @@ from clothing_gateway.errors import (
 )
 from clothing_gateway.fetch.policy import Address, Malformed, NotAllowed, Policy, Target
 from clothing_gateway.fetch.resolver import NoAddress, NoAnswer, Resolver
-from clothing_gateway.fetch.response import Answer, BadAnswer, Head
+from clothing_gateway.fetch.response import COMPRESSIONS, Answer, BadAnswer, Head
 from clothing_gateway.limits.admission import ByteBudget
 
 logger = logging.getLogger(__name__)
@@ -60,10 +60,6 @@ _REFUSAL_STEP_SECONDS = 0.05
 USER_AGENT = f"clothing-gateway/{__version__}"
 # Servers that negotiate send AVIF to whatever takes image/*. The last is for servers that call a photo something else.
 ACCEPT = "image/jpeg,image/png,image/webp,image/gif,image/bmp,*/*;q=0.1"
-# IANA's HTTP content codings that change the bytes. Others say how an object was stored (aws-chunked), or nothing.
-_COMPRESSED = frozenset(
-    {"br", "compress", "dcb", "dcz", "deflate", "exi", "gzip", "pack200-gzip", "x-compress", "x-gzip", "zstd"}
-)
 _WEB_PAGE = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head)\b", re.IGNORECASE | re.DOTALL
 )
@@ -346,7 +342,7 @@ class Fetcher:
     def _read(self, answer: Answer, head: Head, hold: _Hold) -> bytes:
         if head.status != 200:
             raise PhotoServerFailed(f"The photo's server answered with status {head.status}; check the address.")
-        if not _COMPRESSED.isdisjoint(head.encodings):
+        if not COMPRESSIONS.isdisjoint(head.encodings):
             raise PhotoServerFailed("The photo's server sent it compressed; upload the photo.")
         too_many = TooManyBytes(f"The photo is too large; at most {self._max_bytes} bytes are fetched.")
         if head.length is not None and head.length > self._max_bytes:

@@ -11,6 +11,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+# IANA's HTTP content codings that change the bytes. Others say how an object was stored (aws-chunked), or nothing.
+COMPRESSIONS = frozenset(
+    {"br", "compress", "dcb", "dcz", "deflate", "exi", "gzip", "pack200-gzip", "x-compress", "x-gzip", "zstd"}
+)
 # As many as the gateway takes from clients. Interim responses count, and what is between chunks.
 MAX_HEAD_BYTES = 64 * 1024
 # As in http.client.
@@ -81,12 +85,15 @@ def parse(data: bytes) -> Head:
         status=int(match[2]),
         length=None if length is None else int(length),
         chunked=coding is not None,
-        encodings=frozenset(
-            token.strip() for token in fields.get(b"content-encoding", b"").decode("latin-1").lower().split(",")
-        ),
+        encodings=tokens(fields.get(b"content-encoding", b"").decode("latin-1")),
         location=_ENCODED.sub(lambda byte: b"%%%02X" % byte[0][0], location).decode("ascii") if location else None,
         reusable=(length or coding) is not None and (b"keep-alive" in options if old else b"close" not in options),
     )
+
+
+def tokens(value: str) -> frozenset[str]:
+    """Return the elements of a comma-separated field in lower case (RFC 9110, section 5.6.1)."""
+    return frozenset(token.strip() for token in value.lower().split(","))
 
 
 class Answer:

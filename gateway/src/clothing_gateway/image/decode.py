@@ -96,6 +96,11 @@ class Header:
         return self.layout is None
 
 
+def is_image(data: bytes) -> bool:
+    """Whether a file begins as one of the supported formats does."""
+    return _sniff(data) is not None
+
+
 def read_header(
     data: bytes,
     max_pixels: int,

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote
 
 from clothing_gateway.context import RequestContext
-from clothing_gateway.errors import BadRequest, GatewayError, NoPhoto, Overloaded, TooManyPhotos, UnsupportedMediaType
+from clothing_gateway.errors import (
+    BadRequest,
+    GatewayError,
+    NoPhoto,
+    Overloaded,
+    TooManyPhotos,
+    UnsupportedEncoding,
+    UnsupportedMediaType,
+)
+from clothing_gateway.fetch.response import COMPRESSIONS, tokens
+from clothing_gateway.image.decode import is_image
 from clothing_gateway.limits.admission import Slots
 from clothing_gateway.pipeline import Answer, Classifier, Source, ranked
 from clothing_gateway.settings import Settings
@@ -96,26 +106,37 @@ def _sources(environ: WSGIEnvironment, limit: int) -> tuple[list[Source], bool]:
     """The request's photos, and whether they are a list: then so is the response."""
     content_type: str = environ.get("CONTENT_TYPE", "")
     kind = content_type.partition(";")[0].strip().lower()
+    compressions = COMPRESSIONS & tokens(environ.get("HTTP_CONTENT_ENCODING", ""))
+    if compressions:  # never inflated: a kilobyte may hold a gigabyte
+        raise UnsupportedEncoding(f"The body is compressed ({min(compressions)}); send it as it is.")
     read: Callable[[], bytes] = environ["wsgi.input"].read
     sources: list[Source]
     listed = False
     if kind == "application/json":
         sources, listed = _from_json(read())
     elif kind == "multipart/form-data":
-        sources = [data for data in multipart.files(content_type, read(), "image") if data]
+        sources = list(multipart.files(content_type, read(), "image"))
         listed = len(sources) > 1
-    elif kind.startswith("image/") or kind == "application/octet-stream":
-        data = read()
-        sources = [data] if data else []
-    elif kind:
-        raise UnsupportedMediaType
     else:
-        sources = []
+        sources = [_from_body(kind, read())]
     if not sources:
         raise NoPhoto
     if len(sources) > limit:
         raise TooManyPhotos(f"{len(sources)} photos in one request; send {limit} at most.")
     return sources, listed
+
+
+def _from_body(kind: str, data: bytes) -> bytes:
+    """Return a photo that is the body. Its first bytes count: curl calls it a form, and other clients nothing."""
+    if kind.startswith("image/") or kind == "application/octet-stream" or is_image(data):
+        if not data:
+            raise NoPhoto
+        return data
+    if kind:
+        raise UnsupportedMediaType
+    if data:
+        raise UnsupportedMediaType("Missing Content-Type; send application/json, multipart/form-data or image/….")
+    raise NoPhoto
 
 
 def _from_json(data: bytes) -> tuple[list[Source], bool]:

@@ -67,6 +67,8 @@ LEANED_ON: dict[type, str] = {
 _NO_LIMIT = 1 << 62
 # The only transfer coding that is accepted, and only once.
 _CHUNKED = re.compile(rb"\ntransfer-encoding:[ \t]*chunked[ \t]*\r?(\n|\Z)", re.IGNORECASE)
+# The first byte of a TLS ClientHello (RFC 8446, 5.1); no method of HTTP begins with it.
+_TLS_HANDSHAKE = b"\x16"
 # Events taken from the kernel in one call.
 _EVENTS = 64
 # Bytes that are read of a refused body: a photo that is too large is so by some megabytes, and its client is to see
@@ -136,10 +138,7 @@ class _Request(HTTPRequestParser):
 
     def received(self, data: bytes) -> int:
         in_body = self.headers_finished
-        if not self.header_bytes_received and len(self._channel.requests) >= self._limits.max_pipelined:
-            # Dropped, and so is what follows: the client sends again what was not answered (RFC 9112, 9.3.2).
-            self._channel.requests[-1].last = True
-            self.completed = self.empty = True
+        if not self.header_bytes_received and self._is_rejected(data):
             return len(data)
         consumed: int = super().received(data)
         if isinstance(self.body_rcv, ChunkedBody) and self.body_rcv.error:
@@ -163,6 +162,18 @@ class _Request(HTTPRequestParser):
             self.completed = True
             return len(data)
         return consumed
+
+    def _is_rejected(self, data: bytes) -> bool:
+        """Whether a request is complete with its first bytes: one too many, or one of TLS."""
+        if len(self._channel.requests) >= self._limits.max_pipelined:
+            # Dropped, and so is what follows: the client sends again what was not answered (RFC 9112, 9.3.2).
+            self._channel.requests[-1].last = True
+            self.completed = self.empty = True
+        elif data.startswith(_TLS_HANDSHAKE):
+            # Answered at once: a client that gets HTTP says so, one that gets silence waits for its timeout.
+            self.error = _Refusal(BadRequest("This port speaks plain HTTP; use http:// in its URL."))
+            self.completed = self.cut = True
+        return self.completed
 
     def parse_header(self, header_plus: bytes) -> None:
         """Parse the head; a body with ambiguous framing is refused, and the connection closed.
