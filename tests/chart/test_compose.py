@@ -69,7 +69,7 @@ def test_compose_publishes_loopback_only(options):
         ("services: {a: {image: b, ports: ['99999999:1']}}", "99999999"),
     ],
 )
-def test_a_mistake_is_noticed(text, complaint, tmp_path):
+def test_invalid_compose_file_is_detected(text, complaint, tmp_path):
     file = tmp_path / "compose.yaml"
     file.write_text(text)
     done = run(tool("compose"), file)

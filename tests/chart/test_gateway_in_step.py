@@ -37,7 +37,7 @@ def test_network_policy_allows_networks_that_the_gateway_allows():
     assert set(opened) == {"0.0.0.0/0", "10.1.0.0/16", "192.168.7.9/32"}
 
 
-def test_the_network_policy_closes_what_the_gateway_denies():
+def test_network_policy_denies_the_networks_that_the_gateway_denies():
     default = blocks("--set", "networkPolicy.ipFamilies={IPv4,IPv6}")
     closed = blocks(
         "--set",
@@ -58,12 +58,12 @@ def test_ingress_limits_match_the_gateway():
 
 
 @pytest.mark.parametrize("file", gateway_settings.generate(), ids=lambda file: file.name)
-def test_what_follows_from_the_settings_is_generated(file):
+def test_files_generated_from_the_settings_are_up_to_date(file):
     """The settings' table for people, the gateway's environment, and the types of their values."""
     assert file.read_text() == gateway_settings.generate()[file], f"{file.relative_to(ROOT)} is stale: run make docs"
 
 
-def test_the_value_behind_each_setting_changes_it():
+def test_each_setting_names_the_value_that_sets_it():
     """What the doctor names is what the chart makes the variable of."""
     values = flatten(yaml.safe_load((CLASSIFIER / "values.yaml").read_text()))
     template = (CLASSIFIER / "templates/gateway/_env.tpl").read_text()
@@ -87,7 +87,7 @@ def test_the_value_behind_each_setting_changes_it():
     ],
     ids=" ".join,
 )
-def test_contradicting_versions_are_refused_in_the_same_words(settings):
+def test_chart_and_gateway_reject_contradicting_versions_with_one_message(settings):
     with pytest.raises(SettingsError) as caught:
         Settings.load(settings)
     (words,) = caught.value.problems
@@ -99,7 +99,7 @@ def test_contradicting_versions_are_refused_in_the_same_words(settings):
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.chart == EXTRA_ENV], ids=lambda row: row.name)
-def test_a_setting_without_a_value_is_reached_by_extra_env(row):
+def test_setting_without_a_value_is_set_by_extra_env(row):
     text = {"TF_SERVING_HOST": "dns:///other:8500"}.get(row.variable, row.default or "2")
     found = pods(
         manifests(CLASSIFIER, "--set-json", f"{EXTRA_ENV}={json.dumps([{'name': row.variable, 'value': text}])}")
@@ -108,7 +108,7 @@ def test_a_setting_without_a_value_is_reached_by_extra_env(row):
     assert [entry["value"] for entry in container["env"] if entry["name"] == row.variable] == [text]
 
 
-def test_threads_and_alerts_count_the_photos_that_a_gateway_takes_by_default():
+def test_threads_and_alerts_use_the_default_in_flight_limit():
     for file in ("server/_config.tpl", "_alerts.tpl"):
         counted = re.findall(
             r"default (\d+) \.Values\.gateway\.maxInFlight", (CLASSIFIER / "templates" / file).read_text()
@@ -116,7 +116,7 @@ def test_threads_and_alerts_count_the_photos_that_a_gateway_takes_by_default():
         assert counted == [str(Settings().max_in_flight)]
 
 
-def test_templates_compute_with_the_gateways_own_defaults():
+def test_templates_use_the_gateways_defaults():
     """What is derived from a null value (threads, a proxy's limits, alerts) uses the setting's default."""
     defaults = {row.chart: row.default for row in ROWS}
     templates = "".join(file.read_text() for file in (CLASSIFIER / "templates").rglob("*") if file.is_file())
@@ -125,7 +125,7 @@ def test_templates_compute_with_the_gateways_own_defaults():
     assert [(number, path) for number, path in written if defaults[path] != number] == []
 
 
-def test_the_doctor_names_values_that_there_are():
+def test_doctor_names_existing_values():
     values = flatten(yaml.safe_load((CLASSIFIER / "values.yaml").read_text()))
     top = "|".join({path.partition(".")[0] for path in values})
     files = sorted((ROOT / "gateway/src/clothing_gateway/commands/doctor").glob("*.py"))

@@ -129,7 +129,7 @@ def test_every_model_source_is_valid_kubernetes(version, conform):
         ("apiVersion: apps/v1", "apiVersion: apps/v2"),  # no such kind
     ],
 )
-def test_a_mistake_is_noticed(before, after, conform):
+def test_invalid_manifest_is_detected(before, after, conform):
     rendered = render(CLASSIFIER)
     assert before in rendered
     problems, _ = conform({"mistake": rendered.replace(before, after)})

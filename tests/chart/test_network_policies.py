@@ -46,7 +46,7 @@ def open_ports(objects: list[Manifest], component: str, namespace: dict[str, str
 
 
 @pytest.mark.parametrize("chart_and_file", [pair for pair in values_files() if pair[0] == CLASSIFIER], ids=name)
-def test_no_label_opens_the_model_server_or_an_admin_port(chart_and_file):
+def test_pod_labels_do_not_open_the_model_server_or_an_admin_port(chart_and_file):
     """A pod labelled like Prometheus, or like the gateway, in a namespace of another tenant."""
     objects = manifests(CLASSIFIER, "--values", chart_and_file[1], *POLICIES, *SCRAPER)
     assert open_ports(objects, "server", TENANT) == set()
@@ -65,7 +65,7 @@ def test_the_locked_down_example_names_its_prometheus_by_a_namespace():
     assert open_ports(objects, "gateway", monitoring) == {9697}
 
 
-def test_by_default_nothing_but_the_gateway_reaches_the_model_server():
+def test_by_default_only_the_gateway_reaches_the_model_server():
     objects = manifests(CLASSIFIER, *POLICIES)
     assert open_ports(objects, "server", TENANT) == set()
     assert open_ports(objects, "gateway", TENANT) == {9696}

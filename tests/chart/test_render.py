@@ -148,7 +148,7 @@ RELOADING = (
         "model.versionLabels.stable=2",
     ],
 )
-def test_a_promotion_by_hot_reload_restarts_no_server(step):
+def test_promotion_by_hot_reload_restarts_no_server(step):
     def server(*values: str) -> tuple[Manifest, Manifest]:
         objects = manifests(CLASSIFIER, *RELOADING, *values)
         found = {m["kind"]: m for m in objects if m["metadata"]["name"] == "demo-clothing-classifier-server"}

@@ -117,7 +117,7 @@ def test_schema_has_exactly_the_values(chart):
             node = node[key]
 
 
-def test_the_chart_knows_the_flags_of_tensorflow_serving_as_the_portable_server_does():
+def test_chart_and_portable_server_have_the_same_flag_table():
     """A flag that one of the two didn't know would be refused here, or end the server there."""
     table = yaml.safe_load((CLASSIFIER / "files" / "server-flags.yaml").read_text())
     source = ast.parse((ROOT / "model-image/src/clothing_model/server/flags.py").read_text())
@@ -361,7 +361,7 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("alternative", ALTERNATIVES.values(), ids=ALTERNATIVES)
-def test_number_is_rendered_in_full_whatever_its_size(alternative, tmp_path):
+def test_large_numbers_are_rendered_without_an_exponent(alternative, tmp_path):
     """Go prints 1000000 of a values file as 1e+06, at which TensorFlow Serving ends and the API server refuses."""
     schema = json.loads((CLASSIFIER / "values.schema.json").read_text())
     flat = with_large_numbers(schema)

@@ -18,11 +18,11 @@ IMAGENET = {"preprocessing": "rescale", "mean": [0.485, 0.456, 0.406], "std": [0
         IMAGENET,
     ],
 )
-def test_what_is_read_is_written_again(values):
+def test_written_contract_equals_the_read_one(values):
     assert Input.read(values).values() == values
 
 
-def test_the_default_is_the_courses_and_other_keys_are_passed_by():
+def test_default_is_the_courses_and_unknown_keys_are_ignored():
     assert Input.read({}) == Input() == Input.read({"labels": ["a"], "tensorflow": "2.20"})
     assert Input().values() == {"preprocessing": "tf"}
 
@@ -53,7 +53,7 @@ def test_sizes_are_width_and_height():
         ({"preprocessing": "caffe", "channels": "grey"}, "has a mean of each colour, and channels is grey"),
     ],
 )
-def test_what_can_not_be_kept_is_named(values, message):
+def test_invalid_contract_names_the_key(values, message):
     with pytest.raises(ContractError) as error:
         Input.read(values)
     assert message in str(error.value)

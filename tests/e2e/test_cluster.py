@@ -154,15 +154,13 @@ def test_pods_reach_each_other_and_services_by_name(space: Space, source: str, t
         assert space.fetch(source, url) == target
 
 
-def test_a_pod_is_known_by_its_own_address_on_the_other_node(space: Space) -> None:
+def test_pod_address_is_not_translated_across_nodes(space: Space) -> None:
     space.fetch("peer-0", f"http://{space.address('peer-1')}:8000/hostname")
     assert space.kubectl("logs", "peer-1").splitlines()[-1].startswith(f"{space.address('peer-0')} ")
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_a_load_balancer_answers_whichever_node_the_pod_is_on(
-    space: Space, http: urllib3.PoolManager, peer: str
-) -> None:
+def test_load_balancer_reaches_a_pod_on_either_node(space: Space, http: urllib3.PoolManager, peer: str) -> None:
     base = load_balancer(space.cluster, SPACE, peer)
     answers = [http.request("GET", f"{base}/hostname", headers={"Connection": "close"}) for _ in range(20)]
     assert [(answer.status, answer.data.strip()) for answer in answers] == [(200, peer.encode())] * 20
@@ -170,7 +168,7 @@ def test_a_load_balancer_answers_whichever_node_the_pod_is_on(
 
 
 @pytest.mark.parametrize(("source", "target"), [PEERS, PEERS[::-1]])
-def test_a_network_policy_holds_across_nodes(space: Space, source: str, target: str) -> None:
+def test_network_policy_is_enforced_across_nodes(space: Space, source: str, target: str) -> None:
     url = f"http://{space.address(target)}:8000/hostname"
     space.apply(POLICY, TARGET=target)
     try:
@@ -184,7 +182,7 @@ def test_a_network_policy_holds_across_nodes(space: Space, source: str, target: 
     processes.wait_for("the policy to be gone", lambda: space.reaches(source, url), 20)
 
 
-def test_a_drain_moves_pods_and_a_budget_holds_it_back(space: Space) -> None:
+def test_drain_evicts_pods_and_respects_a_disruption_budget(space: Space) -> None:
     worker = NODES[1]
     drain = ("drain", worker, "--pod-selector=app=moved", "--ignore-daemonsets", "--delete-emptydir-data")
     space.apply(MOVED, LEAST="2")

@@ -169,7 +169,7 @@ def test_deleted_pod_ends_after_its_drain(
     assert end.pod - served < (3 if FULL else 5)
 
 
-def test_overloaded_server_keeps_its_throughput(
+def test_overloaded_server_returns_503_and_drops_no_call(
     release: Steady, base: str, photo_host: PhotoHost, table: Table
 ) -> None:
     """At three times its capacity a server keeps its throughput and latency; the rest gets 503 with Retry-After."""

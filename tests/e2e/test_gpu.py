@@ -57,7 +57,7 @@ def release(cluster: clusters.Cluster, tags: dict[str, str], volume: ModelVolume
     return OnGpu("steady", cluster, tags, HERE)
 
 
-def test_pending_gpu_server_is_explained_by_the_notes(
+def test_notes_explain_a_pending_gpu_server(
     release: OnGpu, photo_host: PhotoHost, advertise: Callable[[int], None]
 ) -> None:
     """The commands of the notes show the scheduler's message; once there is a GPU, the server starts."""

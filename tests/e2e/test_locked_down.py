@@ -133,7 +133,7 @@ def metadata(cluster: clusters.Cluster, tmp_path: Path) -> Iterator[bool]:
         yield isinstance(cluster, clusters.Own)
 
 
-def test_network_policy_allows_strangers_the_gateway_only(walled: Walled) -> None:
+def test_network_policy_allows_other_pods_the_gateway_only(walled: Walled) -> None:
     """Labels don't help: the stranger's are Prometheus's."""
     walled.release.kubectl("label", "pods", "--selector=app=photos", "app.kubernetes.io/name=prometheus", "--overwrite")
     # A Service that was just made reaches each node's rules within seconds.
@@ -143,7 +143,7 @@ def test_network_policy_allows_strangers_the_gateway_only(walled: Walled) -> Non
         assert walled.connect("photos", walled.address(component), port).startswith("closed"), (component, port)
 
 
-def test_without_network_policy_strangers_reach_server_and_admin_port(walled: Walled, release: Release) -> None:
+def test_without_network_policy_other_pods_reach_server_and_admin_port(walled: Walled, release: Release) -> None:
     """The control of the test before: without policies the connections succeed."""
     for component, port in (("server", 8500), ("gateway", 9697)):
         found = release.pods(component)[0]["status"]["podIP"]

@@ -99,7 +99,7 @@ def impostor(stack):
     return server
 
 
-def test_a_file_its_bytes_and_its_address_get_the_same_answer(shared, client, tmp_path):
+def test_file_bytes_and_url_get_the_same_answer(shared, client, tmp_path):
     shared.photos.paths["/photo.jpg"] = PHOTO
     file = tmp_path / "photo.jpg"
     file.write_bytes(PHOTO)
@@ -117,7 +117,7 @@ def test_a_file_its_bytes_and_its_address_get_the_same_answer(shared, client, tm
     assert len(client.classify(PHOTO, top=2).predictions) == 2
 
 
-def test_a_version_is_asked_for(client):
+def test_client_requests_a_model_version(client):
     deadline = time.monotonic() + 5
     assert client.classify(PHOTO).version == "1"
     while client.classify(PHOTO, model_version="2").version != "2":
@@ -146,7 +146,7 @@ def test_many_threads_share_a_client(client):
         (b"\xff\xd8\xff" + bytes(5_000_000), 413, "too-many-bytes"),
     ],
 )
-def test_the_gateways_refusals_are_problems(client, photo, status, code):
+def test_gateway_errors_are_raised_as_problems(client, photo, status, code):
     with pytest.raises(Problem) as caught:
         client.classify(photo)
     problem = caught.value
@@ -166,7 +166,7 @@ def test_a_file_that_cannot_be_read_is_an_os_error(client, tmp_path):
         client.classify(tmp_path)
 
 
-def test_without_the_key(shared, connect):
+def test_missing_api_key_is_an_error(shared, connect):
     with pytest.raises(Problem) as caught:
         connect(shared.gateway).classify(PHOTO)
     assert (caught.value.status, caught.value.is_photos_own, caught.value.attempts) == (401, False, 1)
@@ -176,12 +176,12 @@ def test_without_the_key(shared, connect):
 
 
 @pytest.mark.parametrize("url", ["localhost:9696", "ftp://a", "http://", "http://u:p@a", "http://a?b=c", ""])
-def test_what_is_no_address_is_said_before_anything_is_sent(url):
+def test_invalid_address_is_an_error_before_any_request(url):
     with pytest.raises(ValueError, match="address"):
         Client(url)
 
 
-def test_a_model_that_comes_later_is_waited_for(start_gateway, connect, stack):
+def test_client_waits_for_a_model_that_starts_later(start_gateway, connect, stack):
     port = free_port()
     gateway = start_gateway(f"127.0.0.1:{port}", wait_ready=False)
     waited = []
@@ -198,7 +198,7 @@ def test_a_model_that_comes_later_is_waited_for(start_gateway, connect, stack):
         assert pause >= 5  # Retry-After
 
 
-def test_a_gateway_that_comes_back_is_waited_for(start_gateway, model_server):
+def test_client_waits_for_a_gateway_that_restarts(start_gateway, model_server):
     port = free_port()
     errors = []
 
@@ -212,7 +212,7 @@ def test_a_gateway_that_comes_back_is_waited_for(start_gateway, model_server):
     assert errors == [f"can't reach http://127.0.0.1:{port}: Connection refused"]
 
 
-def test_a_rate_is_a_pace(start_gateway, model_server, connect):
+def test_client_slows_down_to_the_rate_limit(start_gateway, model_server, connect):
     """429 is waited out, more often than a failure would be, and not for longer than allowed."""
     gateway = start_gateway(model_server.address, rate_photos_per_minute=60, rate_burst_photos=1, max_photos=1)
     pauses = []
@@ -234,7 +234,7 @@ def test_a_rate_is_a_pace(start_gateway, model_server, connect):
     assert time.monotonic() - start < 5
 
 
-def test_attempts_and_time_are_bounded(monkeypatch, impostor):
+def test_client_retries_are_bounded_by_attempts_and_time(monkeypatch, impostor):
     slept = []
     monkeypatch.setattr(module.time, "sleep", slept.append)
     impostor.answers = [(503, {}, b"<html>")]
@@ -260,7 +260,7 @@ def test_attempts_and_time_are_bounded(monkeypatch, impostor):
         ((301, {"Location": "https://example.test/classify?top=1"}, b""), "sends on to https://example.test: use that"),
     ],
 )
-def test_who_is_no_gateway_is_not_asked_again(impostor, answer, words):
+def test_response_of_another_server_is_not_retried(impostor, answer, words):
     impostor.answers = [answer]
     with Client(f"http://127.0.0.1:{impostor.port}/") as client, pytest.raises(UnexpectedAnswer, match=words) as caught:
         client.classify(PHOTO, top=1)
@@ -276,14 +276,14 @@ def test_retry_after_may_be_a_date(monkeypatch, impostor):
     assert 5 < slept[0] < 8
 
 
-def test_a_lost_connection_is_tried_again(impostor):
+def test_lost_connection_is_retried(impostor):
     impostor.answers = [None, (404, {}, b"")]
     with Client(f"http://127.0.0.1:{impostor.port}") as client, pytest.raises(UnexpectedAnswer) as caught:
         client.classify(PHOTO)
     assert caught.value.attempts == 2
 
 
-def test_what_never_answers_is_given_up_in_time(shared, connect, stack, monkeypatch):
+def test_unresponsive_gateway_times_out(shared, connect, stack, monkeypatch):
     monkeypatch.setattr(shared.model, "delay", 10)
     # The gateway is told how long the client waits, and answers itself.
     with pytest.raises(Problem) as caught:
@@ -304,7 +304,7 @@ def test_what_never_answers_is_given_up_in_time(shared, connect, stack, monkeypa
 @pytest.mark.parametrize(
     ("scheme", "words"), [("https", "no TLS connection|did not answer"), ("http", "Connection refused")]
 )
-def test_who_cannot_be_reached(shared, scheme, words):
+def test_unreachable_gateway_is_an_error(shared, scheme, words):
     port = shared.gateway.port if scheme == "https" else free_port()
     with (
         Client(f"{scheme}://127.0.0.1:{port}", timeout=1, attempts=1) as client,
@@ -314,26 +314,26 @@ def test_who_cannot_be_reached(shared, scheme, words):
     assert not caught.value.is_photos_own
 
 
-def test_what_speaks_no_http(model_server):
+def test_server_without_http_is_an_error(model_server):
     with Client(f"http://{model_server.address}") as client, pytest.raises(UnexpectedAnswer, match="not in HTTP"):
         client.classify(PHOTO)
 
 
-def test_a_name_that_there_is_not_is_not_tried_again():
+def test_unresolvable_name_is_not_retried():
     with Client("http://nowhere.invalid") as client, pytest.raises(NoAnswer, match=r"can't reach") as caught:
         client.classify(PHOTO)
     if caught.value.retry_after is None:  # DNS that does not answer is another matter
         assert caught.value.attempts == 1
 
 
-def test_the_module_is_light():
+def test_client_imports_no_heavy_dependency():
     heavy = ("grpc", "numpy", "flask", "PIL", "waitress", "google.protobuf")
     script = f"import sys, clothing_gateway.client; print([one for one in {heavy!r} if one in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
-def test_the_tree_in_the_docstring_is_the_tree():
+def test_error_tree_of_the_docstring_is_complete():
     for error in (NoAnswer, UnexpectedAnswer, Problem):
         assert issubclass(error, ClientError)
         assert f"── {error.__name__} " in module.__doc__

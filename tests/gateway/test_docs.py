@@ -191,7 +191,7 @@ def test_the_locks_agree_and_hold_what_is_needed():
         assert len(pinned) == len(re.findall(r"^[a-z0-9]", text, re.MULTILINE))
 
 
-def test_the_packages_are_as_small_as_the_documents_say():
+def test_package_sizes_match_the_documentation():
     """120 MB in the image, which leaves some files out; another package of 30 MB would be noticed."""
     megabytes = sum(
         distribution.locate_file(file).stat().st_size / 1e6
@@ -202,5 +202,5 @@ def test_the_packages_are_as_small_as_the_documents_say():
     assert 90 < megabytes < 140
 
 
-def test_the_package_says_that_it_is_typed():
+def test_package_is_marked_as_typed():
     assert (GATEWAY / "src/clothing_gateway/py.typed").exists()

@@ -80,7 +80,7 @@ def test_a_gateway_stays_ready_while_the_server_refuses_everything_for_ten_secon
 
 
 @pytest.mark.parametrize("name", ["input_8", "input_16"], ids=["computed", "refused"])
-def test_nothing_is_lost_or_wrong_in_the_seconds_after_a_hot_reload_to_another_size(start_gateway, stack, name):
+def test_hot_reload_to_another_input_size_fails_no_request(start_gateway, stack, name):
     """TensorFlow Serving computes tensors of the former size without a word, or refuses them by their name."""
     model = FakeModel(scores=lambda batch: [np.full(10, photo.shape[0]) for photo in batch])
     server = ModelServer(model)

@@ -441,7 +441,7 @@ def test_deadline_counts_from_the_first_byte(start_gateway, model_server):
         assert time.monotonic() - start < 1.3
 
 
-def test_150_connections(start_gateway, model_server):
+def test_150_concurrent_connections_are_served(start_gateway, model_server):
     """More than waitress takes by default (100)."""
     gateway = start_gateway(model_server.address)
     connections = [socket.create_connection(("127.0.0.1", gateway.port), timeout=10) for _ in range(150)]

@@ -36,11 +36,11 @@ def only_resolves():
 
 
 @pytest.mark.parametrize("test", [calls_a_helper, starts_a_gateway, uses_a_class])
-def test_what_starts_something_is_found_through_helpers(request, test):
+def test_process_tests_are_detected_through_helpers(request, test):
     assert starts(request)(test)
 
 
-def test_what_starts_nothing_is_a_unit_test(request):
+def test_test_without_process_or_socket_is_a_unit_test(request):
     assert not starts(request)(only_resolves)
     assert [mark.name for mark in request.node.iter_markers()] == ["unit"]
 
@@ -65,7 +65,7 @@ UNSEEN = {
 
 
 @pytest.mark.parametrize("name", UNSEEN)
-def test_the_guard_stops_what_the_rule_does_not_see(started, name):
+def test_unit_test_guard_blocks_processes_and_sockets(started, name):
     with pytest.raises(RuntimeError, match="a unit test may not do this"):
         UNSEEN[name]()
     assert started

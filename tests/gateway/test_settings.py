@@ -36,7 +36,7 @@ def test_settings_are_frozen():
         load().listen_port = 1
 
 
-def test_flags_go_before_the_environment_and_the_environment_before_defaults():
+def test_flags_override_the_environment_which_overrides_defaults():
     environment = {"GATEWAY_MODEL_NAME": "from-environment", "GATEWAY_LISTEN_PORT": "1000"}
     settings, sources, _ = Settings.load(environment, {"model_name": "from-flag"})
     assert (settings.model_name, settings.listen_port, settings.admin_listen_port) == ("from-flag", 1000, 9697)
@@ -47,7 +47,7 @@ def test_flags_go_before_the_environment_and_the_environment_before_defaults():
     )
 
 
-def test_an_empty_value_counts_as_not_given():
+def test_empty_value_means_unset():
     environment = {"GATEWAY_MODEL_NAME": "", "GATEWAY_MODEL_VERSION": "", "TF_SERVING_HOST": "", "GATEWAY_LABELS": ""}
     assert load(environment) == load()
     assert load({"GATEWAY_MODEL_NAME": "a"}, model_name="").model_name == "a"
@@ -104,7 +104,7 @@ def test_all_errors_are_reported_at_once():
         ("GATEWAY_DECODE_SLOTS", "3", 3),
     ],
 )
-def test_values_that_are_understood(variable, text, value):
+def test_valid_values_are_parsed(variable, text, value):
     settings = load({variable: text})
     (row,) = [row for row in ROWS if row.variable == variable]
     assert getattr(settings, row.name) == value
@@ -172,7 +172,7 @@ def test_values_that_are_understood(variable, text, value):
         ("GATEWAY_LOG_LEVEL", "loud"),
     ],
 )
-def test_values_that_are_not(variable, text):
+def test_invalid_values_are_rejected(variable, text):
     assert len(problems({variable: text})) == 1
 
 

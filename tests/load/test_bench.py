@@ -56,7 +56,7 @@ def test_quantile_is_the_nearest_rank(values, share, expected):
 
 
 @pytest.mark.parametrize(("values", "share"), [([], 0.5), ([1], 0), ([1], 1.01)])
-def test_quantile_refuses_what_has_none(values, share):
+def test_quantile_of_no_values_is_an_error(values, share):
     with pytest.raises(ValueError, match="quantile needs"):
         stats.quantile(values, share)
 

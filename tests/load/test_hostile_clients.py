@@ -12,7 +12,7 @@ def built():
     programs.build()
 
 
-def test_every_kind_has_its_answers():
+def test_every_attack_kind_gets_its_expected_statuses():
     assert set(hostile.KINDS) == set(hostile.ANSWERS)
 
 

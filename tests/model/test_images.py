@@ -137,7 +137,7 @@ def model_image(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
 
 
-def test_one_command_from_a_model_to_dockers_command_line(docker: Path) -> None:
+def test_model_image_command_builds_dockers_command_line(docker: Path) -> None:
     done = model_image(str(FOLDER / "demo-model/clothing-model"), "--tag", "registry.example.com/shop/clothing-model:7")
     assert done.returncode == 0, done.stderr
     verb, *words, context = docker.read_text().splitlines()
@@ -178,7 +178,7 @@ def test_one_command_from_a_model_to_dockers_command_line(docker: Path) -> None:
     assert "org.opencontainers.image.title=shoes" in words
 
 
-def test_the_portable_image_where_asked_for(docker: Path) -> None:
+def test_portable_image_is_built_on_request(docker: Path) -> None:
     arguments = (
         "--portable",
         "--base",
@@ -193,7 +193,7 @@ def test_the_portable_image_where_asked_for(docker: Path) -> None:
     assert "PYTHON_IMAGE=mirror.example.com/python:3.13-slim" in words
 
 
-def test_what_stops_an_image(docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_image_errors_stop_the_build(docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demo = str(FOLDER / "demo-model/clothing-model")
     broken = tmp_path / "broken"
     shutil.copytree(demo, broken)

@@ -215,7 +215,7 @@ def test_progress_of_several_photos(visit: Visit, tmp_path: Path):
 
 
 @pytest.mark.parametrize("size", ["desktop"])
-def test_a_link(visit: Visit, gateway: Running):
+def test_link_is_classified(visit: Visit, gateway: Running):
     visit.page.get_by_label("or give a link to one").fill(f"http://127.0.0.1:{gateway.ports['photos']}/{SAMPLE.name}")
     visit.page.keyboard.press("Enter")
     expect(visit.page.locator(".answer")).to_have_text(ANSWER)

@@ -88,7 +88,7 @@ def folder(tmp_path):
 GOOD = ("a.jpg", "b.PNG", "c/d.jpeg", "c/g.gif", "c/e/f.webp")
 
 
-def test_straight_by_a_model_server(run, shared, photo):
+def test_classify_calls_a_model_server_directly(run, shared, photo):
     status, out, err = run(photo, "--server", shared.server)
     assert (status, err) == (0, "")
     first, *rows, times = out.splitlines()
@@ -98,7 +98,7 @@ def test_straight_by_a_model_server(run, shared, photo):
     assert re.fullmatch(r"read [\d.]+ ms  decode [\d.]+ ms  predict [\d.]+ ms", times)
 
 
-def test_three_ways_give_the_same(run, shared, photo, monkeypatch):
+def test_url_upload_and_model_server_give_the_same_scores(run, shared, photo, monkeypatch):
     ways = [
         (photo, "--server", shared.server),
         (photo, "--gateway", shared.gateway),
@@ -125,7 +125,7 @@ def test_three_ways_give_the_same(run, shared, photo, monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["--gateway", "--server"])
-def test_one_broken_photo_does_not_stop_the_others(run, shared, folder, way):
+def test_broken_photo_does_not_stop_the_others(run, shared, folder, way):
     target = shared.gateway if way == "--gateway" else shared.server
     status, out, err = run(folder, folder / "nowhere.jpg", way, target)
     assert status == 1
@@ -137,7 +137,7 @@ def test_one_broken_photo_does_not_stop_the_others(run, shared, folder, way):
     assert re.search(r"\n5 of 7 photos classified in [\d.]+ s, 2 failed\n$", err)
 
 
-def test_json_lines_have_what_failed_too(run, shared, folder):
+def test_json_lines_include_failures(run, shared, folder):
     status, out, _ = run(folder, "--gateway", shared.gateway, "--json", "--top", 1, "--parallel", 3)
     assert status == 1
     lines = {Path(line["photo"]).name: line for line in map(json.loads, out.splitlines())}
@@ -173,7 +173,7 @@ def test_csv_has_a_row_for_each_photo(run, shared, folder, tmp_path):
     }
 
 
-def test_results_are_not_overwritten_but_added_to(run, shared, folder, tmp_path):
+def test_results_are_appended_to_an_existing_file(run, shared, folder, tmp_path):
     file = tmp_path / "results.csv"
     run(folder / "a.jpg", folder / "b.PNG", folder / "c/broken.bmp", "--gateway", shared.gateway, "--csv", file)
     before = file.read_bytes()
@@ -202,7 +202,7 @@ def test_results_are_not_overwritten_but_added_to(run, shared, folder, tmp_path)
     assert other.read_text() == "Dear Sir"
 
 
-def test_a_name_that_is_no_utf_8_is_kept_as_it_is(run, shared, tmp_path):
+def test_file_name_that_is_not_utf_8_is_unchanged(run, shared, tmp_path):
     name = os.fsencode(tmp_path) + b"/caf\xe9\n.jpg"
     Path(os.fsdecode(name)).write_bytes(PHOTO)
     file = tmp_path / "results.csv"
@@ -215,7 +215,7 @@ def test_a_name_that_is_no_utf_8_is_kept_as_it_is(run, shared, tmp_path):
     assert len(out.splitlines()) == 2
 
 
-def test_a_full_disk_ends_it(run, shared, folder):
+def test_full_disk_stops_the_command(run, shared, folder):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
     status, _, err = run(folder, "--gateway", shared.gateway, "--csv", "/dev/full")
@@ -224,7 +224,7 @@ def test_a_full_disk_ends_it(run, shared, folder):
     assert "Traceback" not in err
 
 
-def test_folders_are_looked_through(tmp_path, folder):
+def test_folders_are_searched_recursively(tmp_path, folder):
     empty = tmp_path / "empty"
     empty.mkdir()
     found = list(classify.find([str(folder), "http://a.test/b", str(empty), str(folder / "notes.txt")]))
@@ -258,7 +258,7 @@ def test_folders_are_looked_through(tmp_path, folder):
         (["{photo}", "--gateway", "{gateway}", "--csv", "/nowhere/results.csv"], "can't write /nowhere/results.csv"),
     ],
 )
-def test_what_fails_ends_with_1_and_says_why(run, shared, photo, tmp_path, arguments, words):
+def test_failure_exits_with_1_and_the_reason(run, shared, photo, tmp_path, arguments, words):
     (tmp_path / "text").write_text("hello")
     (tmp_path / "cut").write_bytes(PHOTO[:300])
     places = {
@@ -288,7 +288,7 @@ def test_what_fails_ends_with_1_and_says_why(run, shared, photo, tmp_path, argum
         (["a", "--gateway", "http://a", "--timeout", "-1"], "--timeout"),
     ],
 )
-def test_wrong_use_ends_with_2(run, arguments, words):
+def test_usage_error_exits_with_2(run, arguments, words):
     status, out, err = run(*arguments)
     assert (status, out) == (2, "")
     assert words in err
@@ -316,7 +316,7 @@ def command(*arguments):
     return [sys.executable, "-m", "clothing_gateway", "classify", *map(str, arguments)]
 
 
-def test_ctrl_c_writes_what_is_done_and_ends(shared, photo, tmp_path, monkeypatch):
+def test_ctrl_c_writes_the_results_so_far(shared, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(shared.model, "delay", 0.3)
     file = tmp_path / "results.csv"
     # Where the tests run in the background of a script, SIGINT is ignored, and by all that they start.
@@ -340,7 +340,7 @@ def test_ctrl_c_writes_what_is_done_and_ends(shared, photo, tmp_path, monkeypatc
     assert err.endswith(f"{200 - done} not done: interrupted\n")
 
 
-def test_a_reader_that_has_enough_gets_no_traceback(shared, photo):
+def test_closed_pipe_prints_no_traceback(shared, photo):
     process = subprocess.Popen(
         command(*[photo] * 50, "--gateway", shared.gateway, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -351,7 +351,7 @@ def test_a_reader_that_has_enough_gets_no_traceback(shared, photo):
     process.stderr.close()
 
 
-def test_a_terminal_gets_a_bar_and_what_is_no_terminal_gets_none(shared, photo, tmp_path, monkeypatch):
+def test_progress_bar_is_shown_on_a_terminal_only(shared, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(shared.model, "delay", 0.2)
     reading, terminal = pty.openpty()
     arguments = command(tmp_path / "no.jpg", *[photo] * 12, "--gateway", shared.gateway)
@@ -377,7 +377,7 @@ def test_a_terminal_gets_a_bar_and_what_is_no_terminal_gets_none(shared, photo, 
     assert "#" not in done.stderr
 
 
-def test_lines_of_progress_come_every_few_seconds_where_there_is_no_terminal(capsys, monkeypatch):
+def test_without_a_terminal_progress_is_logged_every_few_seconds(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     shown = progress.Progress(sys.stderr, 100, "photos")
@@ -391,7 +391,7 @@ def test_lines_of_progress_come_every_few_seconds_where_there_is_no_terminal(cap
     ]
 
 
-def test_names_of_files_do_nothing_to_a_terminal(run, shared, tmp_path):
+def test_file_names_are_escaped_on_a_terminal(run, shared, tmp_path):
     (tmp_path / "\x1b[31mred.jpg").write_bytes(PHOTO)
     (tmp_path / "\x1b[2Jbroken.jpg").write_bytes(b"x")
     _, out, err = run(tmp_path, tmp_path, "--gateway", shared.gateway)

@@ -32,7 +32,7 @@ def test_version(arguments):
 
 
 @pytest.mark.parametrize("buffered", ["", "1"])
-def test_a_reader_that_has_enough_gets_no_traceback(buffered):
+def test_closed_pipe_prints_no_traceback(buffered):
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -48,7 +48,7 @@ def test_a_reader_that_has_enough_gets_no_traceback(buffered):
     assert (done.returncode, done.stderr) == (cli.FAILED, "")
 
 
-def test_print_config_shows_every_setting_and_where_it_came_from():
+def test_print_config_shows_every_setting_and_its_source():
     done = run("serve", "--print-config", "--labels", "a,b", GATEWAY_MODEL_NAME="mine", GATEWAY_MODLE="x")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
@@ -64,7 +64,7 @@ def test_print_config_shows_every_setting_and_where_it_came_from():
     assert warnings == []
 
 
-def test_wrong_settings_end_with_2_and_name_all_of_them():
+def test_invalid_settings_exit_with_2_and_are_all_named():
     done = run("serve", "--listen-port", "http", GATEWAY_LABELS="a,a")
     assert done.returncode == 2
     assert "error: --listen-port=http: must be a whole number" in done.stderr
@@ -75,7 +75,7 @@ def test_wrong_settings_end_with_2_and_name_all_of_them():
 @pytest.mark.parametrize(
     "arguments", [[], ["nothing"], ["classify"], ["serve", "--nothing"], ["classify", "a", "--top", "0"]]
 )
-def test_wrong_use_ends_with_2(arguments):
+def test_usage_error_exits_with_2(arguments):
     done = run(*arguments)
     assert done.returncode == 2
     assert "usage:" in done.stderr
@@ -88,13 +88,13 @@ def test_help_describes_every_setting():
         assert row.flag in text
 
 
-def test_warnings_go_to_the_log_of_serve(start_gateway, model_server):
+def test_serve_logs_warnings(start_gateway, model_server):
     gateway = start_gateway(model_server.address, modle_name="x")
     line = next(json.loads(line) for line in gateway.log if "MODLE" in line)
     assert line["level"] == "warning"
 
 
-def test_ctrl_c_while_asking_ends_quietly(monkeypatch, capsys):
+def test_ctrl_c_during_a_request_prints_no_traceback(monkeypatch, capsys):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 

@@ -53,7 +53,7 @@ def only(findings, *checks):
 MODEL = ("dns", "connection", "tls", "model", "signature", "predict", "batch")
 
 
-def test_a_healthy_model_server(model_server):
+def test_healthy_model_server_has_no_finding(model_server):
     findings = look(model_server.address)
     assert of(findings, *MODEL) == []
     assert report.healthy(findings)
@@ -173,7 +173,7 @@ def test_faults_are_reported_with_the_value_to_change(stack, sick):
     assert [finding for finding in findings if "this check failed" in finding.text] == []
 
 
-def test_the_status_is_read_as_tensorflow_serving_writes_it():
+def test_model_status_is_parsed_as_tensorflow_serving_prints_it():
     """By the numbers of get_model_status.proto: the newest version first, END (50) with a code and words."""
     words = b"no SavedModel"
     failed = b"\x08\x02\x10\x32\x1a" + bytes([len(words) + 4]) + b"\x08\x09\x12" + bytes([len(words)]) + words
@@ -239,7 +239,7 @@ def test_a_server_whose_threads_are_busy_for_predict(stack):
     assert "server.flags.grpc_max_threads" in found.change
 
 
-def test_a_server_that_is_down():
+def test_unreachable_server_is_reported():
     findings = look(f"127.0.0.1:{free_port()}")
     found = of(findings, "connection")[0]
     assert "Connection refused. A model server listens only once it has loaded a model" in found.text
@@ -251,7 +251,7 @@ def test_a_server_that_is_down():
     }
 
 
-def test_a_name_that_does_not_resolve(monkeypatch):
+def test_unresolvable_name_is_reported(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse_names(socket.EAI_NONAME))
     found = of(look("dns:///demo-server-headless:8500"), "dns")[0]
     assert "demo-server-headless has no address: no model server is ready" in found.text
@@ -298,7 +298,7 @@ def test_each_server_of_a_headless_service_is_checked(monkeypatch, stack):
     assert len([finding for finding in findings if finding.check == "predict"]) == 2
 
 
-def test_a_cluster_ip_is_told_from_a_pod_address(monkeypatch, model_server):
+def test_cluster_ip_and_pod_address_are_distinguished(monkeypatch, model_server):
     lead(monkeypatch, "demo-server", "127.0.0.1")
     port = model_server.address.rpartition(":")[2]
     names = {"127.0.0.1": ("demo-server.photos.svc.cluster.local", [], [])}
@@ -310,7 +310,7 @@ def test_a_cluster_ip_is_told_from_a_pod_address(monkeypatch, model_server):
     assert of(look(f"demo-server:{port}", environment=POD), "dns") == []
 
 
-def test_a_grpc_server_of_another_kind(stack):
+def test_grpc_server_without_predict_is_reported(stack):
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -447,7 +447,7 @@ def test_the_gateways_own_metrics_and_readiness(model_server, start_gateway):
     assert f"{__version__}" not in found.text
 
 
-def test_a_gateway_that_is_not_ready_gives_its_reason(model_server, start_gateway):
+def test_unready_gateway_states_its_reason(model_server, start_gateway):
     gateway = start_gateway(model_server.address, wait_ready=False, labels="a,b")
     admin = f"http://127.0.0.1:{gateway.admin_port}"
     found = None
@@ -457,7 +457,7 @@ def test_a_gateway_that_is_not_ready_gives_its_reason(model_server, start_gatewa
     assert (found.state, found.change) == (report.FAIL, "model.labels")
 
 
-def test_an_admin_port_that_does_not_answer(photo_server):
+def test_unreachable_admin_port_is_reported(photo_server):
     nothing = f"http://127.0.0.1:{free_port()}"
     assert only(look(admin=nothing), "gateway").state == report.SKIPPED  # a laptop without port-forward
     found = only(look(admin=nothing, environment=POD), "gateway")
@@ -477,7 +477,7 @@ def test_an_admin_port_that_does_not_answer(photo_server):
         ("169.254.0.0/16", None),
     ],
 )
-def test_networks_that_are_opened(networks, words):
+def test_allowed_private_networks_are_reported(networks, words):
     findings = of(look(fetch_allowed_networks=networks), "fetch")
     assert (words is None) == (findings == [])
     if words:
@@ -556,7 +556,7 @@ def test_limits(cgroup, file, text, check, words, change):
     assert skipped.state == report.SKIPPED
 
 
-def test_a_check_that_breaks_is_a_finding(monkeypatch, model_server):
+def test_exception_in_a_check_is_a_finding(monkeypatch, model_server):
     def broken(*_, **__):
         raise RuntimeError("unforeseen")
 
@@ -596,7 +596,7 @@ def test_the_flags_of_the_gateway_in_the_container(tmp_path, words, flags):
     assert own.flags_of_the_gateway(tmp_path / "nowhere") == []
 
 
-def test_settings_are_changed_by_their_values():
+def test_findings_name_values_in_place_of_variables():
     text = "set GATEWAY_LABELS, GATEWAY_LABELS, GATEWAY_DECODE_SLOTS or --fetch-proxy; GATEWAY_NO is none"
     assert chart.values_for(text) == "model.labels, GATEWAY_DECODE_SLOTS in gateway.extraEnv, gateway.fetch.proxy"
 
@@ -614,7 +614,7 @@ def run(*arguments, **environment):
     )
 
 
-def test_the_command(model_server, stack):
+def test_doctor_command_prints_findings_and_exits(model_server, stack):
     gateway = GatewayProcess(model_server.address)
     stack.callback(gateway.stop)
     environment = {"TF_SERVING_HOST": model_server.address, "GATEWAY_ADMIN_LISTEN_PORT": str(gateway.admin_port), **POD}
@@ -631,7 +631,7 @@ def test_the_command(model_server, stack):
     assert failed["change"].startswith("model.name")
 
 
-def test_wrong_settings_end_the_command_with_1_and_wrong_use_with_2(capsys):
+def test_doctor_exits_with_1_for_invalid_settings_and_2_for_a_usage_error(capsys):
     assert cli.main(["doctor", "--labels", "a,a", "--tf-serving-host", "nowhere"]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "2 FAIL, 0 warnings"
     with pytest.raises(SystemExit, match="2"):

@@ -149,7 +149,7 @@ def left_over(tmp_path):
     return [entry.name for entry in (tmp_path / "cache").iterdir() if "partial" in entry.name or len(entry.name) == 64]
 
 
-def test_a_model_lies_where_the_server_looks_for_it(server, get, tmp_path):
+def test_model_is_unpacked_into_the_servers_folder(server, get, tmp_path):
     server.files["/flowers.tar.gz"] = PACKED
     versions = get(f"{server.base}/flowers.tar.gz?X-Signature=%2Fa+b#sha256={SHA256}")
     assert {f"1/{name}": content for name, content in contents(versions["1"]).items()} == MODEL
@@ -157,7 +157,7 @@ def test_a_model_lies_where_the_server_looks_for_it(server, get, tmp_path):
     assert left_over(tmp_path) == [SHA256]
 
 
-def test_what_is_in_the_cache_is_not_fetched_again(server, get, capsys):
+def test_cached_model_is_not_downloaded_again(server, get, capsys):
     server.files["/a.tar.gz"] = PACKED
     get(f"{server.base}/a.tar.gz#sha256={SHA256}")
     server.files.clear()
@@ -193,7 +193,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", CHANGES)
 @pytest.mark.parametrize("pack", [tar, zipped])
-def test_a_cached_model_that_was_changed_is_fetched_again(server, get, tmp_path, capsys, pack, what):
+def test_modified_cached_model_is_downloaded_again(server, get, tmp_path, capsys, pack, what):
     packed = pack(MODEL)
     sha256 = hashlib.sha256(packed).hexdigest()
     server.files["/a"] = packed
@@ -208,7 +208,7 @@ def test_a_cached_model_that_was_changed_is_fetched_again(server, get, tmp_path,
     assert len(server.asked) == 2
 
 
-def test_versions_of_several_archives_and_none_that_is_no_longer_asked_for(server, get):
+def test_several_archives_are_unpacked_and_removed_ones_deleted(server, get):
     second = zipped({"flowers/saved_model.pb": b"two"})
     server.files |= {"/1.tar.gz": PACKED, "/2.zip": second}
     one = f"{server.base}/1.tar.gz#sha256={SHA256}"
@@ -219,7 +219,7 @@ def test_versions_of_several_archives_and_none_that_is_no_longer_asked_for(serve
         get(one, f"{one}&version=1")
 
 
-def test_the_secrets_authorization_is_sent(server, get, monkeypatch):
+def test_authorization_header_is_sent_from_the_secret(server, get, monkeypatch):
     server.files["/a.tar.gz"] = PACKED
     monkeypatch.setenv("HTTP_AUTHORIZATION", "Bearer abc")
     get(f"{server.base}/a.tar.gz#sha256={SHA256}")
@@ -250,13 +250,13 @@ def broken_off(*, parts):
 
 
 @pytest.mark.parametrize("parts", [True, False])
-def test_a_transfer_that_breaks_off_goes_on(server, get, parts):
+def test_interrupted_download_is_resumed(server, get, parts):
     server.files["/a.tar.gz"] = broken_off(parts=parts)
     assert contents(get(f"{server.base}/a.tar.gz#sha256={SHA256}")["1"])
     assert server.asked[1][1].startswith("bytes=")
 
 
-def test_a_transfer_that_always_breaks_off_fails(server, get, tmp_path):
+def test_download_interrupted_every_time_fails(server, get, tmp_path):
     def answer(handler):
         handler.send_response(200)
         handler.send_header("Content-Length", "1000")
@@ -271,7 +271,7 @@ def test_a_transfer_that_always_breaks_off_fails(server, get, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
-def test_no_credentials(get, monkeypatch, scheme):
+def test_missing_credentials_are_an_error(get, monkeypatch, scheme):
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -279,7 +279,7 @@ def test_no_credentials(get, monkeypatch, scheme):
         get(f"{scheme}://bucket/a.tar.gz#sha256={SHA256}")
 
 
-def test_nobody_there(get):
+def test_unreachable_host_is_an_error(get):
     with pytest.raises(DownloadError, match=r"can't be fetched, tried 5 times: .*\(Connection refused\)"):
         get(f"http://127.0.0.1:1/a.tar.gz#sha256={SHA256}")
 
@@ -293,7 +293,7 @@ def test_nobody_there(get):
         (500, "can't be fetched, tried 5 times"),
     ],
 )
-def test_a_refusal_is_said_in_a_sentence(server, get, status, message):
+def test_refused_download_has_a_one_line_error(server, get, status, message):
     server.files["/a.tar.gz"] = lambda handler: handler.answer(status, b"<html>no</html>")
     with pytest.raises(DownloadError) as refused:
         get(f"{server.base}/a.tar.gz?secret=1#sha256={SHA256}")
@@ -302,7 +302,7 @@ def test_a_refusal_is_said_in_a_sentence(server, get, status, message):
     assert str(refused.value).startswith(f"{server.base}/a.tar.gz ")
 
 
-def test_another_file_is_never_unpacked(server, get, tmp_path):
+def test_file_of_another_digest_is_not_unpacked(server, get, tmp_path):
     server.files["/a.tar.gz"] = PACKED[:-1]
     with pytest.raises(DownloadError, match=f"and {SHA256} is asked for. The archive was replaced"):
         get(f"{server.base}/a.tar.gz#sha256={SHA256}")
@@ -313,7 +313,7 @@ def test_another_file_is_never_unpacked(server, get, tmp_path):
     assert not (tmp_path / "models" / "flowers").exists()
 
 
-def test_a_failed_download_leaves_the_model_as_it_was(server, get, tmp_path):
+def test_failed_download_leaves_the_model_unchanged(server, get, tmp_path):
     server.files["/a.tar.gz"] = PACKED
     get(f"{server.base}/a.tar.gz#sha256={SHA256}")
     with pytest.raises(DownloadError):
@@ -321,14 +321,14 @@ def test_a_failed_download_leaves_the_model_as_it_was(server, get, tmp_path):
     assert contents(tmp_path / "models" / "flowers" / "1")
 
 
-def test_too_large_is_not_fetched(server, get):
+def test_archive_over_the_size_limit_is_not_downloaded(server, get):
     server.files["/a.tar.gz"] = PACKED
     with pytest.raises(DownloadError, match=f"has {len(PACKED)} bytes, and 1000 are allowed: raise --max-bytes"):
         get(f"{server.base}/a.tar.gz#sha256={SHA256}", max_bytes=1000)
 
 
 @pytest.mark.parametrize("pack", [tar, zipped])
-def test_a_bomb_is_not_unpacked(server, get, tmp_path, pack):
+def test_decompression_bomb_is_not_unpacked(server, get, tmp_path, pack):
     bomb = pack({"1/saved_model.pb": bytes(50_000_000)})
     server.files["/bomb"] = bomb
     with pytest.raises(DownloadError, match="unpacks to more than 1000000 bytes"):
@@ -347,7 +347,7 @@ UNSAFE = {
 
 
 @pytest.mark.parametrize("packed", UNSAFE.values(), ids=UNSAFE)
-def test_nothing_is_written_outside(tmp_path, packed):
+def test_no_file_is_written_outside_the_folder(tmp_path, packed):
     (file := tmp_path / "archive").write_bytes(packed)
     (folder := tmp_path / "a" / "b").mkdir(parents=True)
     with pytest.raises(DownloadError, match="which lies outside of it"):
@@ -375,7 +375,7 @@ def zip_link():
     ],
     ids=["symlink", "hard link", "device", "pipe", "zip symlink"],
 )
-def test_links_and_devices_are_refused(tmp_path, packed):
+def test_archive_with_links_or_devices_is_refused(tmp_path, packed):
     (file := tmp_path / "archive").write_bytes(packed)
     (folder := tmp_path / "content").mkdir()
     with pytest.raises(DownloadError, match="'1/link', a link or a device: pack the files themselves"):
@@ -393,7 +393,7 @@ def test_links_and_devices_are_refused(tmp_path, packed):
         (tar({f"1/{number}": b"" for number in range(101)}, "w"), "or 100 files"),
     ],
 )
-def test_an_archive_that_is_none_says_so(tmp_path, monkeypatch, packed, message):
+def test_file_that_is_no_archive_is_an_error(tmp_path, monkeypatch, packed, message):
     monkeypatch.setattr(downloads, "_MAX_FILES", 100)
     (file := tmp_path / "archive").write_bytes(packed)
     (folder := tmp_path / "content").mkdir()
@@ -403,7 +403,7 @@ def test_an_archive_that_is_none_says_so(tmp_path, monkeypatch, packed, message)
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-def test_every_compression_and_what_macos_adds(tmp_path, mode):
+def test_every_compression_is_unpacked_and_macos_metadata_skipped(tmp_path, mode):
     model = {"1/saved_model.pb": b"graph" * 100}
     (file := tmp_path / "archive").write_bytes(tar({**model, "1/._saved_model.pb": b"x", "__MACOSX/1/a": b"x"}, mode))
     (folder := tmp_path / "content").mkdir()
@@ -424,7 +424,7 @@ def test_every_compression_and_what_macos_adds(tmp_path, mode):
         (["export/saved_model.pb"], 5, {5: "export"}),
     ],
 )
-def test_versions_are_found(tmp_path, files, asked, found):
+def test_version_folders_are_found_in_an_archive(tmp_path, files, asked, found):
     for name in files:
         (file := tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         file.touch()
@@ -462,7 +462,7 @@ def test_an_archive_without_a_version_is_refused(tmp_path, files, asked, message
         (f"s3://bucket/a#sha256={'a' * 64}&version=v2", "version=v2 is no number"),
     ],
 )
-def test_an_address_that_cannot_be_meant_is_refused(text, message):
+def test_invalid_download_url_is_refused(text, message):
     with pytest.raises(DownloadError) as refused:
         Archive.parse(text)
     assert message in str(refused.value)
@@ -470,7 +470,7 @@ def test_an_address_that_cannot_be_meant_is_refused(text, message):
     assert "key=1" not in str(refused.value)
 
 
-def test_a_folder_in_the_way_stays(server, get, tmp_path):
+def test_existing_folder_that_is_no_download_is_an_error(server, get, tmp_path):
     server.files["/a.tar.gz"] = PACKED
     (tmp_path / "models" / "flowers" / "1").mkdir(parents=True)
     with pytest.raises(DownloadError, match="is there already and no download: remove it, or choose another --to"):
@@ -486,7 +486,7 @@ def command(*arguments, **environment):
     )
 
 
-def test_two_pods_that_share_a_cache_fetch_once(server, tmp_path):
+def test_pods_sharing_a_cache_download_once(server, tmp_path):
     gate = threading.Event()
 
     def slow(handler):
@@ -514,7 +514,7 @@ def test_two_pods_that_share_a_cache_fetch_once(server, tmp_path):
     assert contents(tmp_path / "one" / "flowers" / "1") == contents(tmp_path / "two" / "flowers" / "1")
 
 
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
+def test_download_command_prints_a_one_line_error(tmp_path):
     pod = command(f"--to={tmp_path}", "https://host/a.tar.gz")
     assert pod.communicate(timeout=30) == (
         "",
@@ -523,7 +523,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
     assert pod.returncode == 1
 
 
-def test_a_cache_that_cannot_be_written_is_named(server, tmp_path):
+def test_unwritable_cache_is_named(server, tmp_path):
     server.files["/a.tar.gz"] = PACKED
     (tmp_path / "file").touch()
     pod = command(f"--to={tmp_path}", f"--cache={tmp_path / 'file'}", f"{server.base}/a.tar.gz#sha256={SHA256}")
@@ -554,7 +554,7 @@ def test_a_full_volume_is_named(server, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_https_with_a_certificate_of_ones_own(stack, get, monkeypatch, tmp_path):
+def test_https_with_a_private_certificate_authority(stack, get, monkeypatch, tmp_path):
     subprocess.run(
         "openssl req -x509 -newkey rsa:2048 -nodes -keyout localhost.key -out localhost.crt -days 2 "
         "-subj /CN=localhost -addext subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE".split(),
@@ -620,7 +620,7 @@ def s3():
 S3_URL = f"s3://models/flowers/model 1.tar.gz#sha256={SHA256}"
 
 
-def test_from_s3_with_a_key(s3, get, monkeypatch):
+def test_download_from_s3(s3, get, monkeypatch):
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
     versions = get(S3_URL)
@@ -640,14 +640,14 @@ def test_from_s3_with_a_key(s3, get, monkeypatch):
     ],
     ids=["wrong key", "no object", "no bucket"],
 )
-def test_s3_refuses(s3, get, monkeypatch, changed, url, message):
+def test_s3_refusal_is_an_error(s3, get, monkeypatch, changed, url, message):
     for name, value in {**s3, **changed}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(DownloadError, match=message):
         get(url)
 
 
-def test_from_gcs(server, get, monkeypatch):
+def test_download_from_gcs(server, get, monkeypatch):
     """Google's store of objects as far as a download goes; its service account's file may name another server."""
     account = {
         "gcs_base_url": server.base,
@@ -700,7 +700,7 @@ def azure(server, monkeypatch):
 
 
 @pytest.mark.parametrize("secret", [{"AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY}, {"AZURE_STORAGE_SAS_TOKEN": AZURE_SAS}])
-def test_from_azure(azure, get, monkeypatch, secret):
+def test_download_from_azure(azure, get, monkeypatch, secret):
     for name, value in secret.items():
         monkeypatch.setenv(name, value)
     versions = get(f"az://models/flowers/1.tar.gz#sha256={SHA256}")
@@ -717,7 +717,7 @@ def test_from_azure(azure, get, monkeypatch, secret):
         {"AZURE_SKIP_SIGNATURE": "true"},
     ],
 )
-def test_azure_refuses(azure, get, monkeypatch, secret):
+def test_azure_refusal_is_an_error(azure, get, monkeypatch, secret):
     for name, value in secret.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(DownloadError, match=r"az://models/flowers/1.tar.gz may not be read: .*") as refused:
@@ -730,7 +730,7 @@ def test_azure_needs_an_account(get):
         get(f"az://models/1.tar.gz#sha256={SHA256}")
 
 
-def test_a_signature_is_in_no_error(get, monkeypatch):
+def test_errors_contain_no_url_signature(get, monkeypatch):
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", AZURE_SAS)

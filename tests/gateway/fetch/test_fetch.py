@@ -69,7 +69,7 @@ def get(fetcher, url, seconds=5.0):
         photo.close()
 
 
-def test_a_photo_comes_as_it_is(make, photo_server, budget):
+def test_fetched_bytes_are_unchanged(make, photo_server, budget):
     photo_server.paths["/a.jpg?x=1&y=%20"] = b"\xff\xd8photo" * 1000
     fetcher = make()
     photo = fetcher.fetch(photo_server.url + "/a.jpg?x=1&y=%20#part", Deadline.after(5))
@@ -144,7 +144,7 @@ def test_redirects_are_followed(make, photo_server, status):
     assert get(make(), photo_server.url + "/short") == b"photo"
 
 
-def test_redirects_have_an_end(make, photo_server):
+def test_redirects_are_limited(make, photo_server):
     photo_server.paths["/a"] = (302, b"", {"Location": "/b"})
     photo_server.paths["/b"] = (302, b"", {"Location": "/a"})
     with pytest.raises(PhotoServerFailed, match="more than 3 times"):
@@ -153,7 +153,7 @@ def test_redirects_have_an_end(make, photo_server):
 
 
 @pytest.mark.parametrize("location", ["/a", "a", "http://127.0.0.1:{port}/a"])
-def test_a_redirect_to_itself_is_named(make, photo_server, location):
+def test_redirect_loop_is_named(make, photo_server, location):
     """As walls do that set a cookie first."""
     there = {"Location": location.format(port=photo_server.port), "Set-Cookie": "seen=1"}
     photo_server.paths["/a"] = (302, b"", there)
@@ -174,7 +174,7 @@ def test_a_redirect_to_itself_is_named(make, photo_server, location):
         (b"http:/b", "/b"),
     ],
 )
-def test_a_location_is_followed_as_browsers_follow_it(make, stack, location, path):
+def test_location_is_resolved_as_by_browsers(make, stack, location, path):
     asked = []
 
     def talk(connection, request):
@@ -188,7 +188,7 @@ def test_a_location_is_followed_as_browsers_follow_it(make, stack, location, pat
     assert asked == ["/photo", path]
 
 
-def test_a_signed_url_goes_out_letter_by_letter(make, photo_server):
+def test_signed_url_is_sent_byte_for_byte(make, photo_server):
     path = "/a%2bb.jpg?X-Sig=%2f%2F+~&filter[w]=300&{y}"
     photo_server.paths[path] = b"photo"
     assert get(make(), photo_server.url + path) == b"photo"
@@ -203,18 +203,18 @@ def test_a_signed_url_goes_out_letter_by_letter(make, photo_server):
         ("http://127.0.0.1:{port}/a.jpg?name=my photo&x=1 ", "/a.jpg?name=my%20photo&x=1"),
     ],
 )
-def test_blanks_are_read_as_browsers_read_them(make, photo_server, written, path):
+def test_whitespace_in_urls_is_handled_as_by_browsers(make, photo_server, written, path):
     photo_server.paths[path] = b"photo"
     assert get(make(), written.format(port=photo_server.port)) == b"photo"
 
 
-def test_a_relative_location_takes_nothing_from_the_blanks_around(make, photo_server):
+def test_relative_location_ignores_whitespace_around_the_url(make, photo_server):
     photo_server.paths["/a%20b"] = (302, b"", {"Location": "?c=d"})
     photo_server.paths["/a%20b?c=d"] = b"photo"
     assert get(make(), f" http://127.0.0.1:{photo_server.port}/a b\n") == b"photo"
 
 
-def test_a_host_in_other_letters_is_looked_up_in_its_ascii_form(make, photo_server):
+def test_internationalised_host_is_resolved_in_its_ascii_form(make, photo_server):
     asked = []
     photo_server.paths["/a"] = b"photo"
     fetcher = make(look_up=lambda host: asked.append(host) or [ip_address("127.0.0.1")])
@@ -223,7 +223,7 @@ def test_a_host_in_other_letters_is_looked_up_in_its_ascii_form(make, photo_serv
     assert photo_server.asked[0][1]["Host"] == f"xn--bcher-kva.example:{photo_server.port}"
 
 
-def test_accept_names_what_is_read_before_anything_wider(make, photo_server):
+def test_accept_header_lists_decodable_formats_first(make, photo_server):
     def negotiates(handler):
         weights = {}
         for part in handler.headers["Accept"].split(","):
@@ -248,7 +248,7 @@ def test_the_user_agent_can_be_set(make, photo_server):
     "page",
     [b"<!doctype html><html>", b"\n <HTML lang=en>", b"\xef\xbb\xbf<!-- a\nb --><!DOCTYPE html>", b"<head><title>"],
 )
-def test_a_web_page_in_place_of_a_photo_is_named(make, photo_server, page):
+def test_html_response_is_named_in_the_error(make, photo_server, page):
     photo_server.paths["/share"] = (200, page, {"Content-Type": "text/html"})
     with pytest.raises(NotAnImage, match="gave a web page"):
         get(make(), photo_server.url + "/share")
@@ -276,7 +276,7 @@ def test_a_web_page_in_place_of_a_photo_is_named(make, photo_server, page):
         "http:\\\\127.0.0.1:{port}/b",
     ],
 )
-def test_a_redirect_may_not_lead_where_a_url_may_not(make, photo_server, stack, location):
+def test_redirect_to_a_forbidden_address_is_refused(make, photo_server, stack, location):
     other = PhotoServer()
     stack.callback(other.stop)
     where = location.format(port=photo_server.port, other=other.port)
@@ -289,19 +289,19 @@ def test_a_redirect_may_not_lead_where_a_url_may_not(make, photo_server, stack, 
 
 
 @pytest.mark.parametrize("status", [204, 206, 304, 400, 401, 403, 404, 410, 429, 500, 503])
-def test_another_status_is_the_photo_servers_failure(make, photo_server, status):
+def test_status_other_than_200_is_a_photo_server_error(make, photo_server, status):
     photo_server.paths["/a"] = (status, b"" if status in (204, 304) else b"x", {})
     with pytest.raises(PhotoServerFailed, match=f"status {status}"):
         get(make(), photo_server.url + "/a")
 
 
-def test_a_redirect_without_a_location_is_a_failure(make, photo_server):
+def test_redirect_without_location_is_a_photo_server_error(make, photo_server):
     photo_server.paths["/a"] = (302, b"", {})
     with pytest.raises(PhotoServerFailed, match="status 302"):
         get(make(), photo_server.url + "/a")
 
 
-def test_an_announced_length_over_the_limit_is_not_read(make, photo_server, budget):
+def test_content_length_over_the_limit_is_not_read(make, photo_server, budget):
     photo_server.paths["/a"] = (200, b"", {"Content-Length": "100001"})
     with pytest.raises(TooManyBytes, match="100000 bytes"):
         get(make(), photo_server.url + "/a")
@@ -321,7 +321,7 @@ def chunked(size, count, pause=0.0):
     return reply
 
 
-def test_chunks_are_put_together(make, photo_server):
+def test_chunked_response_is_decoded(make, photo_server):
     photo_server.paths["/a"] = chunked(1000, 90)
     fetcher = make()
     assert get(fetcher, photo_server.url + "/a") == b"x" * 90_000
@@ -329,14 +329,14 @@ def test_chunks_are_put_together(make, photo_server):
     assert photo_server.connections == 1
 
 
-def test_an_endless_photo_is_cut_off(make, photo_server, budget):
+def test_response_over_the_size_limit_is_cut_off(make, photo_server, budget):
     photo_server.paths["/a"] = chunked(10_000, 1_000_000)
     with pytest.raises(TooManyBytes):
         get(make(), photo_server.url + "/a")
     assert budget.reserved == 0
 
 
-def test_a_photo_that_ends_early_is_a_failure(make, photo_server):
+def test_truncated_response_is_a_photo_server_error(make, photo_server):
     def short(handler):
         handler.reply(200, b"half", {"Content-Length": "8"})
         handler.close_connection = True
@@ -346,7 +346,7 @@ def test_a_photo_that_ends_early_is_a_failure(make, photo_server):
         get(make(), photo_server.url + "/a")
 
 
-def test_a_photo_without_a_length_ends_with_the_connection(make, photo_server):
+def test_response_without_length_ends_with_the_connection(make, photo_server):
     def until_closed(handler):
         handler.reply(200, b"photo", {"Content-Length": None, "Connection": "close"})
         handler.close_connection = True
@@ -371,7 +371,7 @@ def test_a_content_encoding_that_names_no_compression_is_none(make, photo_server
     assert get(make(), photo_server.url + "/a") == b"photo"
 
 
-def test_bytes_in_memory_are_limited_over_all(make, photo_server, budget):
+def test_fetched_bytes_in_memory_are_limited_across_requests(make, photo_server, budget):
     photo_server.paths["/a"] = b"x" * 50_000
     assert budget.reserve((1 << 20) - 49_999)
     with pytest.raises(Overloaded):
@@ -424,7 +424,7 @@ def drip(data, pause):
     ],
     ids=["drip", "headers", "silence", "half"],
 )
-def test_a_slow_server_is_cut_off_in_time(make, stack, talk):
+def test_slow_photo_server_times_out(make, stack, talk):
     port = raw_server(stack, talk)
     fetcher = make(ports=[port], timeout_seconds=0.3)
     start = time.monotonic()
@@ -433,7 +433,7 @@ def test_a_slow_server_is_cut_off_in_time(make, stack, talk):
     assert time.monotonic() - start < SLOW_SECONDS / 2
 
 
-def test_the_requests_own_deadline_is_out_of_time(make, stack):
+def test_request_deadline_ends_the_fetch(make, stack):
     port = raw_server(stack, lambda connection: time.sleep(SLOW_SECONDS))
     start = time.monotonic()
     with pytest.raises(OutOfTime):
@@ -466,7 +466,7 @@ WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nphoto"
         b"HTTP/1.1 200 OK\nContent-Length: 5\nConnection: keep-alive\n\nphoto",
     ],
 )
-def test_answers_that_servers_really_send(make, stack, answer):
+def test_common_http_responses_are_parsed(make, stack, answer):
     """In one piece, and byte by byte."""
     pieces = [[answer], [bytes([byte]) for byte in answer]]
     connections = []
@@ -575,7 +575,7 @@ _LINES = b"HTTP/1.1 200 OK\r\n%s\r\n\r\nphoto"
         b"HTTP/1.1 302 Found\r\nLocation: /\xe9\r\n evil: 1\r\n\r\n",
     ],
 )
-def test_an_answer_that_could_mean_two_things_is_a_clear_error(make, stack, answer, budget):
+def test_ambiguous_response_framing_is_an_error(make, stack, answer, budget):
     port = raw_server(stack, lambda connection: connection.sendall(answer))
     fetcher = make(ports=[port])
     with pytest.raises((PhotoServerFailed, AddressNotAllowed)) as caught:
@@ -585,7 +585,7 @@ def test_an_answer_that_could_mean_two_things_is_a_clear_error(make, stack, answ
     assert not fetcher._idle
 
 
-def test_lines_without_content_come_to_an_end(make, stack):
+def test_chunk_extensions_are_limited(make, stack):
     """A server whose chunks have one byte each, behind as much that is none as it likes."""
     sent = []
 
@@ -613,7 +613,7 @@ def test_lines_without_content_come_to_an_end(make, stack):
         b"HTTP/1.1 200 OK\nContent-Length: 5\nConnection: keep-alive\n\nphoto",
     ],
 )
-def test_a_connection_that_may_not_be_used_again_is_not(make, stack, first):
+def test_non_reusable_connection_is_closed(make, stack, first):
     asked = []
 
     def talk(connection):
@@ -629,7 +629,7 @@ def test_a_connection_that_may_not_be_used_again_is_not(make, stack, first):
     assert asked[2] is not asked[0]
 
 
-def test_nobody_listening_is_the_photo_servers_failure(make):
+def test_refused_connection_is_a_photo_server_error(make):
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     with pytest.raises(PhotoServerFailed) as caught:
@@ -659,7 +659,7 @@ def test_proxies_of_the_environment_are_not_used(make, photo_server, monkeypatch
     assert get(make(), photo_server.url + "/a") == b"photo"
 
 
-def test_a_broken_response_is_called_so(make, stack):
+def test_malformed_response_is_a_photo_server_error(make, stack):
     port = raw_server(stack, lambda connection: connection.sendall(b"ICY 200 OK\r\n\r\nphoto"))
     with pytest.raises(PhotoServerFailed, match="invalid HTTP response"):
         get(make(ports=[port]), f"http://127.0.0.1:{port}/")
@@ -686,7 +686,7 @@ def test_no_password_or_signature_of_a_redirect_is_in_an_error(make, photo_serve
         (0.051, [], 0.1),
     ],
 )
-def test_a_refusal_takes_as_long_whether_a_name_exists_or_not(
+def test_refusal_time_does_not_reveal_whether_a_name_exists(
     make, photo_server, monkeypatch, lookup_seconds, addresses, refused_after
 ):
     """By a clock that stands but for the lookup and for what is waited."""
@@ -750,7 +750,7 @@ def test_tls_checks_the_name_though_it_connects_to_an_address(make, tls_server, 
     assert "CERTIFICATE_VERIFY_FAILED" in caught.value.cause
 
 
-def test_tls_does_not_trust_just_anyone(make, tls_server):
+def test_untrusted_certificate_is_refused(make, tls_server):
     fetcher = make(look_up=lambda host: [ip_address("127.0.0.1")])
     with pytest.raises(PhotoServerFailed) as caught:
         get(fetcher, f"https://photos.example:{tls_server.port}/a")
@@ -779,7 +779,7 @@ def test_a_certificate_needs_a_subject_alternative_name(make, photo_server, stac
     assert "CERTIFICATE_VERIFY_FAILED" in caught.value.cause
 
 
-def test_a_company_s_authority_holds_under_python_3_13(make, stack, photo_server, tmp_path, monkeypatch):
+def test_private_certificate_authority_works_under_python_3_13(make, stack, photo_server, tmp_path, monkeypatch):
     """Its basic constraints are not marked critical, which RFC 5280 asks for and Python 3.13 insists on."""
     (tmp_path / "names").write_text("subjectAltName=DNS:photos.example\n")
     for command in (
@@ -809,7 +809,7 @@ def test_a_company_s_authority_holds_under_python_3_13(make, stack, photo_server
     assert get(make(look_up=lambda host: [ip_address("127.0.0.1")]), url) == b"photo"
 
 
-def test_a_tls_server_that_drips_is_cut_off(make, tls_server, certificate):
+def test_slow_tls_server_times_out(make, tls_server, certificate):
     def drip_body(handler):
         handler.send_response(200)
         handler.send_header("Content-Length", "100")
@@ -831,7 +831,7 @@ def test_a_tls_server_that_drips_is_cut_off(make, tls_server, certificate):
     assert time.monotonic() - start < SLOW_SECONDS / 2
 
 
-def test_results_are_counted(make, photo_server):
+def test_fetch_results_are_counted(make, photo_server):
     counted = []
     photo_server.paths["/a"] = b"photo"
     fetcher = make(count=counted.append)
@@ -868,7 +868,7 @@ def proxy(stack):
     return proxy
 
 
-def test_photos_come_through_the_proxy_which_gets_the_checked_address(make, photo_server, proxy):
+def test_proxy_receives_the_checked_address(make, photo_server, proxy):
     photo_server.paths |= {"/a": b"photo", "/to-a": (302, b"", {"Location": "/a"})}
     fetcher = make(look_up=lambda host: [ip_address("127.0.0.1")], proxy=proxy.address)
     for _ in range(3):
@@ -879,7 +879,7 @@ def test_photos_come_through_the_proxy_which_gets_the_checked_address(make, phot
     assert photo_server.connections == len(proxy.asked)
 
 
-def test_tls_goes_through_the_proxy_to_the_name_of_the_certificate(make, tls_server, certificate, proxy):
+def test_tls_through_the_proxy_verifies_the_host_name(make, tls_server, certificate, proxy):
     trusting = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
     fetcher = make(
         tls=trusting,
@@ -894,7 +894,7 @@ def test_tls_goes_through_the_proxy_to_the_name_of_the_certificate(make, tls_ser
     assert set(proxy.asked) == {f"CONNECT 127.0.0.1:{tls_server.port}"}
 
 
-def test_the_proxy_is_not_asked_for_what_is_forbidden(make, photo_server, proxy):
+def test_forbidden_url_does_not_reach_the_proxy(make, photo_server, proxy):
     photo_server.paths["/inside"] = (302, b"", {"Location": "http://169.254.169.254/"})
     fetcher = make(look_up=lambda host: [ip_address("10.0.0.1")], proxy=proxy.address, ports=(80,))
     for url in (
@@ -907,7 +907,7 @@ def test_the_proxy_is_not_asked_for_what_is_forbidden(make, photo_server, proxy)
     assert proxy.asked == [f"CONNECT 127.0.0.1:{photo_server.port}"]
 
 
-def test_a_proxy_that_refuses_or_is_not_there(make, photo_server, proxy):
+def test_refusing_or_unreachable_proxy_is_an_error(make, photo_server, proxy):
     photo_server.paths["/a"] = b"photo"
     proxy.status = "403 Forbidden"
     with pytest.raises(PhotoServerFailed) as caught:

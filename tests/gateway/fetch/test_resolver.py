@@ -54,14 +54,14 @@ def hang(resolver, names, hosts):
     return len(names.asked) - before
 
 
-def test_a_zone_whose_names_hang_holds_its_share_of_threads(names):
+def test_hanging_zone_takes_only_its_share_of_threads(names):
     resolver = Resolver(names.look_up, threads=8, threads_per_zone=3)
     assert hang(resolver, names, [f"dead{number}.attacker.test" for number in range(20)]) == 3
     assert resolver.addresses("photos.example", Deadline.after(5)) == [ADDRESS]
     assert resolver._threads <= 8
 
 
-def test_a_name_of_that_zone_has_its_turn_when_a_thread_is_free(names):
+def test_queued_lookup_of_a_zone_runs_when_its_thread_is_free(names):
     resolver = Resolver(names.look_up, threads=8, threads_per_zone=1)
     hang(resolver, names, ["dead.shop.test"])
     with ThreadPoolExecutor(1) as pool:
@@ -70,12 +70,12 @@ def test_a_name_of_that_zone_has_its_turn_when_a_thread_is_free(names):
         assert waiting.result() == [ADDRESS]
 
 
-def test_a_name_is_looked_up_once_for_all_that_wait(names):
+def test_concurrent_lookups_of_a_name_share_one_query(names):
     resolver = Resolver(names.look_up, threads=8)
     assert hang(resolver, names, ["dead.attacker.test"] * 10) == 1
 
 
-def test_who_joins_a_lookup_waits_until_its_own_deadline(names):
+def test_joined_lookup_keeps_its_own_deadline(names):
     resolver = Resolver(names.look_up, threads=1)
     hang(resolver, names, ["dead.attacker.test"])
     with ThreadPoolExecutor(2) as pool:
@@ -88,7 +88,7 @@ def test_who_joins_a_lookup_waits_until_its_own_deadline(names):
     assert names.asked.count("www.shop.test") == 1
 
 
-def test_what_no_caller_waits_for_is_not_looked_up(names):
+def test_abandoned_lookup_is_dropped(names):
     resolver = Resolver(names.look_up, threads=1)
     hang(resolver, names, ["dead.attacker.test", "www.shop.test"])
     names.release.set()
@@ -97,7 +97,7 @@ def test_what_no_caller_waits_for_is_not_looked_up(names):
 
 
 @pytest.mark.parametrize(("host", "error"), [("missing.test", NoAddress), ("dead.test", NoAnswer)])
-def test_a_name_that_failed_is_remembered_for_seconds(names, monkeypatch, host, error):
+def test_failed_lookup_is_cached_for_seconds(names, monkeypatch, host, error):
     names.release.set()
     resolver = Resolver(names.look_up)
     for _ in range(3):
@@ -111,7 +111,7 @@ def test_a_name_that_failed_is_remembered_for_seconds(names, monkeypatch, host, 
     assert names.asked == [host, host]
 
 
-def test_what_is_remembered_has_a_bound(names, monkeypatch):
+def test_failed_lookup_cache_is_bounded(names, monkeypatch):
     monkeypatch.setattr(resolvers, "FAILED_NAMES", 5)
     resolver = Resolver(names.look_up)
     for number in range(20):
@@ -123,7 +123,7 @@ def test_what_is_remembered_has_a_bound(names, monkeypatch):
     assert not resolver._waiting
 
 
-def test_addresses_are_not_remembered(names):
+def test_addresses_are_not_cached(names):
     """An address that was checked may have changed hands: each fetch looks its name up anew."""
     resolver = Resolver(names.look_up)
     for _ in range(3):
@@ -131,7 +131,7 @@ def test_addresses_are_not_remembered(names):
     assert names.asked == ["photos.example"] * 3
 
 
-def test_the_threads_have_a_bound(names):
+def test_resolver_threads_are_bounded(names):
     resolver = Resolver(names.look_up, threads=4)
     assert hang(resolver, names, [f"dead.zone{number}.test" for number in range(10)]) == 4
     assert resolver._threads == 4
@@ -179,7 +179,7 @@ def spellings(monkeypatch, tmp_path):
         ("nor.this", "nor.this."),
     ],
 )
-def test_one_spelling_is_asked_for_and_search_domains_are_not(spellings, host, asked):
+def test_fully_qualified_name_is_queried_without_search_domains(spellings, host, asked):
     """With them a name that doesn't exist takes 12 questions, and one that does 2: the time told which."""
     with pytest.raises(NoAddress):
         system_look_up(host)
@@ -193,7 +193,7 @@ def test_a_machine_without_a_hosts_file(spellings, monkeypatch, tmp_path):
     assert spellings == ["localhost."]
 
 
-def test_the_environment_s_resolver_options_hold(monkeypatch):
+def test_resolver_options_of_the_environment_take_precedence(monkeypatch):
     monkeypatch.setattr(os, "environ", {"RES_OPTIONS": "timeout:9"})
     limit_system_lookups()
     assert os.environ == {"RES_OPTIONS": "timeout:9"}

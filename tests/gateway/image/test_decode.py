@@ -147,7 +147,7 @@ def test_preprocessing_is_keras_image_helpers_bit_for_bit(name, ours, tmp_path):
     assert numbers.flags.c_contiguous
 
 
-def test_real_photos_are_prepared_as_keras_image_helper_prepares_them():
+def test_real_photos_are_preprocessed_as_by_keras_image_helper():
     files = sorted((DATASET / "validation").glob("*/*.jpg"))[::30] if DATASET.is_dir() else []
     if not files:
         pytest.skip(f"no photos under {DATASET}; CLOTHING_DATASET names another place")
@@ -196,7 +196,7 @@ CUT = {name: data for name, data in KINDS.items() if len(data) > 300}
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
 @pytest.mark.parametrize("part", [0.02, 0.3, 0.6])
 @pytest.mark.parametrize("data", CUT.values(), ids=CUT.keys())
-def test_a_file_cut_off_is_broken(data, part):
+def test_truncated_file_is_broken(data, part):
     """Where Pillow itself refuses it; an animation is whole as soon as its first frame is."""
     cut = data[: max(int(len(data) * part), 20)]
     try:
@@ -269,7 +269,7 @@ def jpeg_of(width, height):
 
 
 @pytest.mark.parametrize("make", [png_of, webp_of, gif_of, bmp_of, jpeg_of])
-def test_a_bomb_is_refused_by_its_header(make):
+def test_decompression_bomb_is_refused_by_its_header(make):
     with pytest.raises(TooManyPixels, match="60000 x 60000"):
         decode.read_header(make(60000, 60000), 50 << 20, 1 << 40)
 
@@ -279,7 +279,7 @@ def test_a_photo_that_needs_too_much_memory_is_refused():
         decode.read_header(image_bytes((100, 100), "WEBP"), 10**8, 100 * 100 * 17)
 
 
-def test_a_jpeg_in_several_scans_is_known_by_its_header():
+def test_progressive_jpeg_is_detected_by_its_header():
     def several(data):
         return layout.read(data, "JPEG").scans_at is not None
 

@@ -40,7 +40,7 @@ def check(data, size=(299, 299), prepare=None):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", CORPUS)
-def test_all_kinds(name, size):
+def test_every_jpeg_kind_equals_pillow(name, size):
     assert (decoding.core.read_header(CORPUS[name]) is None) == (name == "cmyk")
     for prepare in PREPARATIONS:
         check(CORPUS[name], size, prepare)
@@ -48,7 +48,7 @@ def test_all_kinds(name, size):
 
 @pytest.mark.parametrize("taken", [1, 2, 3, 7, 64, 299])
 @pytest.mark.parametrize("subsampling", [0, 2])
-def test_every_width_and_height(taken, subsampling):
+def test_every_width_and_height_equals_pillow(taken, subsampling):
     for side in range(1, 140):
         check(image_bytes((side, 5), subsampling=subsampling), (taken, 3))
         check(image_bytes((9, side), subsampling=subsampling), (3, taken))
@@ -109,7 +109,7 @@ def test_files_that_pillow_does_not_open_are_refused():
     assert {name: check(data) for name, data in refused.items()} == dict.fromkeys(refused, BrokenImage)
 
 
-def test_damaged_metadata_is_passed_over():
+def test_damaged_metadata_is_skipped():
     """Of which Pillow alone would refuse the file."""
     plain = CORPUS["4:2:0"]
     no_resolution = plain.replace(b"JFIF\0\x01\x01\x01", b"JFIF\0\x01\x01\0")
@@ -127,7 +127,7 @@ def test_damaged_metadata_is_passed_over():
     assert [name for name, data in decoded.items() if not same(check(data), expected)] == []
 
 
-def test_a_turned_photo_stays_as_it_is():
+def test_exif_orientation_is_ignored():
     data = CORPUS["turned"]
     assert exif_block() in data
     turned = check(data, (60, 40))
@@ -160,7 +160,7 @@ def test_damaged(tmp_path):
     assert counts["core: BrokenImage"] > 10
 
 
-def test_side_by_side():
+def test_concurrent_decodes_equal_pillow():
     files = list(CORPUS.values())
     expected = [decode(data, (37, 23), TF) for data in files]
     with ThreadPoolExecutor(8) as pool:

@@ -82,7 +82,7 @@ def test_segments_before_the_pixels_are_limited(mode):
 
 
 @pytest.mark.usefixtures("decoder")
-def test_megabytes_of_metadata_are_passed_over():
+def test_megabytes_of_metadata_are_skipped():
     """A phone's portrait: EXIF, MPF, and a depth map of 6 MB in extended XMP."""
     photo = image_bytes((400, 300), mode="RGB")
     large = photo

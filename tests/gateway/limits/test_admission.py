@@ -33,7 +33,7 @@ def test_releasing_a_slot_is_idempotent():
     assert slots.slot().held
 
 
-def test_slot_grows_all_or_none():
+def test_slot_grows_by_all_photos_or_none():
     slots = Slots(3)
     slot = slots.slot()
     slot.grow(1)

@@ -56,7 +56,7 @@ def failed(outcomes):
     return [one for one in outcomes if isinstance(one, Exception)]
 
 
-def test_the_fake_refuses_as_tensorflow_serving_does(make, serve):
+def test_fake_server_refuses_like_tensorflow_serving(make, serve):
     """With N threads N - 1 calls run; the next is refused at once, metadata too, and health checks never."""
     server = serve(4, delay=3.0)
     with grpc.insecure_channel(server.address) as channel:
@@ -154,7 +154,7 @@ def test_two_gateways_share_the_threads(make, serve):
     assert [failed(one) for each in outcomes for one in each] == [[]] * 12
 
 
-def test_a_call_that_gets_no_slot_in_time_is_busy_and_never_sent(make, serve):
+def test_call_without_a_slot_in_time_is_busy_and_not_sent(make, serve):
     server = serve(2, delay=0.3)
     predictor = make(server.address)
     predictor.watcher.check()
@@ -166,7 +166,7 @@ def test_a_call_that_gets_no_slot_in_time_is_busy_and_never_sent(make, serve):
     assert 1 <= len(outcomes) - len(errors) <= 4
 
 
-def test_a_full_server_stays_known(make, model_server):
+def test_full_server_keeps_the_model_ready(make, model_server):
     """It refuses everything, metadata included, for as long as 20 checks take."""
     predictor = make(model_server.address)
     predictor.watcher.start()
@@ -184,7 +184,7 @@ def test_a_full_server_stays_known(make, model_server):
 
 
 @pytest.mark.parametrize("code", [Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED])
-def test_a_server_that_answers_photos_and_refuses_metadata_stays_known(make, model_server, code):
+def test_server_refusing_metadata_keeps_the_model_ready(make, model_server, code):
     predictor = make(model_server.address)
     predictor.watcher.check()
     model_server.model.fail_metadata = (code, "")
@@ -195,7 +195,7 @@ def test_a_server_that_answers_photos_and_refuses_metadata_stays_known(make, mod
     assert predictor.versions.stable.failures == 0
 
 
-def test_a_server_that_answers_nothing_in_time_is_lost(make, model_server):
+def test_unresponsive_server_makes_the_model_not_ready(make, model_server):
     predictor = make(model_server.address)
     predictor.watcher.check()
     model_server.model.fail_metadata = (Code.DEADLINE_EXCEEDED, "")
@@ -205,7 +205,7 @@ def test_a_server_that_answers_nothing_in_time_is_lost(make, model_server):
     assert "can't be reached (DEADLINE_EXCEEDED" in predictor.versions.not_ready
 
 
-def test_refusals_do_not_hide_that_a_server_is_lost(make, model_server):
+def test_refusals_do_not_hide_a_lost_server(make, model_server):
     predictor = make(model_server.address)
     predictor.watcher.check()
     model_server.model.fail_metadata = (Code.RESOURCE_EXHAUSTED, "")
@@ -216,7 +216,7 @@ def test_refusals_do_not_hide_that_a_server_is_lost(make, model_server):
     assert "UNAVAILABLE" in predictor.versions.not_ready
 
 
-def test_a_gateway_that_starts_while_the_server_is_full_says_so_and_gets_ready_soon(make, model_server):
+def test_gateway_started_before_a_full_server_logs_it_and_becomes_ready(make, model_server):
     model_server.model.fail_metadata = (Code.RESOURCE_EXHAUSTED, "")
     predictor = make(model_server.address, model_check_seconds=60)
     predictor.watcher.start()
@@ -228,7 +228,7 @@ def test_a_gateway_that_starts_while_the_server_is_full_says_so_and_gets_ready_s
     assert time.monotonic() - start < 1
 
 
-def test_the_check_gets_a_thread_of_a_server_that_is_full_of_this_gateways_calls(make, serve):
+def test_model_check_gets_a_thread_on_a_server_full_of_own_calls(make, serve):
     server = serve(4, delay=0.1)
     predictor = make(server.address)
     predictor.watcher.check()
@@ -253,7 +253,7 @@ def leave(predictor, left, outcomes):
         outcomes.append(error)
 
 
-def test_the_slot_of_a_client_that_leaves_is_held_until_the_call_has_ended(make, serve):
+def test_disconnected_clients_slot_is_held_until_its_call_ends(make, serve):
     """The server works on: with its clients gone, no further call may be sent to it than it has threads for."""
     server = serve(64, delay=3.0)
     predictor = make(server.address, max_in_flight=8)
@@ -276,7 +276,7 @@ def test_the_slot_of_a_client_that_leaves_is_held_until_the_call_has_ended(make,
     assert len(ask(predictor).scores) == 1
 
 
-def test_a_client_that_leaves_while_it_waits_for_a_slot_sends_nothing(make, serve):
+def test_client_disconnected_in_the_queue_makes_no_call(make, serve):
     server = serve(64, delay=0.5)
     predictor = make(server.address, max_in_flight=1, max_photos=1)
     predictor.watcher.check()

@@ -32,7 +32,7 @@ def fill(slots, calls):
         assert slots.acquire(0)
 
 
-def test_as_many_calls_as_the_maximum_and_no_more(clock):
+def test_calls_in_flight_are_limited_to_the_maximum(clock):
     slots = CallSlots(3, clock)
     fill(slots, 3)
     assert not slots.acquire(clock.now)
@@ -42,7 +42,7 @@ def test_as_many_calls_as_the_maximum_and_no_more(clock):
 
 
 @pytest.mark.parametrize("accepted", [1, 3, 7, 31])
-def test_after_refusals_the_limit_is_nine_tenths_of_what_was_accepted(clock, accepted):
+def test_refusal_lowers_the_limit_to_nine_tenths_of_accepted_calls(clock, accepted):
     slots = CallSlots(64, clock)
     fill(slots, 64)
     for _ in range(64 - accepted):
@@ -78,7 +78,7 @@ def test_a_refusal_never_raises_the_limit(clock):
 
 
 @pytest.mark.parametrize("accepted", [1, 3, 7, 31])
-def test_the_limit_grows_with_calls_that_end_and_one_in_twenty_is_one_more(clock, accepted):
+def test_limit_grows_by_one_for_twenty_completed_calls(clock, accepted):
     slots = CallSlots(64, clock)
     fill(slots, accepted + 1)
     slots.release(accepted=False)
@@ -106,7 +106,7 @@ def test_the_limit_grows_up_to_the_maximum(clock):
     assert not slots.acquire(clock.now)
 
 
-def test_the_limit_is_forgotten_when_no_call_was_made_for_long_and_with_other_servers(clock):
+def test_limit_resets_after_idle_time_and_with_new_servers(clock):
     slots = CallSlots(32, clock)
     fill(slots, 4)
     slots.release(accepted=False)
@@ -134,7 +134,7 @@ def wait_in_line(slots, number, done, **how):
     return thread
 
 
-def test_calls_wait_in_order_of_arrival_and_refused_ones_before_all():
+def test_calls_wait_fifo_with_retries_first():
     slots, done = CallSlots(1), []
     fill(slots, 1)
     threads = []
@@ -151,7 +151,7 @@ def test_calls_wait_in_order_of_arrival_and_refused_ones_before_all():
     assert slots.in_flight == 1
 
 
-def test_a_wait_ends_in_time_and_takes_nothing():
+def test_wait_times_out_without_taking_a_slot():
     slots = CallSlots(1)
     fill(slots, 1)
     start = time.monotonic()
@@ -160,7 +160,7 @@ def test_a_wait_ends_in_time_and_takes_nothing():
     assert (slots.in_flight, slots.waiting) == (1, 0)
 
 
-def test_a_wait_ends_when_the_client_leaves():
+def test_wait_ends_when_the_client_disconnects():
     slots, left = CallSlots(1), threading.Event()
     fill(slots, 1)
     ended = []
@@ -173,7 +173,7 @@ def test_a_wait_ends_when_the_client_leaves():
     assert (slots.in_flight, slots.waiting) == (1, 0)
 
 
-def test_calls_that_wait_get_slots_when_the_servers_are_others():
+def test_waiting_calls_get_slots_when_servers_are_replaced():
     slots, done = CallSlots(8), []
     fill(slots, 2)
     slots.release(accepted=False)
@@ -185,7 +185,7 @@ def test_calls_that_wait_get_slots_when_the_servers_are_others():
     thread.join()
 
 
-def test_retries_stop_when_half_the_tokens_are_gone_and_start_again_with_successes():
+def test_retries_stop_at_half_the_tokens_and_resume_after_successes():
     throttle = RetryThrottle(10)
     assert [throttle.failed() for _ in range(6)] == [True] * 4 + [False] * 2
     for _ in range(10 * 10):

@@ -143,7 +143,7 @@ def test_retries_are_throttled(make, model_server):
     assert len(model_server.model.calls) < 40  # 60 without throttling
 
 
-def test_a_full_batching_queue_is_overload_not_absence(make, model_server):
+def test_full_batching_queue_is_overloaded_not_unavailable(make, model_server):
     predictor = make(model_server.address)
     predictor.watcher.check()
     model_server.model.fail = [(Code.UNAVAILABLE, QUEUE_FULL)] * 3
@@ -151,7 +151,7 @@ def test_a_full_batching_queue_is_overload_not_absence(make, model_server):
         ask(predictor)
 
 
-def test_the_deadline_holds_for_the_call(make, model_server):
+def test_deadline_applies_to_the_call(make, model_server):
     predictor = make(model_server.address)
     predictor.watcher.check()
     model_server.model.delay = 1.0
@@ -202,7 +202,7 @@ def test_a_closed_channel_is_model_unavailable(make, model_server):
         predictor.predict(model, [photo()], Deadline.after(1))
 
 
-def test_a_full_queue_is_not_tripled_by_retries(make, model_server):
+def test_retries_of_a_full_queue_are_throttled(make, model_server):
     """TensorFlow's full batching queue looks like an absent server. Retries of it end when too many calls fail."""
     predictor = make(model_server.address, max_in_flight=8)
     predictor.watcher.check()

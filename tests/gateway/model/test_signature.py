@@ -90,7 +90,7 @@ def test_models_that_fit(inputs, settings, expected):
         ({"x": (STRING, (-1, 2))}, None, {}, ["encoded photos"]),
     ],
 )
-def test_a_misfit_names_the_setting_to_change(inputs, outputs, settings, words):
+def test_mismatching_model_names_the_setting_to_change(inputs, outputs, settings, words):
     with pytest.raises(Misfit) as caught:
         describe(inputs, outputs, **settings)
     for word in words:
@@ -216,7 +216,7 @@ def test_a_distribution_is_not_changed():
         assert not np.array_equal(probabilities(np.float32(not_one)), np.float32(not_one))
 
 
-def test_the_best_come_first_and_equals_in_the_labels_order():
+def test_scores_are_sorted_and_ties_keep_the_labels_order():
     order = ranked(("a", "b", "c", "d"), np.float32([1, 3, 1, 2]))
     assert [one["label"] for one in order] == ["b", "d", "a", "c"]
     assert order[0]["score"] == 3

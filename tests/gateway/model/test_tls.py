@@ -85,7 +85,7 @@ def test_predict_over_tls(make, serve, mutual):
         (True, {"ca_file": "server.crt", "certificate_file": "stranger.crt", "key_file": "stranger.key"}),
     ],
 )
-def test_an_untrusted_peer_gets_no_call(make, serve, mutual, settings):
+def test_untrusted_server_gets_no_call(make, serve, mutual, settings):
     server = serve(mutual=mutual)
     predictor = make(server, **settings)
     assert "can't be reached (UNAVAILABLE" in predictor.versions.not_ready

@@ -94,7 +94,7 @@ def test_a_request_and_its_stages_are_spans_of_the_clients_trace(
     assert not any(span.status.code == Status.STATUS_CODE_ERROR for span in receiver.spans)
 
 
-def test_a_trace_that_is_not_sampled_is_told_of_and_not_sent(start_gateway, model_server, receiver, monkeypatch):
+def test_unsampled_trace_is_propagated_but_not_exported(start_gateway, model_server, receiver, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
     gateway = start_gateway(model_server.address)
@@ -114,7 +114,7 @@ def test_a_failure_of_the_gateways_side_is_an_error(start_gateway, receiver, mon
     assert [span.status.code for span in receiver.spans] == [Status.STATUS_CODE_ERROR]
 
 
-def test_a_collector_that_is_not_there_holds_nothing_up(start_gateway, model_server, monkeypatch):
+def test_unreachable_collector_delays_no_request(start_gateway, model_server, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     gateway = start_gateway(model_server.address)
     for _ in range(5):
@@ -136,7 +136,7 @@ def test_a_collector_that_is_not_there_holds_nothing_up(start_gateway, model_ser
         ({"baggage": "a=b", "Cookie": "c", "Authorization": "Bearer x"}, {}),
     ],
 )
-def test_without_traces_of_its_own_a_gateway_passes_the_clients_on(start_gateway, model_server, sent, told):
+def test_gateway_without_tracing_propagates_the_clients_trace(start_gateway, model_server, sent, told):
     gateway = start_gateway(model_server.address)
     assert gateway.post("/predict", PHOTO, **sent)[0] == 200
     metadata = model_server.model.metadata[-1]
@@ -164,12 +164,12 @@ def test_traces_are_off_unless_asked_for(environment):
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, "port 4317"),
     ],
 )
-def test_what_cannot_be_done_is_said(environment, words):
+def test_invalid_tracing_settings_are_reported(environment, words):
     with pytest.raises(tracing.TracingError, match=words):
         tracing.from_environment(environment, "1")
 
 
-def test_off_costs_no_import_and_on_without_the_packages_is_said():
+def test_tracing_is_imported_only_when_on_and_missing_packages_are_reported():
     script = """
 import sys
 from clothing_gateway.telemetry import tracing

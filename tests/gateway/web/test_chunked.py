@@ -89,7 +89,7 @@ def test_malformed_chunks(data):
     assert receive(data, [bytes([one]) for one in data])[0].error
 
 
-def test_control_line_of_1_kb_and_no_more():
+def test_chunk_size_line_is_limited_to_1_kb():
     line = b"1;" + b"a" * (MAX_LINE_BYTES - 4)
     body, _ = receive(line + b"\r\nx\r\n0\r\n\r\n")
     assert body.completed
@@ -103,7 +103,7 @@ def test_control_line_of_1_kb_and_no_more():
 
 
 @pytest.mark.parametrize("lines", [1, 8])
-def test_trailer_of_8_kb_and_no_more(lines):
+def test_trailer_is_limited_to_8_kb(lines):
     size = MAX_TRAILER_BYTES // lines
     line = b"X: " + b"a" * (size - 5) + b"\r\n"
     last = b"X: " + b"a" * (size - 7) + b"\r\n"
@@ -113,7 +113,7 @@ def test_trailer_of_8_kb_and_no_more(lines):
     assert receive(b"0\r\nX:" + b"a" * MAX_TRAILER_BYTES)[0].error
 
 
-def test_chunks_of_one_byte_only_for_a_while():
+def test_one_byte_chunks_are_limited():
     overhead = len(b"1\r\n\r\n")
     most = MAX_OVERHEAD_BYTES // (overhead - 1)
     assert receive(encoded([b"x"] * (most - 10)))[0].completed

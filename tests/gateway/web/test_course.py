@@ -55,7 +55,7 @@ def scores_of(printed):
     return scores
 
 
-def test_the_courses_script_works_unchanged(tmp_path):
+def test_course_script_works_unchanged(tmp_path):
     hosts, script = tmp_path / "hosts", tmp_path / "test.py"
     hosts.write_text("127.0.0.1 localhost bit.ly photos.example\n")
     if not can_make_a_network(hosts):

@@ -192,7 +192,7 @@ def asks(gateway, number=5):
 @pytest.mark.parametrize(
     "sent", [b"", b"G", HEAD, HEAD + length(1000) + b"\r\nx"], ids=["silent", "byte", "head", "body"]
 )
-def test_1000_slow_connections_of_one_client_keep_no_other_out(start_gateway, model_server, many_files, sent):
+def test_1000_slow_connections_of_one_client_block_no_other_client(start_gateway, model_server, many_files, sent):
     """It has half of GATEWAY_MAX_CONNECTIONS at most, and for seconds."""
     gateway = start_gateway(model_server.address, request_timeout_seconds=5)
     slow = []
@@ -208,7 +208,7 @@ def test_1000_slow_connections_of_one_client_keep_no_other_out(start_gateway, mo
             connection.close()
 
 
-def test_silent_connections_of_many_clients_give_way(start_gateway, model_server, many_files):
+def test_silent_connections_are_closed_in_favour_of_new_ones(start_gateway, model_server, many_files):
     """Over the limit the longest idle connection is closed in favour of the new one."""
     gateway = start_gateway(model_server.address)
     silent = [connection for number in range(1, 13) for connection in opened(gateway.port, 100, f"127.0.1.{number}")]
@@ -221,7 +221,7 @@ def test_silent_connections_of_many_clients_give_way(start_gateway, model_server
             connection.close()
 
 
-def test_pipelined_requests_whose_responses_nobody_reads_hold_no_thread(start_gateway, model_server):
+def test_unread_pipelined_responses_hold_no_thread(start_gateway, model_server):
     """40 connections: one more than there are threads, and some."""
     gateway = start_gateway(model_server.address)
     one = b"GET /openapi.yaml HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -241,7 +241,7 @@ def test_pipelined_requests_whose_responses_nobody_reads_hold_no_thread(start_ga
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\n\r\n", b"GET /metrics HTTP/1.1\r\n\r\n" * 2000])
-def test_clients_of_the_admin_port_keep_no_probe_out(start_gateway, many_files, sent):
+def test_admin_port_clients_do_not_block_probes(start_gateway, many_files, sent):
     """300 connections, more than it has: from the kubelet's own address, too."""
     gateway = start_gateway("127.0.0.1:1", wait_ready=False)
     held = []
@@ -328,7 +328,7 @@ def test_one_client_has_its_share_of_the_buffered_bytes(start_gateway, model_ser
 
 @pytest.mark.parametrize("path", [b"/predict", b"//classify", b"/ping"])
 @pytest.mark.parametrize("framing", ["length", "chunks"])
-def test_json_of_64_kb_and_no_more(gateway, path, framing):
+def test_json_body_is_limited_to_64_kb(gateway, path, framing):
     def ask(size):
         body = b'{"":0}'.ljust(size)
         head = b"POST " + path + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\n"

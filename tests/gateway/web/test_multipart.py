@@ -149,13 +149,13 @@ def form_of(parts):
     return b"".join(b'--b\r\nContent-Disposition: form-data; name="f"\r\n\r\nx\r\n' for _ in range(parts)) + b"--b--"
 
 
-def test_a_thousand_parts_and_no_more():
+def test_form_is_limited_to_a_thousand_parts():
     assert files("multipart/form-data; boundary=b", form_of(1000), "f") == [b"x"] * 1000
     with pytest.raises(TooLarge, match="too many parts"):
         files("multipart/form-data; boundary=b", form_of(1001), "f")
 
 
-def test_eight_headers_of_4_kb_and_no_more():
+def test_part_headers_are_limited_to_eight_of_4_kb():
     def form(headers, size):
         head = b"".join(b"X-%d: %s\r\n" % (number, b"x" * size) for number in range(headers))
         return b"--b\r\n" + head + FILE + b"\r\n\r\nx\r\n--b--"

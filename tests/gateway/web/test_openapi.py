@@ -16,7 +16,7 @@ DOCUMENT = HERE.parents[2] / "gateway/src/clothing_gateway/web/openapi.yaml"
 
 
 @pytest.mark.timeout(180)
-def test_the_server_does_what_the_document_says(start_gateway, model_server, photo_server, tmp_path):
+def test_server_conforms_to_the_openapi_document(start_gateway, model_server, photo_server, tmp_path):
     photo_server.paths["/photo"] = image_bytes()
     gateway = start_gateway(
         model_server.address,

@@ -12,7 +12,7 @@ STATIC = resources.files("clothing_gateway").joinpath("web/static")
 
 
 @pytest.mark.parametrize(("path", "name", "kind"), FILES)
-def test_files_are_sent_whole_and_typed_and_not_twice(start_gateway, path, name, kind):
+def test_page_files_have_content_types_and_etags(start_gateway, path, name, kind):
     gateway = start_gateway(wait_ready=False)
     status, body, headers = gateway.request("GET", path)
     assert status == 200
@@ -24,14 +24,14 @@ def test_files_are_sent_whole_and_typed_and_not_twice(start_gateway, path, name,
     assert (again, nothing) == (304, b"")
 
 
-def test_the_page_can_be_taken_away(start_gateway):
+def test_page_can_be_disabled(start_gateway):
     gateway = start_gateway(wait_ready=False, page="off")
     for path, _, _ in FILES:
         assert gateway.request("GET", path)[0] == 404
     assert gateway.request("GET", "/ping")[0] == 200
 
 
-def test_the_page_is_small_and_wants_nothing_from_elsewhere():
+def test_page_is_small_and_loads_nothing_external():
     """What the policy would forbid is not even tried: no inline script or style, no other host."""
     files = {name: STATIC.joinpath(name).read_text() for _, name, _ in FILES}
     assert sum(len(text.encode()) for text in files.values()) < 60_000
@@ -50,7 +50,7 @@ def luminance(colour):
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
-def test_colours_can_be_told_apart(scheme):
+def test_colours_have_enough_contrast(scheme):
     """By WCAG's contrasts. Axe sees to the texts that are there, and not to bars."""
     block = re.findall(r":root \{(.*?)\}", STATIC.joinpath("page.css").read_text(), re.DOTALL)[scheme]
     colours = {
@@ -72,7 +72,7 @@ def test_colours_can_be_told_apart(scheme):
         assert contrast(bar, "back") >= 3, bar
 
 
-def test_answers_say_how_long_each_stage_took(start_gateway, model_server):
+def test_predict_response_has_server_timing(start_gateway, model_server):
     gateway = start_gateway(model_server.address)
     status, _, headers = gateway.post("/predict", image_bytes((40, 30)))
     assert status == 200

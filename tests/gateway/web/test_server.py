@@ -311,7 +311,7 @@ def test_response_that_its_client_does_not_take_ends_the_connection(serve):
         assert read(other, 2).endswith(b"/a")
 
 
-def test_sixteen_pipelined_requests_and_no_more(listener):
+def test_pipelined_requests_are_limited_to_sixteen(listener):
     def answered(count):
         with connect(listener) as connection:
             connection.sendall(b"".join(request(b"a", b"%02d" % number) for number in range(count)))

@@ -58,7 +58,7 @@ def objects():
 
 
 @pytest.mark.parametrize(("cls", "name"), [(cls, name) for cls, names in LEANED_ON.items() for name in names.split()])
-def test_waitress_has_what_the_adapter_leans_on(objects, cls, name):
+def test_waitress_has_the_private_names_that_the_adapter_uses(objects, cls, name):
     assert hasattr(objects[cls], name), f"{cls.__name__}.{name} is gone. {ADVICE}"
 
 
@@ -113,7 +113,7 @@ def of_a_socket(node):
     return getattr(node, "id", None) == "sock" or getattr(node, "attr", None) == "socket"
 
 
-def test_the_list_is_complete(objects):
+def test_list_of_private_names_is_complete(objects):
     """Each attribute in the adapter that is one of waitress's objects', and that we don't define, is in the list."""
     tree = ast.parse(Path(waitress_adapter.__file__).read_text())
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and not of_a_socket(node.value)}

@@ -56,7 +56,7 @@ def test_signature_is_pinned(models: dict[str, Made], name: str) -> None:
     assert (output_name, scores.dtype, scores.shape) == (made.output_name, "DT_FLOAT", (-1, made.classes))
 
 
-def test_an_h5_that_keras_3_will_not_read(
+def test_h5_that_keras_3_cannot_read_is_converted(
     models: dict[str, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Row S6 of the course's failures: its Xception's file. tf-keras reads it; where that is missing, it is said."""
@@ -100,7 +100,7 @@ def test_description_and_warm_up(models: dict[str, Made]) -> None:
         list(warmup.read(cut))
 
 
-def test_a_trainings_report_is_taken_along(
+def test_training_report_is_added_to_the_description(
     models: dict[str, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "kitchen.h5"
@@ -359,7 +359,7 @@ def test_bad_options(
     assert nothing_left(tmp_path / "out")
 
 
-def test_refuses_what_answers_otherwise_than_keras(
+def test_refuses_a_savedmodel_whose_scores_differ_from_keras(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model whose answer depends on more than the photo: here, on chance."""
@@ -410,7 +410,7 @@ def test_killed_leaves_no_version(models: dict[str, Made], tmp_path: Path, numbe
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_whatever_catches_exceptions(tmp_path: Path, number: int) -> None:
+def test_signal_stops_convert_despite_exception_handlers(tmp_path: Path, number: int) -> None:
     """As TensorFlow does, which takes an exception in an import of its own for a package that is not installed."""
     script = f"""
 import os, pathlib, signal
@@ -429,7 +429,7 @@ with _temporary_folder(pathlib.Path({str(tmp_path)!r}, "m")) as folder:
     assert nothing_left(tmp_path)
 
 
-def test_a_running_convert_is_left_alone(models: dict[str, Made], tmp_path: Path) -> None:
+def test_running_convert_keeps_its_temporary_folder(models: dict[str, Made], tmp_path: Path) -> None:
     from clothing_model.commands.convert import _lock
 
     other = tmp_path / "m" / ".converting-1"

@@ -40,7 +40,9 @@ def compared(tmp_path: Path, *arguments: str | Path, code: int = 0) -> dict[str,
     return report
 
 
-def test_what_changes(models: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diff_reports_changed_classes(
+    models: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     report = compared(tmp_path, models / "1", models / "2", dataset, "--png", tmp_path / "changed.png")
     # green wins where 4 * (best - green) / 127.5 < 5.8: best - green < 184.9
     changed = {each["photo"]: each for each in report["details"] if each["old"]["label"] != each["new"]["label"]}
@@ -131,7 +133,7 @@ def test_photo_that_only_one_can_read_is_named(
         (("1", "2", "PHOTOS", "--png", "x.gif"), "must end in .png"),
     ],
 )
-def test_what_can_not_be_done(
+def test_impossible_requests_are_errors(
     models: Path,
     dataset: Path,
     tmp_path: Path,

@@ -132,7 +132,7 @@ def test_class_without_photos_has_no_recall(model: Path, tmp_path: Path, capsys:
     assert " - " in capsys.readouterr().out
 
 
-def test_photo_that_is_none_is_named(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_photo_is_named(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     some = colour_models.dataset(tmp_path / "some")
     (some / "red/broken.jpg").write_bytes(b"\xff\xd8 no photo")
     report = tmp_path / "report.json"
@@ -157,7 +157,7 @@ def test_photo_that_is_none_is_named(model: Path, tmp_path: Path, capsys: pytest
         (("--gateway", "ftp://localhost"), "as http://HOST:PORT"),
     ],
 )
-def test_what_can_not_be_done(
+def test_impossible_requests_are_errors(
     dataset: Path, model: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
 ) -> None:
     arguments = [str(model) if option == "MODEL" else option for option in options]
@@ -248,7 +248,7 @@ def classified(body: bytes) -> dict[str, Any]:
     }
 
 
-def test_full_gateway_is_asked_again_when_it_says(
+def test_retry_after_of_a_full_gateway_is_respected(
     dataset: Path, tmp_path: Path, start: Callable[..., Gateway], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answer(number: int, body: bytes) -> tuple[int, dict[str, str], Any]:
@@ -271,7 +271,7 @@ def test_full_gateway_is_asked_again_when_it_says(
     assert "answered by colours 3: 12" in capsys.readouterr().out
 
 
-def test_photos_at_a_time_are_bounded(dataset: Path, tmp_path: Path, start: Callable[..., Gateway]) -> None:
+def test_photos_in_flight_are_bounded(dataset: Path, tmp_path: Path, start: Callable[..., Gateway]) -> None:
     def answer(_: int, body: bytes) -> tuple[int, dict[str, str], Any]:
         time.sleep(0.1)
         return 200, {}, classified(body)
@@ -304,7 +304,7 @@ def test_refused_photo_is_noted(
     ],
     ids=["another server", "another JSON", "no photo at all"],
 )
-def test_what_is_no_gateway(
+def test_response_of_another_server_is_an_error(
     dataset: Path,
     start: Callable[..., Gateway],
     capsys: pytest.CaptureFixture[str],
@@ -316,7 +316,7 @@ def test_what_is_no_gateway(
     assert words in capsys.readouterr().err
 
 
-def test_gateway_that_is_away(
+def test_unreachable_gateway_is_an_error(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, start: Callable[..., Gateway], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(dataset), "--gateway", "http://127.0.0.1:1"]) == 1

@@ -97,7 +97,7 @@ def weights_of(file: Path) -> list[np.ndarray[Any, Any]]:
     return list(keras.saving.load_model(file).get_weights())
 
 
-def test_stopped_training_goes_on_and_the_seed_decides(
+def test_stopped_training_resumes_and_the_seed_determines_it(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit as if it had never been stopped; which says, too, that the same seed gives the same weights."""
@@ -213,7 +213,7 @@ def test_weights_as_keras_publishes_them(tmp_path: Path, network_name: str, appl
     assert np.abs(features - expected).max() < 1e-4 * largest
 
 
-def test_state_of_another_plan_is_not_gone_on_from(tmp_path: Path) -> None:
+def test_state_of_another_plan_is_not_resumed(tmp_path: Path) -> None:
     identity = {"plan": {"seed": 1}, "photos_sha256": "ab"}
     State(epoch=4, best={"epoch": 4, "accuracy": 0.5}).save(tmp_path, identity)
     saved = State.load(tmp_path, identity)
@@ -268,7 +268,7 @@ def test_arguments_that_contradict(
     assert not (tmp_path / "x.keras").exists()
 
 
-def test_folders_that_are_no_dataset(dataset: Path, tmp_path: Path) -> None:
+def test_invalid_dataset_folders_are_errors(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(photo_folders.DatasetError, match="no such folder"):
         photo_folders.find_photos(tmp_path / "absent")
     with pytest.raises(photo_folders.DatasetError, match="holds no folders"):
@@ -318,7 +318,7 @@ def test_training_size_grows_and_rate_falls() -> None:
     assert rates[-1] < plan.rate / 50
 
 
-def test_networks_of_the_help_are_those_there_are() -> None:
+def test_help_lists_the_existing_networks() -> None:
     from clothing_model.training import network
 
     assert network_names() == network.NAMES

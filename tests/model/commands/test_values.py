@@ -53,7 +53,7 @@ def test_inspect_prints_the_same(models: dict[str, Made], capsys: pytest.Capture
     assert capsys.readouterr().out.split("# values for charts/clothing-classifier\n")[1] == ours
 
 
-def test_what_is_guessed_is_said(models: dict[str, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_guessed_values_are_marked(models: dict[str, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = models["kitchen"].version
     found, notes = values(capsys, path)
     assert "# not noted in the model: check names and order" in found["labels"]

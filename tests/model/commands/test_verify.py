@@ -62,7 +62,7 @@ def test_the_demo_model_passes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_convert_writes_passes(models: dict[str, Made], capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_converted_model_passes(models: dict[str, Made], capsys: pytest.CaptureFixture[str], name: str) -> None:
     code, lines = verify(capsys, models[name].version.parent)
     assert code == 0, lines
     assert any(line.startswith("ok ") for line in lines)

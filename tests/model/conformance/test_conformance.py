@@ -137,7 +137,7 @@ def test_version_output_filter_and_default_signature(target: Target) -> None:
     assert_close(values(answer.outputs[output]), target.scores(array))
 
 
-def test_clients_at_a_time_get_their_own(target: Target) -> None:
+def test_concurrent_clients_get_their_own_scores(target: Target) -> None:
     """Fewer calls at a time than the server has threads: none is refused."""
     if not target.started:
         pytest.skip("the number of the server's threads isn't known")
@@ -524,7 +524,7 @@ def test_the_lowest_of_several_unwanted_versions_is_unloaded_at_once(versions: T
     assert versions.metadata("versions").model_spec.version.value == 2
 
 
-def test_a_version_that_is_not_on_the_volume_unloads_the_one_that_serves(versions: Target) -> None:
+def test_version_missing_on_the_volume_unloads_the_serving_one(versions: Target) -> None:
     reload(versions, versions=[9], label=0)
     eventually(lambda: set(versions.states("versions").values()) == {"END"}, "all versions are unloaded")
     assert versions.http("/v1/models/versions/metadata")[0] == 404

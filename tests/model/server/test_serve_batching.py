@@ -96,7 +96,7 @@ def first_is_held(run: Doubling, session: BatchingSession, pool: ThreadPoolExecu
     return Asking(session, pool), first
 
 
-def test_what_waits_is_computed_together(pool: ThreadPoolExecutor) -> None:
+def test_queued_requests_are_computed_in_one_batch(pool: ThreadPoolExecutor) -> None:
     run, metrics = Doubling(held=True), Metrics()
     session = session_of(run, metrics, max_batch_size=4)
     ask, first = first_is_held(run, session, pool)
@@ -113,7 +113,7 @@ def test_what_waits_is_computed_together(pool: ThreadPoolExecutor) -> None:
     assert (len(limits), limits[0], limits[1], limits[-1]) == (53, "100", "120", "+Inf")
 
 
-def test_outputs_are_those_asked_for(pool: ThreadPoolExecutor) -> None:
+def test_requested_outputs_are_returned(pool: ThreadPoolExecutor) -> None:
     run = Doubling(held=True)
     session = session_of(run)
     ask, first = first_is_held(run, session, pool)
@@ -142,7 +142,7 @@ def test_a_batch_waits_for_its_timeout_or_until_it_is_full(pool: ThreadPoolExecu
     assert time.monotonic() - started >= 0.2
 
 
-def test_a_queue_that_waits_is_minded_while_another_is_computed(pool: ThreadPoolExecutor) -> None:
+def test_waiting_queue_is_scheduled_while_another_computes(pool: ThreadPoolExecutor) -> None:
     """Two threads, one in a long batch: the other must wake for a batch whose time comes meanwhile."""
     run = Doubling(held=True)
     session = session_of(run, threads=2, max_batch_size=2, batch_timeout_micros=100_000)
@@ -206,7 +206,7 @@ def test_deadlines(pool: ThreadPoolExecutor) -> None:
     run.go.set()
 
 
-def test_one_client_fails_no_other(pool: ThreadPoolExecutor) -> None:
+def test_failing_request_does_not_fail_its_batch(pool: ThreadPoolExecutor) -> None:
     run = Doubling(held=True)
     session = session_of(run)
     ask, first = first_is_held(run, session, pool)

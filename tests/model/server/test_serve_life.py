@@ -42,7 +42,7 @@ def scores(stub: Any, made: Made) -> tuple[int, np.ndarray[Any, Any]]:
     return answer.model_spec.version.value, np.array(answer.outputs["dense_7"].float_val).reshape(2, -1)
 
 
-def test_versions_come_and_go_without_a_gap(
+def test_versions_load_and_unload_without_a_gap(
     serve: Starter, models: dict[str, Made], tmp_path: Path, second: Path
 ) -> None:
     made = models["course"]
@@ -100,7 +100,7 @@ def test_versions_come_and_go_without_a_gap(
     assert server.terminate() == 0
 
 
-def test_sigterm_finishes_what_is_begun(serve: Starter, models: dict[str, Made]) -> None:
+def test_sigterm_finishes_requests_in_flight(serve: Starter, models: dict[str, Made]) -> None:
     made = models["exported"]
     server = serve("--model_name=exported", f"--model_base_path={made.version.parent}").wait_until_up()
     stub = server.prediction()
@@ -115,7 +115,7 @@ def test_sigterm_finishes_what_is_begun(serve: Starter, models: dict[str, Made])
     assert refused(stub.Predict, message).code == grpc.StatusCode.UNAVAILABLE
 
 
-def test_without_a_handler_sigterm_ends_it_at_once(serve: Starter, models: dict[str, Made]) -> None:
+def test_sigterm_without_a_handler_kills_the_process(serve: Starter, models: dict[str, Made]) -> None:
     """TensorFlow Serving's manners: what is begun is lost."""
     made = models["exported"]
     flags = ("--model_name=exported", f"--model_base_path={made.version.parent}", "--handle_signals=false")
@@ -200,19 +200,19 @@ for line in range(1, 40):  # of those that a wait may run in Python, with or wit
 """
 
 
-def test_a_signal_at_any_moment_of_the_wait() -> None:
+def test_signal_at_any_moment_of_the_wait_is_handled() -> None:
     """A handler that takes a lock which the wait holds would leave the server there until it is killed."""
     done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_sigterm_before_the_model(serve: Starter, tmp_path: Path) -> None:
+def test_sigterm_while_the_model_loads(serve: Starter, tmp_path: Path) -> None:
     server = serve("--model_name=m", f"--model_base_path={tmp_path}")
     server.wait_for(lambda: "No versions of servable m" in server.text, "the warning")
     assert server.terminate() == 0
 
 
-def test_what_cannot_be_loaded_ends_the_server(serve: Starter, models: dict[str, Made], tmp_path: Path) -> None:
+def test_unloadable_model_stops_the_server(serve: Starter, models: dict[str, Made], tmp_path: Path) -> None:
     base = tmp_path / "models"
     put(base, models["course"].version, 1)
     shutil.rmtree(base / "1" / "variables")
@@ -235,7 +235,7 @@ def test_what_cannot_be_loaded_ends_the_server(serve: Starter, models: dict[str,
         ("assets.extra/tf_serving_warmup_requests", b"\x01", "INVALID_ARGUMENT", "Failed to parse warmup record"),
     ],
 )
-def test_why_a_version_cannot_be_loaded(
+def test_load_failure_states_the_reason(
     models: dict[str, Made], tmp_path: Path, path: str, content: bytes | None, code: str, message: str
 ) -> None:
     """The loader itself, with real files and TensorFlow: what GetModelStatus and the log then show."""
@@ -253,7 +253,7 @@ def test_why_a_version_cannot_be_loaded(
     assert message in str(state.error)
 
 
-def test_flags_that_change_the_answers(serve: Starter, models: dict[str, Made], tmp_path: Path) -> None:
+def test_flags_change_the_responses(serve: Starter, models: dict[str, Made], tmp_path: Path) -> None:
     """Content in place of values, the age of connections, a socket, threads, a session config; and no warm-up."""
     made = models["course"]
     (tmp_path / "session.config").write_text("allow_soft_placement: true\n")

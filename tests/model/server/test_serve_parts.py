@@ -256,7 +256,7 @@ def test_text_tensors() -> None:
         tensors.from_json("photo", [{"b64": "%"}], tf.string)
 
 
-def test_a_version_in_use_stays_until_its_last_request(tmp_path: Path) -> None:
+def test_version_is_unloaded_after_its_last_request(tmp_path: Path) -> None:
     import threading
 
     from tensorflow_serving.apis import model_pb2
@@ -279,7 +279,7 @@ def test_a_version_in_use_stays_until_its_last_request(tmp_path: Path) -> None:
     assert {version: state.stage.name for version, state in manager.states("m").items()} == {1: "END", 2: "AVAILABLE"}
 
 
-def test_a_failed_version_is_tried_again_when_it_comes_back(tmp_path: Path) -> None:
+def test_failed_version_is_retried_when_its_folder_returns(tmp_path: Path) -> None:
     attempts = []
 
     def load(*arguments: Any) -> FakeServable:
@@ -365,7 +365,7 @@ def test_several_models_policies_and_labels(tmp_path: Path) -> None:
     assert [(one.name, one.version) for one in loaded if not one.closed] == [("a", 3)]
 
 
-def test_a_version_whose_successor_fails_stays(tmp_path: Path) -> None:
+def test_version_stays_loaded_when_its_successor_fails(tmp_path: Path) -> None:
     """N is unloaded only when N+1 is up: also where N+1 is tried again and again."""
     (tmp_path / "1").mkdir()
     seen: list[list[int]] = []
