@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +23,7 @@ from clothing_model import savedmodel
 from clothing_model.commands.options import image_size, read_labels
 from clothing_model.commands.values import size_text
 from clothing_model.errors import ModelError
+from clothing_model.keras import config as keras_config
 from clothing_model.keras import files as keras_files
 from clothing_model.keras.files import KerasModel, Source
 from clothing_model.quiet import quiet_tensorflow
@@ -80,6 +81,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=WEIGHTS[0],
         help="type of the stored weights: float16 halves the model's size; it still computes in float32",
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run the Python code that a Keras file holds (Lambda layers), as a program of its author's; without it "
+        "such a file is refused, and the layers are named",
+    )
     parser.add_argument("--input-name", metavar="NAME", help="the signature's input (default: the input layer's name)")
     parser.add_argument("--output-name", metavar="NAME", help="the signature's output (default: the last layer's name)")
     parser.add_argument(
@@ -106,8 +113,10 @@ def run(args: argparse.Namespace) -> int:
     labels = read_labels(args.labels) if args.labels else None
     batch_sizes = None if args.warmup is None else _batch_sizes(args.warmup)
     size = image_size(args.image_size)
-    source = keras_files.identify(args.source)
+    source = replace(keras_files.identify(args.source), trusted=args.trust)
     _say(f"reading {source}")
+    if source.kind != keras_files.SAVED_MODEL and not source.trusted:
+        keras_config.refuse(source.path, keras_config.read(source.path))
     known = _known(source)
     labels = labels or tuple(known.get("labels", ())) or None
     preprocessing = args.preprocessing or known.get("preprocessing")

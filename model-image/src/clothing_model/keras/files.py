@@ -16,6 +16,7 @@ from typing import Any
 
 from clothing_model import savedmodel
 from clothing_model.errors import ModelError
+from clothing_model.keras import config as keras_config
 
 SAVED_MODEL, HDF5, KERAS_ZIP = "SavedModel", "HDF5", "Keras zip"
 SAVED_MODEL_PARTS = ("saved_model.pb", "variables", "assets", "assets.extra", "fingerprint.pb", "keras_metadata.pb")
@@ -29,6 +30,7 @@ class Source:
     path: Path
     kind: str
     keras_version: str | None = None  # None for a SavedModel
+    trusted: bool = False  # whether code in a Keras file may run
 
     @property
     def keras_2(self) -> bool:
@@ -148,6 +150,8 @@ class KerasModel:
 def load(source: Source) -> KerasModel:
     """Load a Keras 2 or Keras 3 model, or a SavedModel.
 
+    A Keras file with code in it is loaded only where the source is ``trusted``, which runs that code.
+
     Keras 2 files are loaded by tf-keras: Keras 3 refuses, among others, the course's Xception, whose
     SeparableConv2D layers were saved with a `groups` setting.
 
@@ -162,9 +166,15 @@ def load(source: Source) -> KerasModel:
 
 def _load_keras_2(source: Source) -> KerasModel:
     import tf_keras
+    from tf_keras.src.saving.serialization_lib import SafeModeScope
+
+    def load_model() -> Any:
+        # The scope too: of an .h5 load_model takes safe_mode, and takes no notice of it.
+        with SafeModeScope(not source.trusted):
+            return tf_keras.models.load_model(source.path, compile=False, safe_mode=not source.trusted)
 
     # compile=False: the optimizer and the loss aren't needed, and the names of old ones are unknown today.
-    model = _guarded(source, lambda: tf_keras.models.load_model(source.path, compile=False))
+    model = _guarded(source, load_model)
     library = f"tf-keras {tf_keras.__version__}"
     variables = list(model.variables)
     return _described(source, model, library, variables, inputs=model.input_names, outputs=model.output_names)
@@ -186,7 +196,7 @@ def load_keras_3(source: Source) -> Any:
 
     if keras.backend.backend() != "tensorflow":
         raise ModelError(f"Keras runs on {keras.backend.backend()} here: set KERAS_BACKEND=tensorflow and run again")
-    return _guarded(source, lambda: keras.models.load_model(source.path, compile=False))
+    return _guarded(source, lambda: keras.models.load_model(source.path, compile=False, safe_mode=not source.trusted))
 
 
 def _load_saved_model(source: Source) -> KerasModel:
@@ -223,14 +233,14 @@ def _load_saved_model(source: Source) -> KerasModel:
 
 
 def _guarded(source: Source, load_model: Callable[[], Any]) -> Any:
+    config = keras_config.read(source.path)
+    if not source.trusted:
+        keras_config.refuse(source.path, config)
     try:
         model = load_model()
     except Exception as error:
-        first = (str(error).strip().splitlines() or [repr(error)])[0]
         raise ModelError(
-            f"{source.path} can't be loaded: {type(error).__name__}: {first[:500]}\n"
-            "  If the model has layers or functions of its own, load it where they are defined, "
-            "save it there with tf.saved_model.save or model.export, and give that folder."
+            f"{source.path} can't be loaded: {_cause(error, config)}\n  {keras_config.OWN_LAYERS}"
         ) from error
     if not getattr(model, "built", False) or not getattr(model, "inputs", None):
         raise ModelError(
@@ -238,6 +248,27 @@ def _guarded(source: Source, load_model: Callable[[], Any]) -> Any:
             "and save it again"
         )
     return model
+
+
+# How tf-keras and Keras 3 name what they don't know.
+_UNKNOWN = re.compile(
+    r"(?:Unknown|Could not locate|Could not interpret) [\w ]+(?:'(?P<quoted>[\w>]+)'|: '?(?P<bare>[\w>]+))"
+)
+
+
+def _cause(error: Exception, config: dict[str, Any]) -> str:
+    """What Keras says first; or the class or function that it says, further below, to be unknown, and its layers."""
+    unknown = _UNKNOWN.search(str(error))
+    name = (unknown["quoted"] or unknown["bare"]).rpartition(">")[2] if unknown else "function"
+    if name == "function":  # which, stands in the config that it quotes
+        named = [each for each in keras_config.functions(config) if repr(each) in str(error)]
+        name = named[0] if named else ""
+    if name:
+        layers = [layer for layer in keras_config.layers_of(config, name) if layer]
+        where = f"layer {', '.join(layers[:5])}: " if layers else ""
+        return f"{where}{name} is unknown to Keras"
+    first = (str(error).strip().splitlines() or [repr(error)])[0]
+    return f"{type(error).__name__}: {first[:500]}"
 
 
 def _described(
