@@ -1,4 +1,4 @@
-"""Client of the gateway, for programs: uploads photos, or has the gateway fetch them.
+"""Python client of the gateway: classifies photos by upload or by URL.
 
     from clothing_gateway.client import Client, ClientError
 
@@ -107,7 +107,10 @@ class UnexpectedAnswer(ClientError):
 
     @property
     def retry_after(self) -> float | None:
-        """Retry-After; 0 for a load balancer's 502, 503 and 504 without it: they pass soon."""
+        """Seconds of Retry-After; 0 for a load balancer's 502, 503 or 504 without it.
+
+        Such errors are short.
+        """
         if self._retry_after is not None:
             return self._retry_after
         return 0.0 if self.status in (502, 503, 504) else None

@@ -1,4 +1,6 @@
-"""Request context: one request's id, deadline, slot, stages and trace, from its first byte to its log line.
+"""Request context: one request's id, deadline, slot, stages and trace.
+
+It exists from the request's first byte to its log line.
 
 The server makes one for each request and passes it on in the WSGI environment (``CONTEXT``); routes, pipeline and
 telemetry take it from there. Nothing in it knows HTTP.
@@ -61,7 +63,9 @@ _DETACHED = Detached()
 
 @dataclass(slots=True, eq=False)
 class RequestContext:
-    """One request: identity, limits, and the notes for its metrics, log line, trace and Server-Timing header.
+    """One request: identity, limits, and observations.
+
+    The observations are for its metrics, log line, trace and Server-Timing header.
 
     ``start`` is on the clock of ``time.monotonic``; stages are in seconds, summed over the request's photos.
     """
@@ -116,7 +120,10 @@ class RequestContext:
         return Stage(self, name)
 
     def record(self, stage: str, seconds: float) -> None:
-        """Add one photo's time in a stage; safe from any thread, as photos of one request run in parallel."""
+        """Add one photo's time in a stage; thread-safe.
+
+        Photos of one request run in parallel.
+        """
         self.metrics.observe_stage(stage, seconds)
         with self._lock:
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
@@ -125,7 +132,10 @@ class RequestContext:
 
 
 class Stage:
-    """Context manager that records the time of its block; a class, as a generator costs three times as much."""
+    """Context manager that records the time of its block.
+
+    It is a class, as a generator costs three times as much.
+    """
 
     __slots__ = ("_context", "_name", "_start")
 

@@ -41,7 +41,10 @@ class Deadline:
 
 
 def client_timeout_seconds(milliseconds: str | None, grpc_timeout: str | None) -> float | None:
-    """The client's timeout by ``X-Request-Timeout-Ms`` and ``grpc-timeout``: the shorter one where both are sent."""
+    """The client's timeout by ``X-Request-Timeout-Ms`` and ``grpc-timeout``.
+
+    Where both are sent, it is the shorter one.
+    """
     allowed: list[float] = []
     if milliseconds is not None:
         if not (milliseconds.isascii() and milliseconds.isdigit() and len(milliseconds) <= 9 and int(milliseconds)):

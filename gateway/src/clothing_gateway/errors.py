@@ -1,4 +1,4 @@
-"""Error tree: every failure that a client can get, with its HTTP status, code and message.
+"""Error tree: every error response, with its HTTP status, code and message.
 
 GatewayError                     500  internal-error
 ├── BadRequest                   400  bad-request
@@ -106,7 +106,10 @@ class NoPhoto(BadRequest):
 
 
 class AddressNotAllowed(BadRequest):
-    """The photo's URL may not be fetched; one message but for a misspelled URL, so that it maps no network."""
+    """The photo's URL is not allowed.
+
+    Every reason but a misspelled URL has one message, so that it reveals no network.
+    """
 
     code = "address-not-allowed"
     title = "Address not allowed"
@@ -127,7 +130,10 @@ class Unauthorized(GatewayError):
 
 
 class OriginNotAllowed(GatewayError):
-    """A browser's cross-origin request, whose origin GATEWAY_ALLOWED_ORIGINS does not name."""
+    """A browser's cross-origin request from an origin that is not allowed.
+
+    GATEWAY_ALLOWED_ORIGINS names those that are.
+    """
 
     status = 403
     code = "origin-not-allowed"
@@ -180,14 +186,20 @@ class TooLarge(GatewayError):
 
 
 class TooManyBytes(TooLarge):
-    """The body or the fetched photo exceeds GATEWAY_MAX_BODY_BYTES or GATEWAY_FETCH_MAX_BYTES."""
+    """The body or the fetched photo has too many bytes.
+
+    The limits are GATEWAY_MAX_BODY_BYTES and GATEWAY_FETCH_MAX_BYTES.
+    """
 
     code = "too-many-bytes"
     title = "Too many bytes"
 
 
 class TooManyPixels(TooLarge):
-    """The photo exceeds GATEWAY_MAX_PIXELS, GATEWAY_MAX_SIDE_PIXELS or the decoders' memory."""
+    """The photo has too many pixels.
+
+    It exceeds GATEWAY_MAX_PIXELS, GATEWAY_MAX_SIDE_PIXELS or the decoders' memory.
+    """
 
     code = "too-many-pixels"
     title = "Too many pixels"
@@ -201,7 +213,7 @@ class TooManyPhotos(TooLarge):
 
 
 class TooComplex(TooLarge):
-    """The photo's file has more parts (scans, segments, chunks, comments) than allowed."""
+    """The photo's file has too many parts (scans, segments, chunks, comments)."""
 
     code = "too-complex"
     title = "Too complex"
@@ -283,7 +295,10 @@ class HeadersTooLarge(GatewayError):
 
 
 class ClientLeft(GatewayError):
-    """The client disconnected before the response; only the log and the metrics have it."""
+    """The client disconnected before the response.
+
+    Only the log and the metrics have it.
+    """
 
     status = 499  # nginx's; HTTP has none for a response that is never sent
     code = "client-left"

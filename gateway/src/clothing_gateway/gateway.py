@@ -64,7 +64,10 @@ class StartError(Exception):
 
 
 def bind(host: str, port: int, setting: str) -> socket.socket:
-    """Bind a socket to an address; StartError where that fails. ``::`` is IPv6 and IPv4, or those that there are."""
+    """Bind a socket to an address; raises StartError.
+
+    ``::`` is IPv6 and IPv4, or the one that exists.
+    """
     if host == "::" and not socket.has_dualstack_ipv6():
         host = "0.0.0.0"  # a node that was started with ipv6.disable=1
     sock: socket.socket | None = None
@@ -88,7 +91,10 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
 
 
 def _connections(wanted: int) -> int:
-    """Raise the limit of open files to its hard limit; the number of clients' connections that fit in it."""
+    """Raise the open files limit to its hard limit; return the client connections.
+
+    That is the number of connections that fit in the limit.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS refuses an infinite one
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,7 @@
-"""Inference pipeline: fetch, decode queue, decode and preprocess, Predict. Independent of HTTP."""
+"""Inference pipeline: fetch, decode queue, decode, preprocess, Predict.
+
+It is independent of HTTP.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,9 @@ class _Prepared:
 
 
 def fetching_limit(settings: Settings) -> int:
-    """Photos that are fetched at a time, apart from those in flight; one client has GATEWAY_MAX_IN_FLIGHT of them.
+    """Limit of photos being fetched, apart from those in flight.
+
+    One client has GATEWAY_MAX_IN_FLIGHT of them.
 
     So slow photo servers take no slot from uploads, and no client all of them from the others.
     """
@@ -80,7 +85,10 @@ class Classifier:
         self._parallel = ThreadPoolExecutor(threads, thread_name_prefix="photo")
 
     def classify(self, sources: Sequence[Source], context: RequestContext) -> Answer:
-        """Scores for each photo; a photo's failure is its own outcome, the model's failure is raised."""
+        """Scores for each photo.
+
+        A photo's failure is its own outcome; the model's failure is raised.
+        """
         # First, as without a model all other work would be wasted.
         model = self._predictor.versions.route(context.request_id, context.model_version)
         try:
@@ -160,7 +168,7 @@ class Classifier:
 
 
 def read_header(data: bytes, settings: Settings, max_cost: int, size: tuple[int, int] | None = None) -> decode.Header:
-    """A photo's format, size and decoding cost; raises the error of a file that isn't decoded."""
+    """A photo's format, size and decoding cost; raises a file's error."""
     return decode.read_header(
         data,
         settings.max_pixels,

@@ -59,7 +59,7 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A setting's type: parser and printer, and the form of the chart's value behind it."""
+    """A setting's type: parser, printer, and form of the chart's value."""
 
     parse: Callable[[str], Any]
     show: Callable[[Any], str] = str
@@ -100,7 +100,10 @@ class Setting:
         return self.default or self.derived or "empty"
 
     def value(self, text: str, above: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a value of any type
-        """The value of a text; an empty one is derived from the settings above. Raises ValueError."""
+        """Parse a value; an empty one is derived from the settings above.
+
+        Raises ValueError.
+        """
         if text:
             return self.kind.parse(text)
         return self.derive(above) if self.derive else self.kind.empty
@@ -757,7 +760,9 @@ class Settings:
     def load(
         cls, environment: Mapping[str, str], flags: Mapping[str, str | None] | None = None
     ) -> tuple[Settings, dict[str, str], list[str]]:
-        """Parse all settings, and give them with their sources (flag, environment, default) and warnings.
+        """Parse all settings; return them, their sources and warnings.
+
+        A source is flag, environment or default.
 
         Raises SettingsError with every setting that can't be used.
         """

@@ -53,7 +53,7 @@ def is_url(photo: str) -> bool:
 
 
 def find(arguments: Sequence[str]) -> Iterator[tuple[str, Exception | None]]:
-    """Yield each photo, those of a folder by name, with the error of an unreadable one."""
+    """Yield each photo, a folder's by name, with the error of an unreadable one."""
     for argument in arguments:
         if is_url(argument) or not Path(argument).is_dir():
             yield argument, None
@@ -208,7 +208,10 @@ class _Work:
 
 
 def run(arguments: Sequence[str], ask: Ask, output: Output, parallel: int, notes: Notes) -> bool:
-    """Classify all photos; whether each was. KeyboardInterrupt is raised after writing."""
+    """Classify all photos; return whether each was classified.
+
+    KeyboardInterrupt is raised after writing.
+    """
     # A name that is not UTF-8 is escaped, in place of an exception.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -360,7 +360,10 @@ def _classify(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _key(path: str | None) -> str | None:
-    """The key for the gateway: never a flag's value, which all users of the machine can see."""
+    """The API key, from a file or the environment.
+
+    It is never a flag's value, which all users of the machine can see.
+    """
     if path is None:
         return os.environ.get(KEY_VARIABLE) or None
     try:

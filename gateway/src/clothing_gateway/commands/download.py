@@ -1,4 +1,4 @@
-"""The command ``clothing-gateway download``: fetches archives with a model, before the model server starts.
+"""The command ``download``: fetches model archives before the server starts.
 
 An archive is pinned by its SHA-256, which is compared before anything of it is unpacked. It is unpacked beside its
 place and renamed, so that no process ever sees half of it. Both stay in the cache under the SHA-256: the next pod that
@@ -71,7 +71,10 @@ class Archive:
 
     @classmethod
     def parse(cls, text: str) -> Archive:
-        """Parse ``URL#sha256=HEX[&version=NUMBER]``: pip's notation of a digest, which is not sent."""
+        """Parse ``URL#sha256=HEX[&version=NUMBER]``, pip's notation of a digest.
+
+        The fragment is not sent.
+        """
         url, _, fragment = text.partition("#")
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc or not parts.path.strip("/"):
@@ -159,7 +162,10 @@ def _cached(archive: Archive, cache: Path, max_bytes: int) -> Path:
 
 
 def _holds(archive: Archive, packed: Path, folder: Path, max_bytes: int) -> bool:
-    """Check that a cached archive has its SHA-256, and the folder its files and no other, byte for byte."""
+    """Check a cached archive's SHA-256, and that the folder has exactly its files.
+
+    The files are compared byte for byte.
+    """
     if folder.is_symlink():
         return False
     try:
@@ -190,7 +196,10 @@ def _plain(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[bool]:
-    """Wait for the archive's lock; yield whether it is held: not every shared file system has locks."""
+    """Wait for the archive's lock; yield whether it is held.
+
+    Not every shared file system has locks.
+    """
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -301,7 +310,7 @@ class _Transfer:
 
 
 def _open(url: str) -> tuple[ObjectStore, str]:
-    """Return the object store of a URL, configured by the environment, and the path in it."""
+    """Return a URL's object store, configured by the environment, and the path in it."""
     parts = urlsplit(url)
     # Plain HTTP only where the operator chose it: in the URL, or as a store's endpoint.
     plain = parts.scheme != "https"
@@ -324,7 +333,10 @@ def _open(url: str) -> tuple[ObjectStore, str]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of a store's error, and the innermost cause, many lines below."""
+    """Return the first line of a store's error and its innermost cause.
+
+    The cause is many lines below.
+    """
     # The store's client quotes URLs with their query, where a signature is.
     text = re.sub(r"(\w+://[^\s?]*)\?[^\s)\"]*", r"\1", str(error))
     first = text.splitlines()[0].strip() if text else type(error).__name__
@@ -339,7 +351,10 @@ def _reason(error: Exception) -> str:
 
 
 def unpack(archive: Archive, file: Path, folder: Path, max_bytes: int) -> None:
-    """Unpack a tar (plain, gzip, bzip2, xz) or zip file: regular files within the folder and the limits."""
+    """Unpack a tar (plain, gzip, bzip2, xz) or zip file within the limits.
+
+    Only regular files, and only within the folder.
+    """
     try:
         for name, source in _content(archive, file, max_bytes):
             path = folder / name
@@ -406,7 +421,10 @@ def _not_plain(archive: Archive, name: str) -> DownloadError:
 
 
 def find_versions(folder: Path, archive: Archive) -> dict[int, Path]:
-    """Find the versions in an archive's content: numbered folders, or the content itself, one folder down or not."""
+    """Find the versions in an archive's content.
+
+    They are numbered folders, or the content itself, at the top or one folder down.
+    """
     inner = folder
     while not _is_version(inner):
         numbered = {int(one.name): one for one in inner.iterdir() if one.name.isdecimal() and _is_version(one)}

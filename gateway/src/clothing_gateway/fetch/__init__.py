@@ -1,4 +1,4 @@
-"""Fetch photos by URL behind an SSRF guard: address policy, DNS resolver, HTTP client."""
+"""Fetching photos by URL behind an SSRF guard: policy, resolver, HTTP client."""
 
 from __future__ import annotations
 

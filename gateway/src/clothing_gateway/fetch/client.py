@@ -124,7 +124,7 @@ class _Watched:
 
 
 def _let_the_kernel_wait(sock: socket.socket | None) -> None:
-    """Set the socket's own timeouts (SO_RCVTIMEO), in place of a poll before each read.
+    """Set the socket's kernel timeouts (SO_RCVTIMEO), in place of polls before reads.
 
     At each system call another thread may take the interpreter lock. A TLS socket keeps Python's timeout.
     """
@@ -180,7 +180,10 @@ class Fetcher:
         self._idle: deque[tuple[_Key, float, HTTPConnection]] = deque()
 
     def fetch(self, url: str, deadline: Deadline, has_left: HasLeft = lambda: False) -> Photo:
-        """Return the photo at ``url``; raise a GatewayError, ClientLeft when the client has disconnected."""
+        """Return the photo at ``url``; raise a GatewayError.
+
+        The error is ClientLeft when the client has disconnected.
+        """
         hold = _Hold(self._budget)
         limit = _Limit(deadline.sooner(self._timeout).at, has_left)
         result = "failed"
@@ -361,7 +364,7 @@ class Fetcher:
         return data
 
     def _take_idle(self, target: Target, addresses: list[Address]) -> tuple[HTTPConnection, _Key] | None:
-        """Return an idle connection to one of the addresses just checked, the last used first."""
+        """Return the idle connection used last to one of the addresses just checked."""
         now = time.monotonic()
         wanted = {(target.scheme, target.host, target.port, str(address)) for address in addresses}
         expired: list[HTTPConnection] = []
@@ -398,7 +401,7 @@ class Fetcher:
 
 
 def _redirected(url: str, location: str) -> str:
-    """Resolve a Location (RFC 9110 10.2.2); an absolute URL stays as it is, byte for byte."""
+    """Resolve a Location (RFC 9110 10.2.2); an absolute URL is unchanged."""
     if _ABSOLUTE.match(location):
         return location
     try:
@@ -408,7 +411,10 @@ def _redirected(url: str, location: str) -> str:
 
 
 def _even_out(began: float, limit: Deadline) -> None:
-    """Sleep until a refusal has taken a multiple of _REFUSAL_STEP_SECONDS, or until the deadline."""
+    """Sleep until a refusal has taken a multiple of _REFUSAL_STEP_SECONDS.
+
+    It ends at the deadline at the latest.
+    """
     taken = time.monotonic() - began
     wait = math.ceil(taken / _REFUSAL_STEP_SECONDS) * _REFUSAL_STEP_SECONDS - taken
     time.sleep(max(0.0, min(wait, limit.remaining())))

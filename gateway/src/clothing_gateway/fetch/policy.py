@@ -28,7 +28,10 @@ class NotAllowed(Exception):
 
 
 class Malformed(NotAllowed):
-    """A mistake in the URL's spelling. The text is for the client: it depends on the URL alone, not on any network."""
+    """The URL is malformed; the text is for the client.
+
+    It depends on the URL alone, not on any network.
+    """
 
 
 # (network, what it is, where that is said). Sources: RFCs and the special-purpose registries of IANA
@@ -151,7 +154,7 @@ class Policy:
     denied_networks: tuple[Network, ...] = ()  # take precedence, too
 
     def target(self, url: str) -> Target:
-        """Parse a URL. Malformed where its spelling is wrong, NotAllowed where it leads to what is forbidden.
+        """Parse a URL; raises Malformed for its spelling, NotAllowed for its target.
 
         Path and query are sent byte for byte: a signature is over their letters, and %2b is not %2B. As browsers do,
         only blanks, letters outside ASCII, quotes and angle brackets are percent-encoded, and dot segments removed.
@@ -228,7 +231,7 @@ def _within(network: Network, form: IPv6Network) -> bool:
 
 
 def _embedded(address: Address) -> Iterator[IPv4Address]:
-    """Yield the IPv4 addresses that an IPv6 address may reach by a translator or a tunnel."""
+    """Yield the IPv4 addresses embedded in an IPv6 address (translators, tunnels)."""
     if isinstance(address, IPv4Address):
         return
     number = int(address)
@@ -245,7 +248,7 @@ def _embedded(address: Address) -> Iterator[IPv4Address]:
 
 
 def _refuse_mistakes(url: str) -> None:
-    """Raise Malformed where a URL has characters that two parsers could read in two ways."""
+    """Raise Malformed where two parsers could read a URL in two ways."""
     if len(url) > MAX_URL_LENGTH:
         raise Malformed(f"The URL has more than {MAX_URL_LENGTH} characters; use a shorter one.")
     if _CONTROL.search(url):
@@ -283,7 +286,7 @@ def _matches(host: str, hosts: tuple[str, ...]) -> bool:
 
 @functools.lru_cache(1024)  # most photos are on few hosts
 def _host(host: str) -> tuple[str, Address | None]:
-    """Return the host in lower case without its last dot, and its IP address where it is one."""
+    """Return the host in lower case without its last dot, and its IP address if any."""
     if host.startswith("[") and host.endswith("]"):
         if "%" in host:
             raise Malformed("The URL's IPv6 address has a zone; remove it.")
@@ -307,7 +310,9 @@ def _host(host: str) -> tuple[str, Address | None]:
 
 
 def _ascii(host: str) -> str:
-    """Return a host name in lower case and in ASCII, as browsers map it (UTS 46, IDNA 2008 of RFC 5891).
+    """Return a host name in lower case and in ASCII, as browsers map it.
+
+    Sources: UTS 46, IDNA 2008 (RFC 5891).
 
     Unicode has many spellings of a digit, a dot and a letter, which the mapping makes one: fullwidth letters are ASCII.
     Lists of hosts, the lookup, TLS and the Host header get the mapped name alone.

@@ -45,7 +45,10 @@ class NoAnswer(Exception):
 
 
 def limit_system_lookups() -> None:
-    """Have the C library give up on a name server within 2 s, unless RES_OPTIONS is set; before its first lookup."""
+    """Set the C library's timeout for a name server to 2 s, unless RES_OPTIONS is set.
+
+    It must be called before the first lookup.
+    """
     os.environ.setdefault("RES_OPTIONS", RESOLVER_OPTIONS)
 
 
@@ -91,7 +94,7 @@ class _Question:
 
 
 class Resolver:
-    """Looks names up in at most ``threads`` daemon threads, started when they are first needed."""
+    """Resolver with at most ``threads`` daemon threads, started on demand."""
 
     def __init__(
         self, look_up: LookUp = system_look_up, *, threads: int = THREADS, threads_per_zone: int = THREADS_PER_ZONE
@@ -108,7 +111,7 @@ class Resolver:
         self._failed: OrderedDict[str, tuple[float, NoAddress | NoAnswer]] = OrderedDict()
 
     def addresses(self, host: str, deadline: Deadline) -> list[Address]:
-        """Return all addresses of a name; NoAddress, or NoAnswer when the deadline is first."""
+        """Return all addresses of a name; raises NoAddress, or NoAnswer at the deadline."""
         question = self._ask(host, deadline)
         if not question.answered.wait(max(deadline.remaining(), 0)):
             raise NoAnswer("the lookup took too long")
@@ -154,7 +157,10 @@ class Resolver:
                     self._done(question)
 
     def _take(self) -> _Question | None:
-        """Take the first question whose zone has a thread left; drop those whose callers have stopped waiting."""
+        """Take the first lookup whose zone has a free thread.
+
+        Lookups whose callers have stopped waiting are dropped.
+        """
         for question in list(self._waiting):
             if question.deadline.remaining() <= 0:
                 self._waiting.remove(question)
@@ -181,7 +187,10 @@ class Resolver:
 
 
 def zone(host: str) -> str:
-    """The part of a name that one owner has, more or less: its last two labels, or three below the likes of co.uk."""
+    """The part of a name that one owner has, more or less.
+
+    It is the last two labels, or three below the likes of co.uk.
+    """
     labels = host.rsplit(".", 3)
     is_shared = len(labels) > 2 and len(labels[-1]) == 2 and len(labels[-2]) <= 3
     return ".".join(labels[-3 if is_shared else -2 :])

@@ -92,7 +92,7 @@ def parse(data: bytes) -> Head:
 
 
 def tokens(value: str) -> frozenset[str]:
-    """Return the elements of a comma-separated field in lower case (RFC 9110, section 5.6.1)."""
+    """Return a comma-separated field's elements in lower case (RFC 9110, 5.6.1)."""
     return frozenset(token.strip() for token in value.lower().split(","))
 
 
@@ -106,7 +106,7 @@ class Answer:
 
     @property
     def surplus(self) -> bool:
-        """Whether more was received than the response: then the connection must not be reused."""
+        """Whether bytes follow the response: the connection must not be reused."""
         return bool(self._rest)
 
     def head(self) -> Head:
@@ -176,7 +176,10 @@ class Answer:
             pass  # trailers are not used
 
     def _until(self, mark: bytes, content: int = 0) -> bytes:
-        """Return what is before a mark, and consume both; bounded by the content so far, so that it ends."""
+        """Consume up to a delimiter, and return what is before it.
+
+        The length is bounded by the content so far, so that it ends.
+        """
         limit = MAX_HEAD_BYTES + content - self._overhead
         data = self._rest or self._receive()
         end = data.find(mark)

@@ -67,7 +67,10 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def jpeg_decoder() -> str:
-    """The decoder of plain JPEGs and its version, for logs: the native core and its libjpeg, or Pillow."""
+    """Name and version of the decoder of plain JPEGs, for logs.
+
+    It is the native core and its libjpeg, or Pillow.
+    """
     if core is None:
         return f"Pillow {PIL.__version__}"
     return f"clothing_jpeg {core.__version__}, {core.LIBJPEG}"
@@ -111,7 +114,9 @@ def read_header(
     max_side: int = MAX_SIDE,
     size: tuple[int, int] | None = None,
 ) -> Header:
-    """The header of a file, within the limits (pixels, bytes of memory, pixels of the longer side).
+    """Read a file's header; raises over the limits.
+
+    The limits are pixels, bytes of memory, and pixels of the longer side.
 
     ``size`` is the model's, to which other filters than NEAREST scale in two passes.
 
@@ -151,7 +156,9 @@ def decode(
     scaling: Scaling | None = None,
     deadline: Deadline | None = None,
 ) -> npt.NDArray[Any] | None:
-    """RGB pixels in ``size`` (width, height): uint8, height x width x 3; with ``scaling`` preprocessed, as float32.
+    """Decode to RGB pixels in ``size`` (width, height): uint8 (height, width, 3).
+
+    With ``scaling`` they are preprocessed, as float32.
 
     Without a size the photo is decoded for verification only, and the result is None. Raises BrokenImage, TooComplex,
     or OutOfTime at the deadline.
@@ -163,7 +170,7 @@ def decode(
 
 
 def _plain_header(data: bytes) -> Header | None:
-    """The header of a JPEG that clothing_jpeg decodes, or None: then Pillow decodes it."""
+    """The header of a JPEG that clothing_jpeg decodes; None leaves it to Pillow."""
     known = None if core is None else core.read_header(data)
     if known is None:
         return None

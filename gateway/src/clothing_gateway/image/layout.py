@@ -1,4 +1,6 @@
-"""File layout: format, size, memory cost and the parts that hold pixels, read before anything is decoded.
+"""File layout: format, size, memory cost, and parts with pixels.
+
+It is read before any pixel is decoded.
 
 Pillow keeps each segment, chunk and comment of a file, inflates some, and parses EXIF blocks whose entries may all name
 the same 64 kB. None of it changes a pixel. So the chain of a file's parts is walked here, up to the first pixels and at
@@ -64,7 +66,10 @@ class Layout:
 
 
 def read(data: bytes, kind: str) -> Layout:
-    """The layout of a file of one of the five formats; BrokenImage, UnsupportedImage or TooComplex."""
+    """Read the layout of a file of one of the five formats.
+
+    Raises BrokenImage, UnsupportedImage or TooComplex.
+    """
     try:
         layout = _READERS[kind](data)
     except (IndexError, struct.error):
@@ -86,12 +91,17 @@ def essence(data: bytes, layout: Layout) -> bytes:
 
 
 def rows(width: int, height: int, pixel_bytes: int) -> int:
-    """Bytes of an image in Pillow (Storage.c): each row padded to 4 bytes, and a pointer to it."""
+    """Bytes of an image in Pillow (Storage.c): padded rows and their pointers.
+
+    A row is padded to 4 bytes.
+    """
     return height * (8 + (width * pixel_bytes + 3 & ~3))
 
 
 def _memory(width: int, height: int, pixel_bytes: int, copies: int, decoder: int = 0) -> int:
-    """Bytes while an image is decoded and, where it isn't RGB (``pixel_bytes`` 4 and more), converted.
+    """Bytes of memory while an image is decoded and converted.
+
+    An image that isn't RGB (``pixel_bytes`` 4 and more) is converted.
 
     ``decoder`` is freed before the conversion; ``copies`` are bytes of the file that stay until its end.
     """
@@ -265,7 +275,10 @@ def _png(data: bytes) -> Layout:
 
 
 def _png_essence(data: bytes, layout: Layout) -> bytes:
-    """Header, palette, transparency, and all pixels in one chunk: Pillow takes 10 us for each chunk."""
+    """Rewrite a PNG as header, palette, transparency, and pixels in one chunk.
+
+    Pillow takes 10 us for each chunk.
+    """
     view = memoryview(data)
     pieces: list[memoryview] = []
     at = layout.pixels_at
@@ -352,7 +365,10 @@ def _webp(data: bytes) -> Layout:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height from the first chunk (RFC 9649, sections 2.5 to 2.7): Pillow's opening makes the canvases."""
+    """Width and height from the first chunk (RFC 9649, sections 2.5 to 2.7).
+
+    Pillow allocates the canvases when it opens the file.
+    """
     chunk, start = data[12:16], data[20:30]
     if len(start) == 10:
         if chunk == b"VP8 " and start[3:6] == b"\x9d\x01\x2a":
@@ -366,13 +382,19 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _is_lossless(data: bytes, part: slice) -> bool:
-    """Whether a chunk may hold a lossless stream: a picture, a picture's alpha, or an animation's picture."""
+    """Whether a chunk may hold a lossless stream.
+
+    Such a chunk is an image, an image's alpha, or an animation's frame.
+    """
     name = data[part.start : part.start + 4]
     return name in (b"VP8L", b"ANMF") or (name == b"ALPH" and data[part.start + 8] & 3 == 1)
 
 
 def require_few_groups(data: bytes, layout: Layout) -> None:
-    """TooComplex where a WebP has a lossless stream for which libwebp would take more memory than is counted."""
+    """Raise TooComplex where libwebp would take more memory than is counted.
+
+    A lossless stream can cause it.
+    """
     if layout.format == "WEBP":
         for part in layout.kept:
             for start, stop, width, height in _lossless_streams(data, part, layout.width, layout.height):
@@ -380,7 +402,10 @@ def require_few_groups(data: bytes, layout: Layout) -> None:
 
 
 def _lossless_streams(data: bytes, part: slice, width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
-    """Start, end, width and height of the streams in a chunk: at most one of alpha and one of all."""
+    """Yield start, end, width and height of the lossless streams in a chunk.
+
+    There is at most one of alpha and one of all.
+    """
     name, length = struct.unpack_from("<4sI", data, part.start)
     body, stop = part.start + 8, part.start + 8 + length
     if name == b"VP8L" and length >= 5:

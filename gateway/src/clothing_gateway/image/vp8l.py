@@ -1,4 +1,6 @@
-"""Prefix-code groups of a lossless WebP stream, counted before libwebp allocates a table for each.
+"""Count of prefix-code groups in a lossless WebP stream.
+
+They are counted before libwebp allocates a table for each.
 
 A stream of 0.3 MB may declare 65,536 groups, for which libwebp takes 355 MiB beside the picture; with a colour cache
 and longer codes four times as much. Their number is written behind the stream's transforms, so those are read here,
@@ -25,7 +27,9 @@ _PREDICTOR, _COLOUR, _SUBTRACT_GREEN, _INDEXING = range(4)
 
 
 def require_few_groups(data: bytes, start: int, end: int, width: int, height: int) -> None:
-    """TooComplex where a stream has more than MAX_GROUPS groups; BrokenImage where it can't be read so far.
+    """Raise TooComplex for more than MAX_GROUPS groups.
+
+    A stream that can't be read so far raises BrokenImage.
 
     The stream lies between ``start`` and ``end``, without VP8L's header of 5 bytes: at its transforms.
     """
@@ -33,7 +37,9 @@ def require_few_groups(data: bytes, start: int, end: int, width: int, height: in
 
 
 def _entries(lengths: list[int]) -> tuple[list[int], int]:
-    """A canonical prefix code as a table by the next bits, of symbol << 4 | length, and the number of these bits.
+    """A canonical prefix code as a lookup table, and its number of bits.
+
+    The table is by the next bits, of symbol << 4 | length.
 
     A code of one symbol takes no bits (section 3.7.2.1.1). Incomplete codes, which libwebp refuses, have entries of 0
     bits too, or are missing: then the stream is broken later, here or there.
@@ -150,7 +156,7 @@ class _Reader:
         return lengths
 
     def _image(self, pixels: int) -> set[int]:
-        """Read an entropy-coded image; the different values of red and green in it, as red << 8 | green.
+        """Read an entropy-coded image; return its distinct values of red << 8 | green.
 
         Copies and the colour cache repeat earlier values, and so needn't be made; both begin with 0.
         """
@@ -181,7 +187,10 @@ class _Reader:
         return found
 
     def _prefixed(self, code: int) -> int:
-        """A length or distance (section 3.6.2.2): a code for its highest bits, and the others as they are."""
+        """Read a length or distance (section 3.6.2.2).
+
+        A code has its highest bits; the others follow as they are.
+        """
         if code < 4:
             return code + 1
         extra = code - 2 >> 1

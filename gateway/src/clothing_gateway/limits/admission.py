@@ -1,4 +1,4 @@
-"""Admission control: in-flight slots, a byte budget for buffered bodies, and the decode queue.
+"""Admission control: in-flight slots, buffered-bytes budget, decode queue.
 
 The three limits together bound the process's memory (README, "Memory"). The first two never wait: a request over the
 limit is rejected at once. Only the decoder has a queue (FIFO), in which a photo waits until its deadline at most.
@@ -31,7 +31,10 @@ class ByteBudget:
         return self._reserved
 
     def reserve(self, count: int, owner: str = "") -> bool:
-        """Reserve bytes, for an owner within its share; False, with nothing reserved, where they exceed a limit."""
+        """Reserve bytes for an owner; False over the limit or the owner's share.
+
+        Nothing is reserved then.
+        """
         with self._lock:
             if self._reserved + count > self._limit or (owner and self._owned[owner] + count > self._share):
                 return False
@@ -51,7 +54,10 @@ class ByteBudget:
 
 
 class Slots:
-    """A limit on photos, in flight or being fetched; over it, or over an owner's share of it, acquire fails at once."""
+    """A limit on photos, in flight or being fetched, and on an owner's share.
+
+    Over a limit, acquire fails at once.
+    """
 
     def __init__(self, limit: int, share: int | None = None) -> None:
         self._limit = limit
@@ -137,7 +143,10 @@ class DecodeGate:
 
     @contextmanager
     def hold(self, cost: int, deadline: Deadline) -> Iterator[None]:
-        """Hold a decoder slot and ``cost`` bytes during the block; OutOfTime if the deadline passes in the queue."""
+        """Hold a decoder slot and ``cost`` bytes during the block.
+
+        Raises OutOfTime if the deadline passes in the queue.
+        """
         if cost > self.memory_bytes:
             raise ValueError(f"a photo of {cost} bytes never fits in {self.memory_bytes}")
         self._enter(cost, deadline)

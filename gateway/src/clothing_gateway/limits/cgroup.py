@@ -11,7 +11,9 @@ _CGROUP_MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
 
 
 def available_cores(cpu_max: Path = _CGROUP_CPU_MAX) -> int:
-    """Cores that this process may use, at least one: the smaller of its CPU set and its cgroup's quota (v2).
+    """Number of cores that this process may use, at least one.
+
+    It is the smaller of its CPU set and its cgroup's quota (v2).
 
     ``os.cpu_count`` names the node's cores, also in a pod that may use half of one.
     """

@@ -1,4 +1,4 @@
-"""glibc malloc tuning: return freed memory to the kernel, keep what every photo needs."""
+"""Tuning of glibc's malloc: freed memory is returned, every photo's part is kept."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def bound_heap() -> bool:
 
 
 def warm_heap() -> None:
-    """Prefault each heap, so that the first requests don't: 6000 page faults of 2.5 us each.
+    """Prefault each heap, so that the first requests have no page faults.
+
+    There are 6000 of 2.5 us each.
 
     It has an effect only after ``bound_heap`` has told glibc to keep that memory.
     """

@@ -42,7 +42,10 @@ def without_decoders(max_buffered_bytes: int, max_in_flight: int) -> int:
 
 
 def for_decoders(max_buffered_bytes: int, max_in_flight: int, limit: int | None = None) -> int:
-    """Bytes left for decoding under a container's memory limit (the current container's by default), clamped."""
+    """Bytes left for decoding under a container's memory limit, clamped.
+
+    The container is the current one by default.
+    """
     if limit is None:
         limit = cgroup.memory_limit()
     if limit is None:
@@ -57,7 +60,10 @@ def most_bytes(settings: Bounds) -> int:
 
 
 def too_small(settings: Bounds, limit: int | None = None) -> str | None:
-    """A warning where the container's limit is below ``most_bytes``: requests could cause an OOM kill."""
+    """A warning where the container's limit is below ``most_bytes``, else None.
+
+    Requests could cause an OOM kill there.
+    """
     if limit is None:
         limit = cgroup.memory_limit()
     if limit is None or limit >= (most := most_bytes(settings)):

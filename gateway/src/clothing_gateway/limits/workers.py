@@ -1,4 +1,6 @@
-"""Thread pool with a concurrency limit and a FIFO queue, in place of waitress's dispatcher.
+"""Thread pool with a concurrency limit and a FIFO queue.
+
+It replaces waitress's dispatcher.
 
 It has a thread for each request that may block on the model server or on a photo's server. Of those that don't block,
 one more than there are cores run concurrently: more would only contend for the GIL and the caches, and a FIFO queue is
@@ -40,7 +42,10 @@ class _Worker:
 
 
 class Blocking:
-    """Context manager without a concurrency permit; a class, as a generator costs three times as much."""
+    """Context manager that releases the thread's concurrency permit.
+
+    It is a class, as a generator costs three times as much.
+    """
 
     __slots__ = ("_left", "_workers")
 
@@ -86,7 +91,9 @@ class Workers:
             worker.wake.release()
 
     def blocking(self) -> Blocking:
-        """Release this thread's concurrency permit while it blocks on I/O; a no-op outside of a worker.
+        """Release this thread's concurrency permit while it blocks on I/O.
+
+        It is a no-op outside of a worker.
 
         Afterwards the thread continues at once: for a moment the limit may be exceeded.
         """
@@ -110,7 +117,7 @@ class Workers:
             self._working += 1
 
     def stuck_seconds(self) -> float:
-        """Seconds for which tasks have been waiting and none has finished; 0 where none waits."""
+        """Seconds since a task finished while tasks wait; 0 where none waits."""
         with self._lock:
             if not self._queue and not self._urgent:
                 return 0.0

@@ -1,4 +1,4 @@
-"""gRPC channels to the model servers: options, a pool of channels, and when the pool is replaced."""
+"""Channels (gRPC) to the model servers: options, the pool, its replacement."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ _MOST_CHANNELS = 8
 
 
 def target_of(address: str) -> str:
-    """A gRPC target for HOST:PORT: dns:///, so that all addresses of a headless Service are found."""
+    """The gRPC target for HOST:PORT.
+
+    It is dns:///, so that all addresses of a headless Service are found.
+    """
     return address if address.startswith(("dns:", "ipv4:", "ipv6:", "unix:", "passthrough:")) else f"{_DNS}{address}"
 
 
@@ -89,7 +92,7 @@ def channel_options(service: str, retry_buffer_bytes: int, max_in_flight: int) -
 
 
 def open_channel(settings: Settings, service: str, retry_buffer_bytes: int, files: TlsFiles | None) -> grpc.Channel:
-    """A channel to the model servers, as the settings say; it connects when it is first used."""
+    """Open a channel to the model servers; it connects on its first use."""
     target = target_of(settings.tf_serving_host)
     options = channel_options(service, retry_buffer_bytes, settings.max_in_flight)
     if files is None:
@@ -145,7 +148,10 @@ class ChannelPool:
         return True
 
     def take(self) -> PooledChannel:
-        """The channel with the fewest calls, for one more. Where none is idle, another is opened for later calls."""
+        """Take the channel with the fewest calls for another call.
+
+        Where none is idle, another is opened for later calls.
+        """
         with self._lock:
             chosen = min(self._channels, key=_calls)
             if chosen.calls and len(self._channels) < _MOST_CHANNELS and self._connecting is None and not self._closed:
@@ -188,7 +194,10 @@ def _calls(pooled: PooledChannel) -> int:
 
 
 class Channels:
-    """The current pool, which a new one replaces for other certificates, new servers, or larger messages."""
+    """The current pool, and its replacement.
+
+    A new pool is for other certificates, new servers, or larger messages.
+    """
 
     def __init__(self, settings: Settings, dialect: Dialect) -> None:
         self._settings = settings
@@ -211,7 +220,10 @@ class Channels:
             return self._pool
 
     def refresh(self) -> None:
-        """Replace the pool where certificates or the servers' addresses have changed; TlsError for a bad file."""
+        """Replace the pool where certificates or the servers' addresses have changed.
+
+        Raises TlsError for a bad file.
+        """
         files = tls.read(self._settings)
         if files != self._tls:  # certificates are renewed while the gateway runs
             self._tls = files
@@ -223,7 +235,9 @@ class Channels:
             self.renew()
 
     def renew(self, *, at_once: bool = False) -> None:
-        """Replace the pool when a new one has connected to a server, or at once where the old one has no server.
+        """Replace the pool when a new one has connected to a server.
+
+        Where the old one has no server, it is replaced at once.
 
         The old pool is closed when no call can be left on it. A new one that does not connect is closed, and the next
         refresh opens another.
@@ -239,7 +253,10 @@ class Channels:
                 self._retired.append((time.monotonic() + self._settings.request_timeout_seconds + 1, old))
 
     def require_retry_buffer(self, size: int) -> None:
-        """Make retries possible for messages of this many bytes. The buffer is a limit, not memory taken."""
+        """Allow retries of messages up to this many bytes.
+
+        The buffer is a limit, not memory taken.
+        """
         self._retry_buffer_bytes = max(self._retry_buffer_bytes, size)
         if self.pool().retry_buffer_bytes < self._retry_buffer_bytes:
             self.renew()

@@ -34,7 +34,7 @@ class _Context:
 
 
 class AttemptCounter:
-    """Sums the attempts on all channels of a target, including channels and servers that are gone.
+    """Sum of the attempts on all channels of a target, closed ones included.
 
     Attempts of a connection between the last reading and its end are missed.
     """

@@ -1,4 +1,4 @@
-"""Concurrency of calls to the model servers: slots that adapt to what is accepted, and the limit on retries.
+"""Adaptive concurrency limit for calls to the model servers, and retry budget.
 
 TensorFlow Serving queues no call: with grpc_max_threads of N it runs N - 1 and refuses the next at once. So calls queue
 here, with their deadlines.
@@ -58,7 +58,10 @@ class RetryThrottle:
 
 
 class CallSlots:
-    """Limits the calls in flight to as many as the servers accept; further ones wait in order of arrival."""
+    """Limit on calls in flight that adapts to what the servers accept.
+
+    Further calls wait in order of arrival.
+    """
 
     def __init__(self, maximum: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._maximum = float(maximum)
@@ -91,7 +94,7 @@ class CallSlots:
             self._admit()
 
     def acquire(self, until: float, *, first: bool = False, has_left: Callable[[], bool] = lambda: False) -> bool:
-        """Take a slot, and wait for one until a moment of the clock; False where none became free.
+        """Take a slot; wait for one until a moment of the clock, False at its end.
 
         ``first`` skips the queue: for a call that was refused, which has waited already. The wait also ends, with
         False, where the client has disconnected.
@@ -116,7 +119,7 @@ class CallSlots:
         return True
 
     def release(self, *, accepted: bool | None = None) -> None:
-        """Give a slot back; the limit grows with a call that was accepted, and falls with one that was refused."""
+        """Return a slot; an accepted call raises the limit, a refused one lowers it."""
         with self._lock:
             self._in_flight -= 1
             self._ended = self._clock()

@@ -40,7 +40,7 @@ class Method:
 
 
 class Dialect(Protocol):
-    """A protocol of model servers: its methods, its messages, and what its errors mean."""
+    """A protocol of model servers: methods, messages, and meaning of errors."""
 
     @property
     def service(self) -> str:
@@ -70,4 +70,7 @@ class Dialect(Protocol):
         """The version that answered, or None where the answer does not say."""
 
     def failure(self, code: grpc.StatusCode, details: str) -> GatewayError:
-        """The error of a Predict call that failed; ModelBusy only for one that never began, which may be retried."""
+        """The error for a failed Predict call.
+
+        It is ModelBusy only for a call that never began, which may be retried.
+        """

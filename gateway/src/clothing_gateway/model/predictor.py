@@ -119,7 +119,10 @@ class Predictor:
         metadata: Metadata = (),
         has_left: Callable[[], bool] = lambda: False,
     ) -> Prediction:
-        """The scores of prepared photos, in their order; ClientLeft where the client has disconnected."""
+        """The scores of prepared photos, in their order.
+
+        Raises ClientLeft where the client has disconnected.
+        """
         limit = min(self._settings.predict_batch_size, model.batch_limit or len(photos))
         parts = [
             self._predict(model, photos[start : start + limit], deadline, metadata, has_left)
@@ -132,7 +135,7 @@ class Predictor:
     def _predict(
         self, model: Model, photos: Batch, deadline: Deadline, metadata: Metadata, has_left: Callable[[], bool]
     ) -> Prediction:
-        """Scores of a batch, from a server that has the version which the photos were prepared for.
+        """Scores of a batch, of the version that the photos were prepared for.
 
         Servers reload one after the other: one that is refused by the next may be accepted by the one after. When no
         server has that version any more, ``versions.fallback`` gives what they have.
@@ -164,7 +167,7 @@ class Predictor:
     def _retried(
         self, asked: ModelVersion, message: bytes, deadline: Deadline, metadata: Metadata, has_left: Callable[[], bool]
     ) -> Any:  # noqa: ANN401 - a message of the dialect
-        """A call's answer. A call that no server had a thread for is made again, on whichever is next in turn.
+        """Call a server; retry on the next one where no thread was free.
 
         It never began, so nothing is done twice. Retries within gRPC can't do it: they know a status, not its details.
         """
@@ -185,7 +188,7 @@ class Predictor:
                 return response
 
     def _take_slot(self, asked: ModelVersion, deadline: Deadline, has_left: Callable[[], bool], *, first: bool) -> None:
-        """Wait for one of the calls that the servers accept, while there is time left for the call itself."""
+        """Wait for a call slot, while there is time left for the call itself."""
         deadline.require("ask the model")
         slots = self.slots
         if slots.acquire(deadline.at - (asked.predict_seconds or 0.0), first=first, has_left=has_left):
@@ -199,7 +202,10 @@ class Predictor:
     def _call(
         self, asked: ModelVersion, message: bytes, deadline: Deadline, metadata: Metadata, has_left: Callable[[], bool]
     ) -> Any:  # noqa: ANN401
-        """One attempt, whose slot is held until the call has ended, also where its client has left before."""
+        """Make one attempt, whose slot is held until the call has ended.
+
+        It is held even where the client has disconnected before.
+        """
         method = self._dialect.predict
         with _Attempt(self.slots, asked) as attempt:
             try:

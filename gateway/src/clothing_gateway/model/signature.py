@@ -35,7 +35,10 @@ class Model:
     track: str = "stable"  # the name under which this version is requested
 
     def takes_photos_of(self, other: Model) -> bool:
-        """Whether photos that were prepared for another version fit this one, and its output has the same name."""
+        """Whether photos prepared for another version fit this one.
+
+        The output must have the same name, too.
+        """
         return self._prepared_as == other._prepared_as
 
     @property

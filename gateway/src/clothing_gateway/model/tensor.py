@@ -43,7 +43,9 @@ def dtype_name(dtype: int) -> str:
 
 
 def serialise(head: bytes, field: int, name: str, batch: Sequence[Element]) -> bytes:
-    """Write a message that ends in a map<string, TensorProto> entry: a batch of arrays or strings.
+    """Serialise a batch as a message that ends in a map<string, TensorProto> entry.
+
+    The batch is of arrays or strings.
 
     protobuf copies a tensor into the message and again out of it when it is serialised: 0.2 ms for a photo of
     299 x 299, of which this takes 0.02, in one copy. Wire format: protobuf.dev/programming-guides/encoding.
@@ -63,7 +65,7 @@ def serialise(head: bytes, field: int, name: str, batch: Sequence[Element]) -> b
 
 @functools.lru_cache(maxsize=64)  # of batches of each length, for the few versions in use
 def _frame(head: bytes, field: int, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """All of the message up to the first number, which is the same for each batch of a shape."""
+    """The message's bytes before the first number, equal for batches of a shape."""
     proto = tensor_pb2.TensorProto(dtype=_DTYPES[dtype])
     for size in shape:
         proto.tensor_shape.dim.add().size = size
@@ -83,7 +85,7 @@ def _entry(head: bytes, field: int, name: str, proto: tensor_pb2.TensorProto, re
 
 
 def _prefix(field: int, length: int) -> bytes:
-    """A field's number with the wire type LEN, and the length of what follows, as varints."""
+    """A field's tag with the wire type LEN, and its length, as varints."""
     out = bytearray()
     for number in (field << 3 | 2, length):
         while number > 0x7F:

@@ -83,7 +83,10 @@ class TensorFlowServing:
         return tensor.serialise(head, _INPUTS, model.input_name, photos)
 
     def scores(self, response: Any, model: Model) -> npt.NDArray[np.floating[Any]]:  # noqa: ANN401
-        """The output as an array; ModelAnswerUnusable where it is missing or no array of numbers."""
+        """The output as an array.
+
+        Raises ModelAnswerUnusable where it is missing or no array of numbers.
+        """
         if model.output_name not in response.outputs:
             raise ModelAnswerUnusable(cause=f"no output {model.output_name!r} in {sorted(response.outputs)}")
         try:

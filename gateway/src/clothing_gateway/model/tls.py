@@ -1,4 +1,6 @@
-"""TLS and mTLS to the model server: certificate files, reloaded when they change, validated before gRPC gets them.
+"""TLS and mTLS to the model server: certificate files, reloaded on change.
+
+They are validated before gRPC gets them.
 
 gRPC accepts anything as a certificate and then fails each connection with an error about handshakes; OpenSSL, through
 Python's ``ssl``, names the file and the fault at once.
@@ -21,7 +23,7 @@ class TlsError(Exception):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TlsFiles:
-    """The files' contents, None for a file that is not set; equal while nothing has changed."""
+    """The files' contents, None for an unset file; equal while unchanged."""
 
     authorities: bytes | None
     certificate: bytes | None

@@ -1,4 +1,4 @@
-"""The versions of the model that requests may go to: stable, canary, and those that clients select."""
+"""Model versions that requests are routed to: stable, canary, selected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WEIGHT = 1 / 8
 
 @dataclass(slots=True)
 class ModelVersion:
-    """A version of the model, by newest, number or label, and what the watcher knows of it."""
+    """A model version, by newest, number or label, and its description."""
 
     name: str
     version: int | None = None
@@ -49,21 +49,30 @@ class ModelVersion:
 
     @property
     def is_slow(self) -> bool:
-        """Whether calls take so long that clients leave meanwhile; assumed until the first call has ended."""
+        """Whether calls take so long that clients disconnect meanwhile.
+
+        It is assumed until the first call has ended.
+        """
         return self.predict_seconds is None or self.predict_seconds > _SLOW_SECONDS
 
     def remember(self, model: Model) -> None:
-        """Keep a description, for answers of a version that the name no longer leads to, or not yet."""
+        """Keep a description, for answers of versions that the name no longer resolves to.
+
+        Or doesn't yet.
+        """
         self.known = dict([*self.known.items(), (model.version, model)][-_MOST_KNOWN:])
 
     def observe(self, seconds: float) -> None:
-        """Add a call's duration to the mean. Threads need no lock: an observation that is lost changes nothing."""
+        """Add a call's duration to the mean.
+
+        Threads need no lock: an observation that is lost changes nothing.
+        """
         mean = self.predict_seconds
         self.predict_seconds = seconds if mean is None else mean + _WEIGHT * (seconds - mean)
 
 
 def is_chosen(request_id: str, percent: float) -> bool:
-    """Whether a request is in the canary's share; the same request id always gives the same answer."""
+    """Whether a request is in the canary's share, by a hash of its request id."""
     share = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "big") / 2**64
     return share < percent / 100
 
@@ -96,7 +105,9 @@ class Versions:
         return {name: version.state for name, version in self.by_name.items()}
 
     def route(self, request_id: str = "", selected: str | None = None) -> Model:
-        """The model for a request; BadRequest for a version that is not open to clients, ModelNotReady for none.
+        """Route a request to a model version.
+
+        Raises BadRequest for a version that clients may not select, ModelNotReady where there is none.
 
         The version that the client selected, else the canary for its share of the requests while it is ready, else
         the stable one.
@@ -128,7 +139,9 @@ class Versions:
         return version
 
     def fallback(self, refused: Model) -> Model | None:
-        """The model to try for a request that was refused; None when there is none. Photos are prepared again.
+        """The fallback version for a refused request; None where there is none.
+
+        Photos are prepared again.
 
         That is what the version's name leads to by now: after a hot reload the model may take photos of another size.
         Else it is the stable version for a refused canary: servers read their configuration one after the other, and

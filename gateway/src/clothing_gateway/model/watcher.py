@@ -1,4 +1,4 @@
-"""Model discovery: a thread that checks, again and again, what the model servers serve."""
+"""Model discovery: a thread that polls the versions of the model servers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PAUSE_SECONDS = 0.02
 
 
 class Watcher:
-    """Checks each version at an interval, and as soon as a call has met something unexpected."""
+    """Poller of each version, also triggered by calls with unexpected answers."""
 
     def __init__(
         self,
@@ -83,7 +83,10 @@ class Watcher:
             self._check_all()
 
     def recheck(self, version: ModelVersion, since: float, deadline: Deadline) -> None:
-        """Check a version that has refused a call, unless it was checked since; waits for a check under way."""
+        """Check a version that refused a call, unless it was checked since.
+
+        It waits for a running check.
+        """
         if not self._lock.acquire(timeout=max(deadline.remaining(), 0)):
             return
         try:
@@ -93,7 +96,10 @@ class Watcher:
             self._lock.release()
 
     def describe(self, version: ModelVersion, number: int, deadline: Deadline) -> Model | None:
-        """The model of a version number that has answered; None where no server describes it before a deadline."""
+        """The model of a version number that has answered; None at the deadline.
+
+        It is None where no server describes it in time.
+        """
         if number in version.known:  # as it is for all but the first call after a reload
             return version.known[number]
         if not self._lock.acquire(timeout=max(deadline.remaining(), 0)):
@@ -170,7 +176,10 @@ class Watcher:
         return True
 
     def _ask(self, version: ModelVersion) -> Any:  # noqa: ANN401 - a message of the dialect
-        """A version's description. It takes a thread of the server as other calls do, and so a slot."""
+        """Request a version's description.
+
+        It takes a thread of the server as other calls do, and so a slot.
+        """
         method = self._dialect.metadata
         code = "OK"
         slots = self._channels.slots

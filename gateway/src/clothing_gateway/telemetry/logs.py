@@ -1,4 +1,7 @@
-"""One JSON object a line, on the standard error stream: for the cluster's log collector, and still readable."""
+"""Structured logs: one JSON object per line, on standard error.
+
+They are for the cluster's log collector, and still readable.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ _encode = json.JSONEncoder(default=str).encode
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as JSON: time, level, logger, message, what came as ``extra``, and a traceback where there is one."""
+    """Formatter of a record as JSON.
+
+    It has time, level, logger, message, the fields of ``extra``, and a traceback where there is one.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one line."""
@@ -31,7 +37,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(level: str) -> logging.Logger:
-    """Send all logs, Python's warnings among them, to standard error as JSON; gives the package's logger."""
+    """Send all logs to standard error as JSON; return the package's logger.
+
+    Python's warnings are among them.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

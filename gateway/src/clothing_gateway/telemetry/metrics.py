@@ -1,4 +1,7 @@
-"""Prometheus metrics of the admin port. README.md lists the same names; a test compares them."""
+"""Prometheus metrics of the admin port.
+
+README.md lists the same names; a test compares them.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,9 @@ class _AttemptCollector:
 
 
 class Metrics:
-    """All instruments, in a registry of their own: two gateways in one process don't share series.
+    """All metrics, in a registry of their own.
+
+    Two gateways in one process don't share series.
 
     ``jpeg_decoder`` names the decoder of JPEGs, for ``gateway_build_info``.
     """

@@ -1,4 +1,6 @@
-"""Traces, where OTEL_ variables ask for them: a span for each request, and below it one for each stage of its photos.
+"""OpenTelemetry traces, enabled by OTEL_ variables.
+
+A request has a span, and below it one for each stage of its photos.
 
 The packages are an extra, clothing-gateway[otel], and are imported only when they are asked for. Without them, too, the
 trace that a request belongs to is told to the model server.
@@ -32,7 +34,7 @@ class TracingError(Exception):
 
 
 def received(environ: Mapping[str, Any]) -> dict[str, str]:
-    """The trace that a request says it belongs to, in the headers' own names; empty where there is none."""
+    """A request's trace context by header name; empty where there is none."""
     parent, state = environ.get("HTTP_TRACEPARENT"), environ.get("HTTP_TRACESTATE")
     if not parent or not _TRACEPARENT.fullmatch(parent):
         return {}
@@ -98,7 +100,10 @@ class Tracer:
 
 
 def from_environment(environment: Mapping[str, str], version: str) -> Tracer | None:
-    """A tracer as the OTEL_ variables say; None where they ask for no traces, or TracingError."""
+    """A tracer by the OTEL_ variables; None where they enable no traces.
+
+    Raises TracingError.
+    """
     exporter = environment.get("OTEL_TRACES_EXPORTER") or (
         "otlp" if any(environment.get(name) for name in _ENDPOINTS) else "none"
     )

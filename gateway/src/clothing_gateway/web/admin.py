@@ -1,4 +1,7 @@
-"""Admin port: liveness, readiness and metrics; plain WSGI, as three routes need no framework."""
+"""Admin port: liveness, readiness and metrics.
+
+It is plain WSGI, as three routes need no framework.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ _REASONS = {200: "200 OK", 404: "404 Not Found", 405: "405 Method Not Allowed", 
 def create_admin(
     not_ready: Callable[[], str | None], not_alive: Callable[[], str | None], metrics: Metrics
 ) -> WSGIApplication:
-    """The WSGI application of the admin port; ``not_ready`` and ``not_alive`` return a reason, or None."""
+    """The WSGI application of the admin port.
+
+    ``not_ready`` and ``not_alive`` return a reason, or None.
+    """
     metrics.ready.set_function(lambda: not_ready() is None)
 
     def respond(path: str, method: str, start: float) -> tuple[int, dict[str, str], bytes]:

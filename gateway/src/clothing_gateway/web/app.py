@@ -1,4 +1,4 @@
-"""The WSGI application: one table of routes, the photo routes' dispatcher, and Flask for all the rest."""
+"""The WSGI application: route table, photo routes' dispatcher, Flask."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ _PhotoView = Callable[["WSGIEnvironment", RequestContext], Reply]
 
 
 class Application:
-    """Dispatches the photo routes itself, as Flask and werkzeug cost a request 0.6 ms more than all of its rules."""
+    """WSGI application that dispatches the photo routes without Flask.
+
+    Flask and werkzeug cost a request 0.6 ms more than all of its rules.
+    """
 
     def __init__(self, photos: dict[str, tuple[str, _PhotoView]], lifecycle: Lifecycle, rest: WSGIApplication) -> None:
         self._photos = photos

@@ -1,4 +1,4 @@
-"""Client authentication: API keys (bearer tokens, RFC 6750) from a file that is reloaded."""
+"""Client authentication: API keys (bearer tokens, RFC 6750), reloaded from a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Chunked request bodies (RFC 9112, section 7.1), read in linear time and with bounded overhead.
+"""Chunked request bodies (RFC 9112, section 7.1).
+
+They are read in linear time and with bounded overhead.
 
 waitress's own receiver copies the rest of a piece three times for each chunk, and a control line or trailer without end
 at each packet: 1 MB/s of one-byte chunks, or 20 bytes a packet behind a line of 18 MB, took a core.
@@ -21,7 +23,7 @@ _TRAILER = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x
 
 
 class ChunkedBody:
-    """A chunked body that is being received; the interface is that of waitress's receivers."""
+    """Receiver of a chunked body, with the interface of waitress's receivers."""
 
     def __init__(self, buf: Any) -> None:  # noqa: ANN401 - waitress's buffers
         self.buf = buf

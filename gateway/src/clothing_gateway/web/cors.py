@@ -1,4 +1,6 @@
-"""Browsers: cross-origin requests are refused (CSRF), unless GATEWAY_ALLOWED_ORIGINS allows their origin by CORS.
+"""CSRF protection and CORS: cross-origin requests of browsers are refused.
+
+GATEWAY_ALLOWED_ORIGINS allows origins by CORS.
 
 A web page can make its visitor's browser send a form with photos to any address that the browser reaches, also inside a
 private network. Browsers say so, by Sec-Fetch-Site over TLS and on localhost, and by Origin; programs send neither.
@@ -30,7 +32,7 @@ class Origins:
         self._allowed = frozenset(allowed)
 
     def require(self, environ: Mapping[str, Any]) -> None:
-        """Raise OriginNotAllowed for a cross-origin request of a browser whose origin is not allowed."""
+        """Raise OriginNotAllowed for a browser's request from a forbidden origin."""
         origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
         if (origin is None and site is None) or site in ("same-origin", "none"):
             return
@@ -56,7 +58,10 @@ class Origins:
         )
 
     def preflight(self, environ: Mapping[str, Any], method: str) -> Headers | None:
-        """The headers of a preflight's response for a route's method; None where it is none, or not allowed."""
+        """Headers of a preflight response for a route's method; None where not allowed.
+
+        It is None for other requests, too.
+        """
         origin = environ.get("HTTP_ORIGIN")
         if origin is None or "HTTP_ACCESS_CONTROL_REQUEST_METHOD" not in environ or not self.allows(origin):
             return None
@@ -69,7 +74,7 @@ class Origins:
 
 
 def _is_of(origin: str, environ: Mapping[str, Any]) -> bool:
-    """Whether an origin is the one that the request was sent to; a proxy may have taken TLS away."""
+    """Whether an origin is the request's own; a proxy may have terminated TLS."""
     try:
         asked = urlsplit(origin)
         port = asked.port or _DEFAULT_PORTS.get(asked.scheme)

@@ -1,4 +1,7 @@
-"""Limits of a port: its connections by client and by idleness, and their pauses; independent of the HTTP server."""
+"""Connection limits of a port: by client, by idleness, and pauses.
+
+They are independent of the HTTP server.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,9 @@ class PortLimits:
 
 
 class Connections(Generic[_Connection]):
-    """Counts a port's open connections, also by client, and keeps the idle ones, the longest idle first.
+    """A port's open connections: count, count by client, and idle ones.
+
+    The longest idle is first.
 
     Over a limit an idle connection is evicted in favour of the new one: clients reopen those, by RFC 9112, 9.3.1.
     """
@@ -115,7 +120,9 @@ class Connections(Generic[_Connection]):
 
 
 class Pauses(Generic[_Connection]):
-    """Paused connections, which are neither read nor closed for ``PAUSE_SECONDS``, in the order in which they resume.
+    """Paused connections, in the order in which they resume.
+
+    They are neither read nor closed for ``PAUSE_SECONDS``.
 
     Two kinds are paused: one whose photo was denied a slot, so that a client that retries immediately waits; and one
     whose body is not read to its end, so that the client has the time to read the response before the connection's end

@@ -1,4 +1,4 @@
-"""The files of a multipart form, by the library ``multipart``, from a body that is in memory."""
+"""Files of a multipart form in memory, by the library ``multipart``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _NAME_CHARACTERS = 40
 
 
 def files(content_type: str, body: bytes, field: str) -> list[bytes]:
-    """Return the contents of all parts named ``field`` that have any, in order, with a file name or without.
+    """Return the contents of all non-empty parts named ``field``, in order.
+
+    A part needs no file name.
 
     Raises BadRequest for a malformed form, NoPhoto for one without such a part, UnsupportedMediaType for parts in
     base64, and TooLarge.

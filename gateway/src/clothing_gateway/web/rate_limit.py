@@ -1,4 +1,7 @@
-"""Per-client rate limits, and what a client is: its API key's holder, or its address behind trusted proxies."""
+"""Per-client rate limits.
+
+A client is its API key's holder, or its address behind trusted proxies.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,9 @@ class RateLimiter:
 
 
 def client_address(peer: str, forwarded: str | None, trusted: Sequence[Network]) -> str:
-    """The TCP peer's address, or behind a trusted proxy the last address in X-Forwarded-For that is no trusted proxy.
+    """The client's address: the TCP peer's, or X-Forwarded-For's behind a proxy.
+
+    Behind a trusted proxy it is the last address in X-Forwarded-For that is no trusted proxy.
 
     What a client itself writes there precedes what the proxies add, so it is never reached.
     """
@@ -92,7 +97,7 @@ class Clients:
         )
 
     def admit(self, peer: str, authorization: str | None, forwarded: str | None) -> Client:
-        """The client of a photo request by its peer and headers, with its first photo counted.
+        """The client of a photo request, by peer and headers; counts its first photo.
 
         Raises Unauthorized or TooManyRequests.
         """

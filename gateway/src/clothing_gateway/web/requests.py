@@ -62,7 +62,10 @@ def request_id_of(given: str | None) -> str:
 
 
 def log_request(context: RequestContext, method: str, path: str, status: int) -> None:
-    """Write a request's access log line: the path without its query, which may hold secrets."""
+    """Write a request's access log line.
+
+    It has the path without its query, which may hold secrets.
+    """
     # An error that an operator must act on stands out; a client's does not.
     level = logging.ERROR if status in (500, 502) else logging.INFO
     if not access.isEnabledFor(level):
@@ -91,7 +94,7 @@ def log_request(context: RequestContext, method: str, path: str, status: int) ->
 
 
 class Lifecycle:
-    """The start and the end of every request, whether the server, the routes or Flask answers it."""
+    """Start and end of every request, of the server, the routes or Flask."""
 
     def __init__(
         self, timeout_seconds: float, metrics: Metrics, tracer: Tracer | None = None, origins: Origins | None = None
@@ -109,7 +112,10 @@ class Lifecycle:
         slot: Slot | None = None,
         client: Client | None = None,
     ) -> RequestContext:
-        """A new request's context; ``start`` is its first byte's time (``time.monotonic``), by default now."""
+        """Create a request's context; ``start`` is its first byte's time.
+
+        The time is of ``time.monotonic``, by default now.
+        """
         if start is None:
             start = time.monotonic()
         context = RequestContext(
@@ -130,7 +136,7 @@ class Lifecycle:
         return context
 
     def context(self, environ: Environ) -> RequestContext:
-        """The request's context: the server's, or a new one where another server runs the application."""
+        """The request's context: the server's, or a new one under another server."""
         context: RequestContext | None = environ.get(CONTEXT)
         return self.begin(environ) if context is None else context
 

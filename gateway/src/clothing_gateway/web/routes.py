@@ -1,4 +1,4 @@
-"""POST /predict and POST /classify: the photos of a request, admission, and the response."""
+"""POST /predict and POST /classify: parsing, admission, and the response."""
 
 from __future__ import annotations
 
@@ -91,7 +91,10 @@ class Photos:
 
 
 def _reply(value: object, answer: Answer) -> Reply:
-    """A JSON response, with its model in the headers, also where the body has the course's form."""
+    """A JSON response, with its model in the headers.
+
+    The headers have it also where the body has the course's form.
+    """
     body = _encode(value).encode("ascii") + b"\n"
     headers = (
         ("Content-Type", "application/json"),
@@ -127,7 +130,10 @@ def _sources(environ: WSGIEnvironment, limit: int) -> tuple[list[Source], bool]:
 
 
 def _from_body(kind: str, data: bytes) -> bytes:
-    """Return a photo that is the body. Its first bytes count: curl calls it a form, and other clients nothing."""
+    """Return a photo that is the body, detected by its first bytes.
+
+    Its Content-Type doesn't count: curl calls it a form, and other clients send none.
+    """
     if kind.startswith("image/") or kind == "application/octet-stream" or is_image(data):
         if not data:
             raise NoPhoto

@@ -1,4 +1,7 @@
-"""HTTP server of one port, with graceful shutdown: waitress (waitress_adapter.py), run and drained."""
+"""HTTP server of one port, with graceful shutdown, on waitress.
+
+waitress is in waitress_adapter.py.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ class Listener(Server):
     """One port, its connections, and the workers that answer them."""
 
     def serve(self, stop: threading.Event, until: float | None = None) -> None:
-        """Serve until ``stop`` is set (call ``wake`` after it) or until a time (``time.monotonic``)."""
+        """Serve until ``stop`` is set or until a time (``time.monotonic``).
+
+        Call ``wake`` after setting ``stop``.
+        """
         while not stop.is_set():
             left = _TURN_SECONDS if until is None else min(_TURN_SECONDS, until - time.monotonic())
             if left <= 0:
@@ -26,7 +32,10 @@ class Listener(Server):
             self.turn(left)
 
     def drain(self, stop: threading.Event, until: float) -> int:
-        """Finish the requests that have been or are being received; the number of connections that were cut."""
+        """Finish the requests in flight; return the number of connections cut.
+
+        Requests that are being received are in flight, too.
+        """
         self.draining = True
         while self.channels and not stop.is_set() and time.monotonic() < until:
             for channel in self.channels:
@@ -41,7 +50,10 @@ class Listener(Server):
         return cut
 
     def stuck_seconds(self) -> float:
-        """Seconds for which the event loop has not run, or for which requests wait and no worker finishes one."""
+        """Seconds for which the event loop or the workers have made no progress.
+
+        Workers make none where requests wait and none is finished.
+        """
         workers: Workers = self.task_dispatcher
         return max(time.monotonic() - self.turned, workers.stuck_seconds())
 

@@ -176,7 +176,7 @@ class _Request(HTTPRequestParser):
         return self.completed
 
     def parse_header(self, header_plus: bytes) -> None:
-        """Parse the head; a body with ambiguous framing is refused, and the connection closed.
+        """Parse the head; ambiguous framing of the body closes the connection.
 
         waitress accepts Transfer-Encoding beside Content-Length, twice, or in HTTP/1.0, and a proxy may read it
         otherwise: one's body is the other's next request, request smuggling (RFC 9112, section 6.1).
@@ -191,7 +191,10 @@ class _Request(HTTPRequestParser):
             self.body_rcv = ChunkedBody(self.body_rcv.getbuf())
 
     def _admit(self) -> None:
-        """Authenticate the client, count its rate limit and choose the body's limit, before any of the body is kept."""
+        """Authenticate the client, apply its rate limit and choose the body's limit.
+
+        None of the body is kept before.
+        """
         limits, headers = self._limits, self.headers
         self.json = headers.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() == "application/json"
         if self.json:
@@ -247,7 +250,10 @@ class _Task(WSGITask):
         super().execute()
 
     def build_response_header(self) -> bytes:
-        """The head. Where nothing is to be found out or added but the date, at a fifth of waitress's cost."""
+        """Build the response's head, in common cases at a fifth of waitress's cost.
+
+        Common are those where only the date is to be added.
+        """
         request = self.request
         if (
             request.version != "1.1"
@@ -283,7 +289,10 @@ class _Task(WSGITask):
 
 
 class _ErrorTask(ErrorTask):
-    """A request that never reaches the application; its response is like the application's own."""
+    """Task for a request that never reaches the application.
+
+    Its response is like the application's own.
+    """
 
     def execute(self) -> None:
         request = self.request
@@ -402,7 +411,7 @@ class _Channel(HTTPChannel):
         super().handle_close()
 
     def maintain(self, now: float, timeout: float) -> None:
-        """Close the connection where it is stalled or idle for too long; answer a late request with 408.
+        """Close a stalled or idle connection; answer a late request with 408.
 
         ``now`` is on the clock of ``time.monotonic``; ``timeout`` is a request's, in seconds.
         """
@@ -585,7 +594,10 @@ class Server(TcpWSGIServer):
             self._accept()
 
     def _accept(self) -> bool:
-        """Accept a connection; over a limit an idle one is closed in its favour. Whether the kernel gave one."""
+        """Accept a connection; return whether there was one.
+
+        Over a limit an idle connection is closed in its favour.
+        """
         try:
             accepted = self.accept()
             if accepted is None:
@@ -623,7 +635,7 @@ class Server(TcpWSGIServer):
         return False
 
     def stop_accepting(self) -> None:
-        """Accept the connections that the kernel has established, and close the listening socket."""
+        """Accept the connections in the kernel's queue, and close the listening socket."""
         ready = select.poll()
         ready.register(self.socket, select.POLLIN)
         while ready.poll(0) and self._accept():

@@ -1,4 +1,6 @@
-"""The command ``doctor``: troubleshooting of an installation, inside a pod or through port-forward.
+"""The command ``doctor``: troubleshooting of an installation.
+
+It runs inside a pod or through port-forward.
 
 Each check reports what it found; a failed one the cause, and which of the chart's values fix it.
 """
@@ -27,7 +29,10 @@ class Question:
 
 
 def examine(question: Question) -> Iterator[Finding]:
-    """Run all checks, and yield each finding at once. A check that raises does not stop the others."""
+    """Run all checks, and yield each finding at once.
+
+    A check that raises does not stop the others.
+    """
     in_pod = _IN_POD in question.environment
     settings, findings = own.load_settings(question.environment, question.flags)
     yield from findings

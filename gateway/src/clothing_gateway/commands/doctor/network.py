@@ -82,7 +82,10 @@ def look_up(host: str, addresses: list[str], *, in_pod: bool) -> Finding:
 
 
 def _is_the_services_own(host: str, address: str) -> bool:
-    """Tell a Service's cluster IP from a pod's: the cluster's reverse DNS names the Service."""
+    """Tell a Service's cluster IP from a pod's by reverse DNS.
+
+    The cluster's reverse DNS names the Service.
+    """
     found = _within(_DNS_SECONDS, lambda: socket.gethostbyaddr(address))
     return isinstance(found, tuple) and found[0].partition(".")[0] == host.partition(".")[0]
 
@@ -187,7 +190,9 @@ def _shake_hands(server: Server, name: str, settings: Settings) -> Finding:
 
 
 def _goes_on(secured: ssl.SSLSocket) -> bool:
-    """Tell whether a server answers after the handshake: with TLS 1.3 it verifies the client's certificate then.
+    """Tell whether a server answers after the handshake.
+
+    With TLS 1.3 it verifies the client's certificate after it.
 
     HTTP/2 begins with these words and an empty SETTINGS frame; a server answers with its own.
     """

@@ -1,4 +1,4 @@
-"""Checks of the gateway itself: settings, keys, admin port, fetching, memory and CPU."""
+"""Checks of the gateway: settings, keys, admin port, fetching, memory, CPU."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ _MEND = {
 
 
 def flags_of_the_gateway(cmdline: Path = PID_1) -> list[str]:
-    """The flags of the gateway that is the first process of this container (gateway.extraArgs); none elsewhere.
+    """Flags of the gateway in this container (gateway.extraArgs); none elsewhere.
+
+    The gateway is the container's first process.
 
     Its environment is that of ``kubectl exec``, too; its flags are to be seen only there.
     """
@@ -235,7 +237,10 @@ def _own_addresses() -> list[Address]:
 
 
 def _public_pods(settings: Settings, addresses: Sequence[Address]) -> Iterator[Finding]:
-    """Warn of a cluster whose pods have public addresses: to the fetch policy they are the internet."""
+    """Warn of a cluster whose pods have public addresses.
+
+    To the fetch policy such pods are the internet.
+    """
     for address in addresses:
         if Policy().forbids(address) is None and not any(address in one for one in settings.fetch_denied_networks):
             yield Finding(
