@@ -110,6 +110,33 @@ def segment(marker, body):
     return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
 
 
+def exif_block(orientation, order=">", kind=3):
+    """An EXIF block, without a prefix, of two entries, of which the second is the orientation."""
+    head = {">": b"MM\0*\0\0\0\x08", "<": b"II*\0\x08\0\0\0"}[order]
+    value = struct.pack(order + {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 11: "f"}[kind], orientation)
+    entries = struct.pack(f"{order}HHLHH", 0x0128, 3, 1, 2, 0) + struct.pack(f"{order}HHL", 0x0112, kind, 1)
+    return head + struct.pack(f"{order}H", 2) + entries + value.ljust(4, b"\0") + bytes(4)
+
+
+def turned_file(data, orientation, block=None):
+    """A JPEG, PNG or WebP with an EXIF block; pixels as they were."""
+    block = exif_block(orientation) if block is None else block
+    if data.startswith(b"\xff\xd8"):
+        return data[:2] + segment(0xE1, b"Exif\0\0" + block) + data[2:]
+    if data.startswith(b"\x89PNG"):
+        return data[:33] + chunk(b"eXIf", block) + data[33:]
+    body = data[12:]
+    if body[:4] == b"VP8X":
+        body = body[:8] + bytes([body[8] | 8]) + body[9:]
+    else:
+        width, height = Image.open(io.BytesIO(data)).size
+        flags = 8 | (0x10 if body[:4] == b"VP8L" else 0)
+        sizes = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+        body = b"VP8X" + struct.pack("<II", 10, flags) + sizes + body
+    body += b"EXIF" + struct.pack("<I", len(block)) + block + bytes(len(block) & 1)
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
 def exif_bomb():
     """A JPEG with an EXIF block of 32 kB: 2,700 entries, each of which names the same 32 kB, so 86 MB."""
     entries = b"".join(struct.pack("<HHII", tag, 7, 32_000, 8) for tag in range(2700))

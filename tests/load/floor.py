@@ -104,6 +104,12 @@ def pillow(data: bytes) -> Tensor:
     return numbers.data
 
 
+def nearest(taken: int, there: int) -> np.ndarray:
+    """Which of ``there`` pixels each of ``taken`` is, by Pillow's running sum."""
+    step = float(np.float32(there)) / taken
+    return np.minimum(np.add.accumulate([step * 0.5, *[step] * (taken - 1)]).astype(np.int32), np.int32(there))
+
+
 def decoder() -> tuple[str, Callable[[bytes], Tensor]]:
     """The native decoder alone, where it is built; else Pillow."""
     try:
@@ -117,9 +123,11 @@ def decoder() -> tuple[str, Callable[[bytes], Tensor]]:
     numbers = np.empty((SIZE, SIZE, 3), np.float32)
 
     def native(data: bytes) -> Tensor:
-        if clothing_jpeg.read_header(data) is None:  # not one of those that it decodes
+        header = clothing_jpeg.read_header(data)
+        if header is None:  # not one of those that it decodes
             return pillow(data)
-        clothing_jpeg.decode(data, numbers, (SIZE, SIZE), table, False)
+        columns, rows = (nearest(SIZE, side) for side in header[:2])
+        clothing_jpeg.decode(data, numbers, rows, columns, table)
         return numbers.data
 
     return f"clothing_jpeg {clothing_jpeg.__version__}, {clothing_jpeg.LIBJPEG}", native

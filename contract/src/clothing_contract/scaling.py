@@ -36,6 +36,11 @@ class Table(NamedTuple):
     values: Numbers  # 256 x channels float32: the result for each value of a channel, by the result's channels
     reverse: bool  # whether the result's channels are BGR
 
+    @property
+    def by_source(self) -> Numbers:
+        """The values by the photo's channels: red, green, blue."""
+        return np.ascontiguousarray(self.values[:, ::-1]) if self.reverse else self.values
+
 
 @dataclass(frozen=True, slots=True)
 class Scaling:

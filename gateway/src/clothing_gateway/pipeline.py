@@ -175,6 +175,7 @@ def read_header(data: bytes, settings: Settings, max_cost: int, size: tuple[int,
         max_cost,
         settings.resampling,
         jpeg_scaling=settings.jpeg_scaling,
+        exif_orientation=settings.exif_orientation,
         max_side=settings.max_side_pixels,
         size=size,
     )

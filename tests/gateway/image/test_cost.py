@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 from fakes import image_bytes
-from pictures import arithmetic, bmp, by_pillow, chunk, empty_scans, gif, lossless, png
+from pictures import arithmetic, bmp, by_pillow, chunk, empty_scans, gif, lossless, png, turned_file
 from PIL import Image
 
 MIB = 1 << 20
@@ -111,14 +111,18 @@ MEASURE = textwrap.dedent("""
 # Those that the native core decodes, by Pillow as well.
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-    ("name", "core", "resampling"),
-    [(name, True, "nearest") for name in KINDS]
-    + [(name, False, "nearest") for name in KINDS if name.startswith("jpeg")]
-    + [(name, True, "bicubic") for name in ("jpeg 4:2:0", "png rgb", "png rgba", "png palette")],
+    ("name", "core", "resampling", "turned"),
+    [(name, True, "nearest", False) for name in KINDS]
+    + [(name, False, "nearest", False) for name in KINDS if name.startswith("jpeg")]
+    + [(name, True, "bicubic", False) for name in ("jpeg 4:2:0", "png rgb", "png rgba", "png palette")]
+    + [(name, core, "nearest", True) for name in ("jpeg 4:2:0", "jpeg 4:2:0 progressive") for core in (True, False)]
+    + [(name, True, "bicubic", True) for name in ("jpeg 4:2:0", "jpeg cmyk", "png rgb", "png palette", "webp")],
 )
-def test_decoding_takes_no_more_memory_than_it_is_counted_for(name, core, resampling, tmp_path):
+def test_decoding_takes_no_more_memory_than_it_is_counted_for(name, core, resampling, turned, tmp_path):
     file = tmp_path / "photos"
     files = [image_bytes(kind="PNG"), *(KINDS[name](shape) for shape in SHAPES)]
+    if turned:
+        files = [turned_file(data, 6) for data in files]
     file.write_bytes(pickle.dumps(files))
     # So that a decoding leaves nothing in the heap for the next one, which would not be measured.
     environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}

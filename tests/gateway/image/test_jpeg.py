@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import image_bytes
-from jpegs import PREPARATIONS, TF, corpus, damage, decode, decode_by_pillow, exif_block, same, with_segment
+from jpegs import PREPARATIONS, TF, corpus, damage, decode, decode_by_pillow, same, with_segment
 
 from clothing_contract.scaling import Scaling
 from clothing_gateway.errors import BrokenImage
@@ -127,13 +127,6 @@ def test_damaged_metadata_is_skipped():
     assert [name for name, data in decoded.items() if not same(check(data), expected)] == []
 
 
-def test_exif_orientation_is_ignored():
-    data = CORPUS["turned"]
-    assert exif_block() in data
-    turned = check(data, (60, 40))
-    assert np.array_equal(turned, check(image_bytes((60, 40)), (60, 40)))
-
-
 def test_files_are_verified_where_the_model_takes_encoded_photos():
     data = CORPUS["pieces"]
     assert check(data, None) is None
@@ -184,27 +177,44 @@ def test_errors_leak_no_memory():
 
 
 def test_wrong_arguments_are_refused():
-    data, table = CORPUS["4:2:0"], Scaling("tf").table.values
+    data, table = CORPUS["4:2:0"], Scaling("tf").table.values  # 123 x 77 pixels
     core = decoding.core
-    pixels = np.empty((8, 8, 3), np.uint8)
-    for out, size, values in (
-        (pixels, (8, 7), None),
-        (pixels, (-8, -8), None),
-        (pixels, (0, 0), None),
-        (pixels, (8, 8), table),
-        (np.empty((8, 8, 3), np.float32), (8, 8), None),
-        (np.empty((8, 8, 3), np.float32), (8, 8), table[:255]),
-        (np.empty(8 * 8 * 12 + 1, np.uint8)[1:], (8, 8), table),
-        (np.empty(0, np.uint8), (1 << 30, 1 << 30), None),
+    pixels, numbers = np.empty((8, 8, 3), np.uint8), np.empty((8, 8, 3), np.float32)
+    places = np.arange(8, dtype=np.int32)
+    for out, values in (
+        (pixels[1:], None),
+        (pixels[:, 1:], None),
+        (pixels[..., 1:], None),
+        (pixels, table),
+        (numbers, None),
+        (numbers, table[:255]),
+        (np.empty(8 * 8 * 12 + 1, np.uint8)[1:].view(np.float32).reshape(8, 8, 3), table),
+        (np.empty((8, 8, 3, 1), np.uint8), None),
     ):
         with pytest.raises(ValueError, match="must hold"):
-            core.decode(data, out, size, values, False)
+            core.decode(data, out, places, places, values)
+    for rows, columns in (
+        (places[::-1].copy(), places),
+        (places - 1, places),
+        (places + 71, places),
+        (places, places - 1),
+        (places, places + 117),
+        (places.astype(np.int64), places),
+        (places[:0], places),
+        (places.view(np.uint8)[:31], places),
+    ):
+        with pytest.raises(ValueError, match="must hold"):
+            core.decode(data, pixels, rows, columns, None)
+    core.decode(data, pixels, places + 70, places + 116, None)
+    assert not pixels[-1].any()  # behind the last row and column all is black
+    assert not pixels[:, -1].any()
+    assert pixels[:-1, :-1].any()
     with pytest.raises(BufferError):
-        core.decode(data, bytes(8 * 8 * 3), (8, 8), None, False)
+        core.decode(data, bytes(8 * 8 * 3), places, places, None)
     for wrong in (b"", b"\xff\xd8", CORPUS["cmyk"], image_bytes(kind="PNG")):
         assert core.read_header(wrong) is None
         with pytest.raises(core.BrokenJpeg, match="read_header"):
-            core.decode(wrong, pixels, (8, 8), None, False)
+            core.decode(wrong, pixels, places, places, None)
 
 
 def test_without_the_core_pillow_decodes(monkeypatch):

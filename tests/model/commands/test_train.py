@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clothing_model import progress
 from clothing_model.commands.cli import main
@@ -331,3 +332,22 @@ def test_help_loads_no_tensorflow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False False"
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_photos_are_read_upright_as_the_gateway_reads_them(orientation: int) -> None:
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (31, 45, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = io.BytesIO()
+    picture.save(data, "PNG", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data.getvalue())))
+    wanted = np.asarray(upright.resize((16, 12), Image.Resampling.NEAREST))
+    assert np.array_equal(photo_folders.read_pixels(data.getvalue(), (12, 16)), wanted)
+
+
+def test_an_exif_block_that_cannot_be_read_turns_nothing() -> None:
+    picture = Image.new("RGB", (45, 31), "red")
+    data = io.BytesIO()
+    picture.save(data, "PNG", exif=b"Exif\0\0nothing of TIFF")
+    assert photo_folders.read_pixels(data.getvalue(), (31, 45)).shape == (31, 45, 3)

@@ -25,6 +25,7 @@
   (list "GATEWAY_STD" (join "," .Values.model.std))
   (list "GATEWAY_CHANNELS" .Values.model.channels)
   (list "GATEWAY_RESAMPLING" .Values.model.resampling)
+  (list "GATEWAY_EXIF_ORIENTATION" (ternary "on" "off" .Values.model.exifOrientation))
   (list "GATEWAY_JPEG_SCALING" (ternary "on" "off" .Values.gateway.jpegScaling))
   (list "GATEWAY_REQUEST_TIMEOUT_SECONDS" .Values.gateway.requestTimeoutSeconds)
   (list "GATEWAY_MAX_BODY_BYTES" .Values.gateway.maxBodyBytes)
@@ -73,6 +74,7 @@ GATEWAY_MEAN: model.mean
 GATEWAY_STD: model.std
 GATEWAY_CHANNELS: model.channels
 GATEWAY_RESAMPLING: model.resampling
+GATEWAY_EXIF_ORIENTATION: model.exifOrientation
 GATEWAY_JPEG_SCALING: gateway.jpegScaling
 GATEWAY_REQUEST_TIMEOUT_SECONDS: gateway.requestTimeoutSeconds
 GATEWAY_MAX_BODY_BYTES: gateway.maxBodyBytes

@@ -1,4 +1,4 @@
-"""JPEG decoding to the pixels that Pillow's NEAREST takes, with Pillow's own libjpeg.
+"""JPEG decoding to chosen rows and columns, with Pillow's own libjpeg.
 
 Importing it raises ImportError where this Pillow's libjpeg can't be used: then Pillow decodes, to the same pixels.
 """
@@ -9,7 +9,9 @@ from clothing_jpeg import _core
 from clothing_jpeg._core import BrokenJpeg, TooManyScans, decode, read_header
 
 __version__ = "0.1.0"
-__all__ = ["LIBJPEG", "BrokenJpeg", "TooManyScans", "decode", "read_header"]
+# Of the functions' signatures: the gateway uses no other.
+API = 2
+__all__ = ["API", "LIBJPEG", "BrokenJpeg", "TooManyScans", "decode", "read_header"]
 
 _core.bind(_imaging.__file__)
 

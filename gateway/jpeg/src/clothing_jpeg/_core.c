@@ -1,8 +1,8 @@
-/* JPEG to the pixels that Pillow's NEAREST takes, row by row, with the libjpeg that Pillow itself decodes with.
+/* Chosen rows and columns of a JPEG, row by row, with the libjpeg that Pillow itself decodes with.
  *
- * The result must be bit-identical to Pillow's decode, convert("RGB") and resize(NEAREST), and files that Pillow's
- * decoder refuses must be refused. So nothing here computes a pixel: libjpeg decodes, with its defaults, as Pillow has
- * it do (JpegDecode.c), and this file chooses which rows and columns are kept.
+ * The result must be bit-identical to Pillow's decode and convert("RGB"), and files that Pillow's decoder refuses must
+ * be refused. So nothing here computes a pixel: libjpeg decodes, with its defaults, as Pillow has it do (JpegDecode.c),
+ * and the caller chooses which rows and columns are kept, and by the strides of its array where they are written.
  *
  * libjpeg is not linked: bind() finds its functions in the library that Pillow's own module has loaded. One decoder in
  * the process, the same for both ways, and renewed with Pillow. Two versions of libjpeg agree on whole files; on damaged
@@ -69,6 +69,16 @@ static PyObject *BrokenJpeg, *TooManyScans; /* the exceptions */
 
 enum { DONE = 0, BROKEN, TOO_MANY_SCANS, OUT_OF_TIME };
 
+/* ---- a header ---- */
+
+typedef struct {
+    int width, height, components;
+    uint64_t memory;
+    const unsigned char *scans; /* the first scan's header in a file of several, else NULL */
+    Py_ssize_t exif, exif_end;  /* offsets of the first EXIF segment's body and of its end; 0 without one */
+    int exif_segments;          /* Pillow joins their bodies */
+} Header;
+
 /* ---- one decoding ---- */
 
 typedef struct {
@@ -87,12 +97,14 @@ typedef struct {
     const JOCTET *end;       /* … and the end of the file */
     int finishing;           /* all pixels are there: what else it reads must be in the last piece */
 
-    unsigned char *out;        /* uint8 or float32, height x width x 3; NULL to decode for nothing but the verdict */
-    const float (*table)[CHANNELS]; /* of the numbers for each value, or NULL for uint8 */
-    int reversed;              /* blue first */
-    int width, height;         /* of the result */
-    int *columns;              /* for each of the result's columns, which of the photo's */
-    JSAMPLE *row;              /* one of the photo's rows, and a black pixel behind it */
+    char *out;                      /* uint8 or float32, rows x columns x 3; NULL to decode for nothing but the verdict */
+    Py_ssize_t strides[3];          /* of rows, columns and channels, in bytes; negative ones turn the result */
+    const float (*table)[CHANNELS]; /* of the numbers for each value of red, green and blue, or NULL for uint8 */
+    const int32_t *rows, *columns;  /* which of the photo's are taken; its height and width stand for black ones */
+    int height, width;              /* of the result */
+    int takes_black;                /* a row behind the photo's last */
+    JSAMPLE *row;                   /* one of the photo's rows, and a black pixel behind it */
+    JSAMPLE *black;                 /* a row of black pixels, where one is taken */
 } Job;
 
 static void fail(j_common_ptr cinfo) {
@@ -155,43 +167,27 @@ static void skip_bytes(j_decompress_ptr cinfo, long count) {
     }
 }
 
-/* Which of ``in`` places each of ``out`` places is taken from: the running sum of Pillow's ImagingScaleAffine, with its
- * rounding. ``in`` stands for one that falls behind the end, which Pillow leaves black. */
-static void nearest(int *places, int out, int in) {
-    double step = (double)(float)in / out;
-    double at = step * 0.5;
-    for (int i = 0; i < out; i++) {
-        int place = (int)at;
-        places[i] = place < in ? place : in;
-        at += step;
-    }
-}
-
 static void keep_row(const Job *job, int y) {
     const JSAMPLE *const row = job->row;
-    const int *columns = job->columns, *const columns_end = columns + job->width;
+    const int32_t *columns = job->columns, *const columns_end = columns + job->width;
     const float(*const table)[CHANNELS] = job->table;
-    const size_t at = (size_t)y * job->width * CHANNELS;
-    const int grey = job->cinfo.output_components == 1, first = job->reversed ? 2 : 0, last = 2 - first;
-    if (table && grey) {
-        for (float *out = (float *)job->out + at; columns < columns_end; out += CHANNELS)
-            memcpy(out, table[row[*columns++]], sizeof(table[0]));
-    } else if (table) {
-        for (float *out = (float *)job->out + at; columns < columns_end; out += CHANNELS) {
-            const JSAMPLE *pixel = row + PIXEL * (size_t)*columns++;
-            out[0] = table[pixel[first]][0];
-            out[1] = table[pixel[1]][1];
-            out[2] = table[pixel[last]][2];
+    const Py_ssize_t step = job->strides[1], channel = job->strides[2];
+    char *out = job->out + y * job->strides[0];
+    const int grey = job->cinfo.output_components == 1, green = !grey, blue = 2 * green;
+    const size_t pixel_bytes = grey ? 1 : PIXEL;
+    if (table) {
+        for (; columns < columns_end; out += step) {
+            const JSAMPLE *pixel = row + pixel_bytes * (size_t)*columns++;
+            *(float *)out = table[pixel[0]][0];
+            *(float *)(out + channel) = table[pixel[green]][1];
+            *(float *)(out + 2 * channel) = table[pixel[blue]][2];
         }
-    } else if (grey) {
-        for (unsigned char *out = job->out + at; columns < columns_end; out += CHANNELS)
-            memset(out, row[*columns++], CHANNELS);
     } else {
-        for (unsigned char *out = job->out + at; columns < columns_end; out += CHANNELS) {
-            const JSAMPLE *pixel = row + PIXEL * (size_t)*columns++;
-            out[0] = pixel[first];
-            out[1] = pixel[1];
-            out[2] = pixel[last];
+        for (; columns < columns_end; out += step) {
+            const JSAMPLE *pixel = row + pixel_bytes * (size_t)*columns++;
+            *(JSAMPLE *)out = pixel[0];
+            *(JSAMPLE *)(out + channel) = pixel[green];
+            *(JSAMPLE *)(out + 2 * channel) = pixel[blue];
         }
     }
 }
@@ -224,24 +220,22 @@ static int skips_well(j_decompress_ptr cinfo) {
 
 static void keep_rows(Job *job) {
     const int in = (int)job->cinfo.output_height, height = job->out ? job->height : 0;
-    const size_t row_bytes = (size_t)job->width * CHANNELS * (job->table ? sizeof(float) : 1);
     const int skipping = in >= SKIP_FROM * (int64_t)height && skips_well(&job->cinfo);
-    const double step = height ? (double)(float)in / height : 0;
-    double at = step * 0.5;
     int before = -1;
-    for (int y = 0; y < height; y++, at += step) {
-        int wanted = (int)at;
-        if (wanted == before) {
-            memcpy(job->out + y * row_bytes, job->out + (y - 1) * row_bytes, row_bytes);
-            continue;
-        }
-        if (wanted < in)
+    for (int y = 0; y < height; y++) {
+        int wanted = job->rows[y];
+        if (wanted < in && wanted > before) {
             read_to(job, wanted, skipping);
-        else
-            memset(job->row, 0, (size_t)job->cinfo.output_width * job->cinfo.output_components);
-        keep_row(job, y);
-        before = wanted;
+            before = wanted;
+        }
+        if (wanted < in) keep_row(job, y);
     }
+    /* Black ones last: they take the row's place, and in a turned photo needn't be at the end. */
+    JSAMPLE *decoded = job->row;
+    job->row = job->black;
+    for (int y = 0; y < height; y++)
+        if (job->rows[y] == in) keep_row(job, y);
+    job->row = decoded;
     /* The last row is always read: skipping past it would let a file pass that ends before it. */
     if (before < in - 1) read_to(job, in - 1, skipping);
 }
@@ -268,9 +262,8 @@ static int count_scans(const unsigned char *at, const unsigned char *end, int mo
     return scans;
 }
 
-/* All of one decoding: DONE, or the reason, with its text in job->message where it is BROKEN. Python is not touched.
- * ``scans`` is where the first scan's header begins. */
-static int run(Job *job, const unsigned char *data, size_t size, const unsigned char *scans) {
+/* All of one decoding: DONE, or the reason, with its text in job->message where it is BROKEN. Python is not touched. */
+static int run(Job *job, const unsigned char *data, size_t size, const Header *header) {
     j_decompress_ptr cinfo = &job->cinfo;
     cinfo->err = lib.std_error(&job->errors);
     job->errors.error_exit = fail;
@@ -293,14 +286,16 @@ static int run(Job *job, const unsigned char *data, size_t size, const unsigned 
     while (lib.read_header(cinfo, FALSE) == JPEG_HEADER_TABLES_ONLY) {}
     if (cinfo->num_components != 1 && cinfo->num_components != CHANNELS) fail_with(job, "neither grey nor colour");
     cinfo->out_color_space = cinfo->num_components == 1 ? JCS_GRAYSCALE : JCS_EXT_RGBX;
-    if (scans) { /* in several scans, all of which start_decompress reads */
+    if (header->scans) { /* in several scans, all of which start_decompress reads */
         look_at_clock(job);
-        if (job->max_scans && count_scans(scans, job->end, job->max_scans) > job->max_scans)
+        if (job->max_scans && count_scans(header->scans, job->end, job->max_scans) > job->max_scans)
             longjmp(job->failed, TOO_MANY_SCANS);
         job->progress.progress_monitor = monitor;
         cinfo->progress = &job->progress;
     }
     lib.start_decompress(cinfo);
+    if ((int)cinfo->output_width != header->width || (int)cinfo->output_height != header->height)
+        fail_with(job, "another size than in its header"); /* for which rows and columns were chosen */
     cinfo->progress = NULL;
 
     /* libjpeg's own memory, which it frees with the rest, and whose failure is an error like the others. */
@@ -308,9 +303,9 @@ static int run(Job *job, const unsigned char *data, size_t size, const unsigned 
     job->row = cinfo->mem->alloc_large((j_common_ptr)cinfo, JPOOL_IMAGE, (cinfo->output_width + 1) * pixel + OFF_LINE);
     job->row += OFF_LINE;
     memset(job->row + cinfo->output_width * pixel, 0, pixel);
-    if (job->out) {
-        job->columns = cinfo->mem->alloc_large((j_common_ptr)cinfo, JPOOL_IMAGE, job->width * sizeof(int));
-        nearest(job->columns, job->width, (int)cinfo->output_width);
+    if (job->takes_black) {
+        job->black = cinfo->mem->alloc_large((j_common_ptr)cinfo, JPOOL_IMAGE, (cinfo->output_width + 1) * pixel);
+        memset(job->black, 0, (cinfo->output_width + 1) * pixel);
     }
     keep_rows(job);
     job->finishing = 1;
@@ -320,12 +315,6 @@ static int run(Job *job, const unsigned char *data, size_t size, const unsigned 
 }
 
 /* ---- which files are decoded here ---- */
-
-typedef struct {
-    int width, height, components;
-    uint64_t memory;
-    const unsigned char *scans; /* the first scan's header in a file of several, else NULL */
-} Header;
 
 static int begins(const unsigned char *body, int size, const char *word, int length) {
     return size >= length && memcmp(body, word, (size_t)length) == 0;
@@ -369,6 +358,7 @@ static uint64_t memory_of(const unsigned char *frame, int several_scans) {
 static int read_plain_header(const unsigned char *data, Py_ssize_t size, Header *header) {
     const unsigned char *frame = NULL;
     int progressive = 0, segments = 0;
+    header->exif = header->exif_end = header->exif_segments = 0;
     if (size < 4 || data[0] != 0xFF || data[1] != 0xD8) return 0;
     for (Py_ssize_t at = 2; at + 4 <= size;) {
         int marker = data[at + 1], length = u16(data + at + 2);
@@ -404,8 +394,14 @@ static int read_plain_header(const unsigned char *data, Py_ssize_t size, Header 
             case 0xEE:
                 if (begins(body, length, "Adobe", 5) && length < 7) return 0;
                 break;
+            case 0xE1:
+                if (begins(body, length, "Exif\0", 6) && !header->exif_segments++) {
+                    header->exif = body - data;
+                    header->exif_end = at;
+                }
+                break;
             case 0xC4: case 0xDD: case 0xFE: /* Huffman tables, restart interval, comment */
-            case 0xE1: case 0xE2: case 0xE3: case 0xE4: case 0xE5: case 0xE6: case 0xE7: /* metadata */
+            case 0xE2: case 0xE3: case 0xE4: case 0xE5: case 0xE6: case 0xE7: /* metadata */
             case 0xE8: case 0xE9: case 0xEA: case 0xEB: case 0xEC: case 0xED: case 0xEF:
                 break;
             default:
@@ -466,20 +462,38 @@ static PyObject *py_read_header(PyObject *self, PyObject *args) {
     PyBuffer_Release(&data);
     if (!plain) Py_RETURN_NONE;
     return Py_BuildValue(
-        "(iiiKO)", header.width, header.height, header.components, (unsigned long long)header.memory,
-        header.scans ? Py_True : Py_False);
+        "(iiiKO(nni))", header.width, header.height, header.components, (unsigned long long)header.memory,
+        header.scans ? Py_True : Py_False, header.exif, header.exif_end, header.exif_segments);
+}
+
+/* An array of int32, each from 0 to ``most``; in order where ``ascending``, but for those that are ``most``. */
+static int get_places(PyObject *object, Py_buffer *view, int most, int ascending, int *has_most) {
+    if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE) < 0) return 0;
+    const int32_t *places = view->buf;
+    Py_ssize_t count = view->len / (Py_ssize_t)sizeof(*places);
+    int before = 0, fits = count > 0 && count < (1 << 24) && !(view->len % (Py_ssize_t)sizeof(*places)) &&
+                           !((uintptr_t)places % sizeof(*places));
+    for (Py_ssize_t i = 0; fits && i < count; i++) {
+        if (places[i] < 0 || places[i] > most || (ascending && places[i] < before)) fits = 0;
+        if (places[i] == most)
+            *has_most = 1;
+        else
+            before = places[i];
+    }
+    if (!fits) PyErr_SetString(PyExc_ValueError, "rows and columns must hold int32 within the photo, rows in order");
+    return fits;
 }
 
 static PyObject *py_decode(PyObject *self, PyObject *args) {
     (void)self;
-    Py_buffer data = {0}, out = {0}, table = {0};
-    PyObject *out_object, *table_object, *result = NULL;
+    Py_buffer data = {0}, out = {0}, table = {0}, rows = {0}, columns = {0};
+    PyObject *out_object, *rows_object, *columns_object, *table_object, *result = NULL;
     Job *job = NULL;
     Header header;
-    int width, height, reversed, max_scans = 0;
+    int max_scans = 0, takes_black = 0, ignored = 0;
     PyObject *seconds_object = Py_None;
     double seconds = 0;
-    if (!PyArg_ParseTuple(args, "y*O(ii)Op|iO:decode", &data, &out_object, &width, &height, &table_object, &reversed,
+    if (!PyArg_ParseTuple(args, "y*OOOO|iO:decode", &data, &out_object, &rows_object, &columns_object, &table_object,
                           &max_scans, &seconds_object))
         return NULL;
     if (seconds_object != Py_None && (seconds = PyFloat_AsDouble(seconds_object), PyErr_Occurred())) goto done;
@@ -497,11 +511,15 @@ static PyObject *py_decode(PyObject *self, PyObject *args) {
         goto done;
     }
     if (out_object != Py_None) {
-        if (PyObject_GetBuffer(out_object, &out, PyBUF_SIMPLE | PyBUF_WRITABLE) < 0) goto done;
-        size_t one = table.buf ? sizeof(float) : 1;
-        if (width < 1 || height < 1 || (uint64_t)out.len != (uint64_t)width * height * CHANNELS * one ||
-            (uintptr_t)out.buf % one) {
-            PyErr_SetString(PyExc_ValueError, "out must hold height x width x 3 numbers");
+        if (PyObject_GetBuffer(out_object, &out, PyBUF_STRIDED) < 0) goto done;
+        if (!get_places(rows_object, &rows, header.height, 1, &takes_black)) goto done;
+        if (!get_places(columns_object, &columns, header.width, 0, &ignored)) goto done;
+        const Py_ssize_t one = table.buf ? sizeof(float) : 1, four = sizeof(int32_t);
+        int fits = out.ndim == 3 && out.itemsize == one && out.shape[0] == rows.len / four &&
+                   out.shape[1] == columns.len / four && out.shape[2] == CHANNELS && !((uintptr_t)out.buf % one);
+        for (int i = 0; fits && i < 3; i++) fits = out.strides[i] % one == 0;
+        if (!fits) {
+            PyErr_SetString(PyExc_ValueError, "out must hold rows x columns x 3 numbers");
             goto done;
         }
     }
@@ -511,9 +529,14 @@ static PyObject *py_decode(PyObject *self, PyObject *args) {
     }
     job->out = out.buf;
     job->table = table.buf;
-    job->reversed = reversed;
-    job->width = width;
-    job->height = height;
+    if (out.buf) {
+        memcpy(job->strides, out.strides, sizeof(job->strides));
+        job->rows = rows.buf;
+        job->columns = columns.buf;
+        job->height = (int)out.shape[0];
+        job->width = (int)out.shape[1];
+        job->takes_black = takes_black;
+    }
     job->max_scans = max_scans;
     if (seconds_object != Py_None && seconds < MAX_SECONDS) {
         job->has_deadline = 1;
@@ -521,7 +544,7 @@ static PyObject *py_decode(PyObject *self, PyObject *args) {
     }
     int outcome;
     Py_BEGIN_ALLOW_THREADS;
-    outcome = run(job, data.buf, (size_t)data.len, header.scans);
+    outcome = run(job, data.buf, (size_t)data.len, &header);
     Py_END_ALLOW_THREADS;
     switch (outcome) {
         case DONE: result = Py_NewRef(Py_None); break;
@@ -532,6 +555,8 @@ static PyObject *py_decode(PyObject *self, PyObject *args) {
 done:
     PyMem_Free(job);
     if (out.obj) PyBuffer_Release(&out);
+    if (rows.obj) PyBuffer_Release(&rows);
+    if (columns.obj) PyBuffer_Release(&columns);
     if (table.obj) PyBuffer_Release(&table);
     PyBuffer_Release(&data);
     return result;
@@ -540,9 +565,10 @@ done:
 static PyMethodDef methods[] = {
     {"bind", py_bind, METH_VARARGS, "Find libjpeg's functions through a loaded module's path, or raise ImportError."},
     {"read_header", py_read_header, METH_VARARGS,
-     "(width, height, components, bytes of memory, in several scans) of a JPEG that decode() takes, or None."},
+     "(width, height, components, bytes of memory, in several scans, (EXIF's start, end, segments)) of a JPEG that "
+     "decode() takes, or None."},
     {"decode", py_decode, METH_VARARGS,
-     "decode(data, out or None, (width, height), table or None, reversed, max_scans=0, seconds=None)"},
+     "decode(data, out or None, rows, columns, table or None, max_scans=0, seconds=None)"},
     {NULL, NULL, 0, NULL},
 };
 

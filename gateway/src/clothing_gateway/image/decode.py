@@ -2,10 +2,10 @@
 
 The steps and their order are those of keras-image-helper 0.0.2 (keras_image_helper/base.py, default_prepare_image),
 with which the course's models were trained, so that the pixels are bit-identical: ``Image.open``, ``convert("RGB")``
-where the mode is another, ``resize`` with NEAREST. Three things depart from them: a filter other than NEAREST, JPEGs
-that libjpeg decodes at a fraction of their size (both are settings), and grey PNGs of 16 bits, of which the upper 8
-are taken, as Pillow does for colours and browsers for all: its own conversion clips at 255, and so gives white.
-EXIF orientation is not applied, and transparency is dropped.
+where the mode is another, ``resize`` with NEAREST. Four things depart from them: photos that cameras stored turned are
+set upright first, as ``ImageOps.exif_transpose`` does it; a filter other than NEAREST; JPEGs that libjpeg decodes at a
+fraction of their size (these three are settings); and grey PNGs of 16 bits, of which the upper 8 are taken, as Pillow
+does for colours and browsers for all: its own conversion clips at 255, and so gives white. Transparency is dropped.
 
 Plain JPEGs are decoded by clothing_jpeg (../../jpeg), where it is installed: the same libjpeg, the same pixels, without
 the whole picture in memory. All other files are decoded by Pillow, and without clothing_jpeg plain JPEGs too.
@@ -38,13 +38,14 @@ from PIL import (
 from clothing_contract.scaling import Scaling
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import BrokenImage, GatewayError, NotAnImage, OutOfTime, TooManyPixels
-from clothing_gateway.image import layout
+from clothing_gateway.image import exif, layout, turning
 
 core: Any  # clothing_jpeg, or None
 try:
     import clothing_jpeg
 
-    core = clothing_jpeg
+    # One of another release has other functions.
+    core = clothing_jpeg if getattr(clothing_jpeg, "API", 1) == 2 else None
 except ImportError:  # not built on this machine, or a Pillow whose libjpeg it can't use
     core = None
 
@@ -81,12 +82,13 @@ class Header:
     """A file's header, read without decoding it."""
 
     format: str
-    width: int
+    width: int  # pixels, as they are stored
     height: int
     cost: int  # bytes of memory that decoding it takes at most
     layout: layout.Layout | None  # for Pillow; None for a plain JPEG, which clothing_jpeg decodes
     resampling: str = "nearest"
     jpeg_scaling: bool = False
+    orientation: int = exif.AS_STORED  # how the stored picture is turned
 
     @property
     def pixels(self) -> int:
@@ -111,6 +113,7 @@ def read_header(
     resampling: str = "nearest",
     *,
     jpeg_scaling: bool = False,
+    exif_orientation: bool = True,
     max_side: int = MAX_SIDE,
     size: tuple[int, int] | None = None,
 ) -> Header:
@@ -118,7 +121,8 @@ def read_header(
 
     The limits are pixels, bytes of memory, and pixels of the longer side.
 
-    ``size`` is the model's, to which other filters than NEAREST scale in two passes.
+    ``size`` is the model's, to which other filters than NEAREST scale in two passes. ``exif_orientation`` sets photos
+    upright that were stored turned.
 
     Reads at most layout.MAX_PARTS parts of the file, which takes under a millisecond, and decodes nothing. Raises
     NotAnImage, UnsupportedImage, BrokenImage, TooManyPixels or TooComplex.
@@ -128,14 +132,18 @@ def read_header(
         raise NotAnImage(_HEIF if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS else None)
     header = None
     if kind == "JPEG" and resampling == "nearest" and not jpeg_scaling:
-        header = _plain_header(data)
+        header = _plain_header(data, exif_orientation=exif_orientation)
     if header is None:
         found = layout.read(data, kind)
+        turn = _orientation(data, found.exif) if exif_orientation else exif.AS_STORED
+        width, height = turning.upright((found.width, found.height), turn)
         cost = found.memory
+        if turn != exif.AS_STORED:
+            cost += layout.rows(width, height, 4)  # a turned copy
         if resampling != "nearest" and size is not None:
             # Pillow (since 13) scales in the direction first that leaves the smaller intermediate picture.
-            cost += min(layout.rows(size[0], found.height, 4), layout.rows(found.width, size[1], 4))
-        header = Header(kind, found.width, found.height, cost, found, resampling, jpeg_scaling)
+            cost += min(layout.rows(size[0], height, 4), layout.rows(width, size[1], 4))
+        header = Header(kind, found.width, found.height, cost, found, resampling, jpeg_scaling, turn)
     if header.pixels > max_pixels:
         raise TooManyPixels(
             f"The photo has {header.width} x {header.height} pixels, and this gateway takes {max_pixels} at most."
@@ -169,13 +177,20 @@ def decode(
     return pixels if pixels is None or scaling is None else scaling.numbers(pixels)
 
 
-def _plain_header(data: bytes) -> Header | None:
+def _plain_header(data: bytes, *, exif_orientation: bool) -> Header | None:
     """The header of a JPEG that clothing_jpeg decodes; None leaves it to Pillow."""
     known = None if core is None else core.read_header(data)
     if known is None:
         return None
-    width, height, _, memory, _ = known
-    return Header("JPEG", width, height, memory + _CORE_FLAT, layout=None)
+    width, height, _, memory, _, (start, end, segments) = known
+    turn = exif.AS_STORED
+    if segments and exif_orientation:
+        turn = _orientation(data, (slice(start, end),) if segments == 1 else layout.read(data, "JPEG").exif)
+    return Header("JPEG", width, height, memory + _CORE_FLAT, layout=None, orientation=turn)
+
+
+def _orientation(data: bytes, parts: tuple[slice, ...]) -> int:
+    return exif.orientation(b"".join(data[part] for part in parts)) if parts else exif.AS_STORED
 
 
 class _File(io.BytesIO):
@@ -203,7 +218,8 @@ def _decode_by_pillow(
         if image.size != (header.width, header.height):
             raise BrokenImage(cause=f"Pillow finds {image.size} pixels, its header {header.width} x {header.height}")
         if header.jpeg_scaling and size is not None and header.format == "JPEG":
-            image.draft(None, size)  # the smallest of full, half, quarter and eighth that is not below the size
+            # The smallest of full, half, quarter and eighth that is not below the size.
+            image.draft(None, turning.upright(size, header.orientation))
         if image.mode == "I;16":
             image = image.point(lambda value: value / 256)
         if image.mode != "RGB":
@@ -212,6 +228,8 @@ def _decode_by_pillow(
             image.load()
         if size is None:
             return None
+        if header.orientation != exif.AS_STORED:
+            image = image.transpose(turning.METHODS[header.orientation])
         return np.asarray(image.resize(size, Image.Resampling[header.resampling.upper()]))
     except GatewayError:
         raise
@@ -229,15 +247,23 @@ def _decode_plain(
     scans = layout.most_scans(header.width, header.height)
     table = None if scaling is None else scaling.table
     out: npt.NDArray[Any] | None = None
+    view, rows, columns = None, None, None
     if size is not None:
         out = np.empty((size[1], size[0], 3), np.uint8 if table is None else np.float32)
+        stored = header.width, header.height
+        width, height = turning.upright(stored, header.orientation)
+        view, rows, columns = turning.turned(
+            out, turning.nearest(size[1], height), turning.nearest(size[0], width), stored, header.orientation
+        )
+        if table is not None and table.reverse:
+            view = view[..., ::-1]  # in which red, which is decoded first, comes last
     try:
         core.decode(
             data,
-            out,
-            size or (0, 0),
-            None if table is None else table.values,
-            table is not None and table.reverse,
+            view,
+            rows,
+            columns,
+            None if table is None else table.by_source,
             scans,
             None if deadline is None else deadline.require("decode the photo"),
         )

@@ -5,7 +5,8 @@ It is read before any pixel is decoded.
 Pillow keeps each segment, chunk and comment of a file, inflates some, and parses EXIF blocks whose entries may all name
 the same 64 kB. None of it changes a pixel. So the chain of a file's parts is walked here, up to the first pixels and at
 most MAX_PARTS long, and Pillow gets a file of those parts that decide about pixels (``essence``). Metadata is neither
-parsed nor inflated, and its bytes are not limited: phones write megabytes (depth maps in XMP, C2PA manifests).
+parsed nor inflated, and its bytes are not limited: phones write megabytes (depth maps in XMP, C2PA manifests). Where
+the EXIF block lies is noted, for the one tag that is read of it (exif.py).
 
 Sources: ITU-T T.81, annex B (JPEG); PNG (third edition), sections 5 and 11; RFC 9649 (WebP); GIF89a; the headers of
 Pillow's plugins for what of it Pillow reads.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clothing_gateway.errors import BrokenImage, TooComplex, UnsupportedImage
 from clothing_gateway.image import vp8l
@@ -63,6 +64,7 @@ class Layout:
     pixels_at: int  # offset of the part at which the pixels begin
     scans_at: int | None = None  # of a JPEG in several scans: offset of the first one's header
     arithmetic: bool = False  # a JPEG with arithmetic coding
+    exif: tuple[slice, ...] = ()  # the parts whose bytes, joined, are the EXIF block
 
 
 def read(data: bytes, kind: str) -> Layout:
@@ -132,13 +134,14 @@ _PROGRESSIVE, _ARITHMETIC = {0xC2, 0xCA}, {0xC9, 0xCA}
 _NO_FRAMES = {0xC4, 0xC8, 0xCC}  # between C0 and CF, other segments
 # Quantisation and Huffman tables, arithmetic conditioning, restart interval; JFIF and Adobe decide about colours.
 _JPEG_KEPT = {0xDB, 0xC4, 0xCC, 0xDD, 0xE0, 0xEE}
+_JPEG_EXIF = b"Exif\0\0"
 # A marker within or behind entropy-coded data: no stuffed zero, fill byte or restart.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _WINDOW = 1 << 16
 
 
 def _jpeg(data: bytes) -> Layout:
-    kept = [slice(0, 2)]
+    kept, exif = [slice(0, 2)], list[slice]()
     frame: bytes | None = None
     kind = 0
     at = 2
@@ -157,15 +160,13 @@ def _jpeg(data: bytes) -> Layout:
                 raise BrokenImage(cause="two frames")
             frame, kind = _jpeg_frame(data[start + 4 : at], marker), marker
         elif marker == 0xDA:
-            if frame is None:
-                raise BrokenImage(cause="a scan before the frame")
-            several = kind in _PROGRESSIVE or data[start + 4] < frame[5]
-            return _jpeg_layout(frame, [*kept, slice(start, None)], len(data), several=several, kind=kind)
+            return replace(_jpeg_layout(frame, [*kept, slice(start, None)], data, kind), exif=tuple(exif))
         elif marker == 0xD9:
             raise BrokenImage(cause="its end before a scan")
-        elif marker not in _JPEG_KEPT:
-            continue
-        kept.append(slice(start, at))
+        elif marker == 0xE1 and data[start + 4 : start + 10] == _JPEG_EXIF:
+            exif.append(slice(start + 10 if exif else start + 4, at))  # joined, under the first one's prefix
+        if marker in _JPEG_KEPT or marker in _FRAMES:
+            kept.append(slice(start, at))
     raise _too_many("segments")
 
 
@@ -179,7 +180,12 @@ def _jpeg_frame(frame: bytes, marker: int) -> bytes:
     return frame
 
 
-def _jpeg_layout(frame: bytes, kept: list[slice], size: int, *, several: bool, kind: int) -> Layout:
+def _jpeg_layout(frame: bytes | None, kept: list[slice], data: bytes, kind: int) -> Layout:
+    """From the frame and its kind, and the parts kept, of which the last begins with the first scan's header."""
+    if frame is None:
+        raise BrokenImage(cause="a scan before the frame")
+    scan = kept[-1].start
+    several = kind in _PROGRESSIVE or data[scan + 4] < frame[5]
     height, width, components = struct.unpack_from(">HHB", frame, 1)
     factors = [divmod(frame[7 + 3 * index], 16) for index in range(components)]
     if not all(1 <= horizontal <= 4 and 1 <= vertical <= 4 for horizontal, vertical in factors):
@@ -195,9 +201,8 @@ def _jpeg_layout(frame: bytes, kept: list[slice], size: int, *, several: bool, k
     pixel = {1: 1, 3: _RGB, 4: _CONVERTED}[components]
     if sum(part.stop - part.start for part in kept[:-1]) > MAX_TABLE_BYTES:
         raise _too_many("tables")
-    scan = kept[-1].start
     parts = _merged(kept)
-    memory = _memory(width, height, pixel, size if len(parts) > 1 else 0, decoder)
+    memory = _memory(width, height, pixel, len(data) if len(parts) > 1 else 0, decoder)
     scans_at = scan if several else None
     return Layout("JPEG", width, height, memory, parts, scan, scans_at, arithmetic=kind in _ARITHMETIC)
 
@@ -257,6 +262,7 @@ def _png(data: bytes) -> Layout:
     if depth not in _PNG_DEPTHS.get(colour, ()):
         raise BrokenImage(cause=f"colour type {colour} of {depth} bits")
     kept = [slice(0, 33)]
+    exif: slice | None = None
     at = 33
     for _ in range(MAX_PARTS):
         length, name = struct.unpack_from(">I4s", data, at)
@@ -264,14 +270,32 @@ def _png(data: bytes) -> Layout:
             pixel, copies = _PNG_PIXEL[colour], len(data) + 16 * (width + 8)  # the essence, and two rows
             if (colour, depth) == (0, 16):  # scaled to 8 bits in an image of its own
                 pixel, copies = 2, copies + rows(width, height, 2)
-            return Layout("PNG", width, height, _memory(width, height, pixel, copies), tuple(kept), at)
+            exif = _last_exif(data, at) or exif
+            memory = _memory(width, height, pixel, copies)
+            return Layout("PNG", width, height, memory, tuple(kept), at, exif=(exif,) if exif else ())
         end = at + 12 + length
         if name in _PNG_KEPT:
             if length > _PNG_KEPT[name]:
                 raise BrokenImage(cause=f"{name.decode()} of {length} bytes")
             kept.append(slice(at, end))
+        elif name == b"eXIf":
+            exif = slice(at + 8, end - 4)
         at = end
     raise _too_many("chunks")
+
+
+def _last_exif(data: bytes, at: int) -> slice | None:
+    """The last EXIF chunk of a PNG from its pixels on, where it may lie as well (section 11.3.4.5)."""
+    exif: slice | None = None
+    for _ in range(MAX_PIXEL_CHUNKS):
+        name = data[at + 4 : at + 8]
+        if name in (b"", b"IEND"):
+            break
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        if name == b"eXIf":
+            exif = slice(at + 8, end - 4)
+        at = end
+    return exif
 
 
 def _png_essence(data: bytes, layout: Layout) -> bytes:
@@ -356,12 +380,27 @@ def _webp(data: bytes) -> Layout:
                 blocks = -(-width // 4) * -(-height // 4)  # of the smallest size that may have a group of its own
                 groups = min(vp8l.MAX_GROUPS, blocks, 8 * len(data) // vp8l.GROUP_BITS)
                 memory += groups * vp8l.GROUP_BYTES
-            return Layout("WEBP", width, height, memory, tuple(kept), at)
+            return Layout("WEBP", width, height, memory, tuple(kept), at, exif=_webp_exif(data, end))
         if name in _WEBP_KEPT and name not in names:  # libwebp takes the first one
             names.add(name)
             kept.append(slice(at, next_at))
         at = next_at
     raise _too_many("chunks")
+
+
+def _webp_exif(data: bytes, end: int) -> tuple[slice, ...]:
+    """The EXIF chunk, which lies behind the pixels, where the header promises one (RFC 9649, section 2.7)."""
+    if data[12:16] != b"VP8X" or not data[20] & 0x08:
+        return ()
+    at = 12
+    for _ in range(MAX_PARTS):
+        if at + 8 > end:
+            break
+        name, length = struct.unpack_from("<4sI", data, at)
+        if name == b"EXIF":
+            return (slice(at + 8, min(at + 8 + length, end)),)
+        at += 8 + length + (length & 1)
+    return ()
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

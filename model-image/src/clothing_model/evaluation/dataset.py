@@ -4,15 +4,16 @@ A dataset is a folder with a folder per class::
 
     train/pants/a.jpg  train/hat/b.jpg  …
 
-Photos become pixels by the pipeline of keras-image-helper, which the gateway keeps bit for bit: decode, convert to
-RGB, resize with NEAREST, no rotation by EXIF. A model that is trained on other pixels than it is served loses accuracy
-silently.
+Photos become pixels by the gateway's pipeline, which is keras-image-helper's bit for bit, but for photos that cameras
+stored turned: decode, set upright by EXIF, convert to RGB, resize with NEAREST. A model that is trained on other pixels
+than it is served loses accuracy silently.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,23 +103,29 @@ def find_photos(folder: Path, labels: tuple[str, ...] | None = None) -> Dataset:
 
 
 def read_pixels(photo: Path | bytes, size: int | tuple[int, int]) -> NDArray[np.uint8]:
-    """Pixels of one photo: uint8 ``(height, width, 3)``, RGB, resized with NEAREST.
-
-    It is keras-image-helper's pipeline.
+    """Pixels of one photo: uint8 ``(height, width, 3)``, RGB, upright (EXIF), resized with NEAREST.
 
     ``size`` is both, or (height, width).
     """
     height, width = (size, size) if isinstance(size, int) else size
     with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo) as image:
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        rgb = _upright(image)
         return np.asarray(rgb.resize((width, height), Image.Resampling.NEAREST))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as browsers show it, in RGB; an EXIF block that can't be read turns nothing."""
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    try:
+        return ImageOps.exif_transpose(rgb)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return rgb
 
 
 def thumbnail(photo: Path, side: int) -> NDArray[np.uint8]:
     """Thumbnail: uint8 ``(side, side, 3)``, the whole photo upright on white."""
     with Image.open(photo) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-        return np.asarray(ImageOps.pad(upright, (side, side), Image.Resampling.LANCZOS, color="white"))
+        return np.asarray(ImageOps.pad(_upright(image), (side, side), Image.Resampling.LANCZOS, color="white"))
 
 
 def load_pixels(dataset: Dataset, size: int, progress: Callable[[int, int], None] | None = None) -> NDArray[np.uint8]:

@@ -1,0 +1,75 @@
+"""Turning: rows and columns of the stored picture that a turned and resized one takes.
+
+Pillow's NEAREST adds a step up from pixel to pixel, so its choices are not symmetrical: a mirrored photo's are those of
+the mirrored picture, counted from the other end. So a turned photo is bit for bit exif_transpose and then resize.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Places = npt.NDArray[np.int32]
+
+# As in PIL.ImageOps.exif_transpose.
+METHODS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_MIRRORED_ROWS, _MIRRORED_COLUMNS = {3, 4, 6, 7}, {2, 3, 7, 8}
+
+
+class Taken(NamedTuple):
+    """What is taken of a stored picture, and the result's array as the stored picture lies."""
+
+    out: npt.NDArray[np.generic]  # (rows, columns, 3), a view of the result
+    rows: Places  # ascending, but for those that are the picture's height: these are black
+    columns: Places  # the picture's width is black
+
+
+def is_transposed(orientation: int) -> bool:
+    """Whether rows and columns change places."""
+    return orientation >= 5
+
+
+def upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """The (width, height) of a stored picture once it is turned."""
+    return (size[1], size[0]) if is_transposed(orientation) else size
+
+
+def nearest(taken: int, there: int) -> Places:
+    """Which of ``there`` pixels each of ``taken`` is, as Pillow's ImagingScaleAffine sums them up; ``there`` is black.
+
+    int32 (taken,), ascending. Pillow leaves a pixel black that its sum puts behind the last one.
+    """
+    step = float(np.float32(there)) / taken
+    sums = np.full(taken, step)
+    sums[0] = step * 0.5
+    return np.minimum(np.add.accumulate(sums, out=sums).astype(np.int32), np.int32(there))
+
+
+def turned(
+    out: npt.NDArray[np.generic], rows: Places, columns: Places, stored: tuple[int, int], orientation: int
+) -> Taken:
+    """What of the stored picture is ``rows`` and ``columns`` of the upright one; ``stored`` is its (width, height)."""
+    if orientation == 1:
+        return Taken(out, rows, columns)
+    if is_transposed(orientation):
+        out, rows, columns = out.transpose(1, 0, 2), columns, rows
+    if orientation in _MIRRORED_ROWS:
+        out, rows = out[::-1], _mirrored(rows, stored[1])[::-1]
+    if orientation in _MIRRORED_COLUMNS:
+        columns = _mirrored(columns, stored[0])
+    return Taken(out, np.ascontiguousarray(rows), columns)
+
+
+def _mirrored(places: Places, there: int) -> Places:
+    return np.where(places == there, places, np.int32(there - 1) - places)
