@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from ipaddress import ip_network
 
 import pytest
@@ -120,6 +121,7 @@ def test_valid_values_are_parsed(variable, text, value):
         ("TF_SERVING_HOST", "model:0"),
         ("TF_SERVING_HOST", "model:port"),
         ("TF_SERVING_HOST", "::1:8500"),
+        ("TF_SERVING_HOST", "http://model:8500"),
         ("GATEWAY_LISTEN_PORT", "-1"),
         ("GATEWAY_LISTEN_PORT", "http"),
         ("GATEWAY_MODEL_NAME", "a/b"),
@@ -238,3 +240,17 @@ def test_cores_are_those_of_the_container(text, cores, tmp_path):
         file.write_text(text)
     assert cgroup.available_cores(file) == (cores or cgroup.available_cores(tmp_path / "none"))
     assert load().decode_slots == cgroup.available_cores()
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ("http://localhost:8500", "must be HOST:PORT of gRPC with no http://, as in localhost:8500"),
+        ("https://model:8501/", "must be HOST:PORT of gRPC with no https://, as in model:8501"),
+        ("grpc://[::1]:8500", "must be HOST:PORT of gRPC with no grpc://, as in [::1]:8500"),
+        ("http://", "must be HOST:PORT of gRPC with no http://, as in localhost:8500"),
+    ],
+)
+def test_a_url_of_the_model_server_is_named_for_what_it_is(given, advice):
+    with pytest.raises(SettingsError, match=re.escape(advice)):
+        load({"TF_SERVING_HOST": given})

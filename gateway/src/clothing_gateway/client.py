@@ -40,6 +40,7 @@ import urllib3
 from urllib3.util import parse_url
 
 from clothing_gateway import __version__
+from clothing_gateway.authorities import tls_context
 
 # A photo: a file's path, its bytes, or a URL (http:// or https://) that the gateway fetches.
 Photo = str | os.PathLike[str] | bytes
@@ -208,7 +209,13 @@ class Client:
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key}"
         # Photos are megabytes: http.client would send them in pieces of 16 kB.
-        self._http = urllib3.PoolManager(maxsize=connections, retries=False, blocksize=1 << 18)
+        self._http = urllib3.PoolManager(
+            maxsize=connections,
+            retries=False,
+            blocksize=1 << 18,
+            # Reading the system's authorities takes 20 ms.
+            ssl_context=tls_context() if self.url.lower().startswith("https:") else None,
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -183,6 +183,9 @@ def _address(value: str) -> str:
     """HOST:PORT, or a whole gRPC target with its scheme."""
     if re.match(r"(dns|ipv4|ipv6|unix|passthrough):", value):
         return value
+    scheme, separator, rest = value.partition("://")
+    if separator:
+        raise ValueError(f"must be HOST:PORT of gRPC with no {scheme}://, as in {rest.strip('/') or 'localhost:8500'}")
     host, colon, port = value.rpartition(":")
     if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise ValueError("must be HOST:PORT")

@@ -343,6 +343,11 @@ UNSAFE = {
     "zip parent": zipped({"../evil": b""}),
     "zip absolute": zipped({"/evil": b""}),
     "zip backslash": zipped({"..\\evil": b""}),
+    "zip deep backslash": zipped({"1\\..\\..\\evil": b""}),
+    "zip mixed": zipped({"1/..\\../evil": b""}),
+    "zip absolute backslash": zipped({"\\evil": b""}),
+    "zip share": zipped({"\\\\host\\evil": b""}),
+    "tar backslash": tar({"..\\evil": b""}),
 }
 
 
@@ -353,6 +358,34 @@ def test_no_file_is_written_outside_the_folder(tmp_path, packed):
     with pytest.raises(DownloadError, match="which lies outside of it"):
         unpack(Archive("https://a/b", SHA256), file, folder, 1000)
     assert [entry.name for entry in tmp_path.rglob("*")] == ["archive", "a", "b"] or not list(tmp_path.rglob("evil"))
+
+
+def windows_zip(members):
+    """As PowerShell 5 packs: backslashes, and folders as entries that end in one."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in members.items():
+            entry = zipfile.ZipInfo("x")
+            entry.filename, entry.create_system = name, 0
+            archive.writestr(entry, content)
+    return packed.getvalue()
+
+
+def test_a_zip_from_windows_is_unpacked(server, get, tmp_path):
+    server.files["/w.zip"] = packed = windows_zip(
+        {
+            "flowers\\1\\": b"",
+            "flowers\\1\\saved_model.pb": b"\x08\x01",
+            "flowers\\1\\variables\\variables.index": b"x",
+            "__MACOSX\\flowers\\._1": b"",
+        }
+    )
+    get(f"{server.base}/w.zip#sha256={hashlib.sha256(packed).hexdigest()}")
+    version = tmp_path / "models" / "flowers" / "1"
+    assert {str(file.relative_to(version)) for file in version.rglob("*") if file.is_file()} >= {
+        "saved_model.pb",
+        "variables/variables.index",
+    }
 
 
 def zip_link():

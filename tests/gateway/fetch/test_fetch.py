@@ -795,8 +795,8 @@ def test_private_certificate_authority_works_under_python_3_13(make, stack, phot
     )
     photo_server.paths["/"] = b"photo"
 
-    def strict(make_context=ssl.create_default_context):
-        context = make_context()
+    def strict(make_context=ssl.create_default_context, **options):
+        context = make_context(**options)
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         context.load_verify_locations(tmp_path / "ca.pem")
         return context

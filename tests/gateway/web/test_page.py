@@ -27,7 +27,8 @@ def test_page_files_have_content_types_and_etags(start_gateway, path, name, kind
 def test_page_can_be_disabled(start_gateway):
     gateway = start_gateway(wait_ready=False, page="off")
     for path, _, _ in FILES:
-        assert gateway.request("GET", path)[0] == 404
+        assert gateway.request("GET", path)[0] == (200 if path == "/" else 404)
+    assert b"<html" not in gateway.request("GET", "/")[2]
     assert gateway.request("GET", "/ping")[0] == 200
 
 

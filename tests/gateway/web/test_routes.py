@@ -310,8 +310,14 @@ def test_every_route_of_the_table_is_served_with_its_methods_only(app):
 def test_page_can_be_switched_off(model, photos):
     app = App(model, photos, page="off")
     try:
-        for route in ROUTES:
-            assert (app.ask(route.path, PHOTO, "image/jpeg", route.method)[0] == 404) == route.page
+        found = {route.path: app.ask(route.path, PHOTO, "image/jpeg", route.method)[0] for route in ROUTES}
+        assert {path for path, status in found.items() if status == 404} == {"/page.css", "/page.js"}
+        assert set(found.values()) == {200, 404}
+        # GKE's load balancers ask it, and send nothing to a gateway without 200 there.
+        status, headers, body = app.ask("/", method="GET")
+        assert (status, headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
+        assert body == b"Send photos to /classify; /openapi.yaml describes it.\n"
+        assert app.ask("/", method="HEAD")[0] == 200
     finally:
         app.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,33 @@ def test_tls(tmp_path: Path) -> None:
                     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     finally:
         server.stop(None).wait()
+
+
+@pytest.mark.parametrize("dualstack", [True, False])
+def test_listens_on_ipv6_and_ipv4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dualstack: bool) -> None:
+    """By default, for pods of IPv6, IPv4 and both; on a node without IPv6 IPv4 alone."""
+    from clothing_model.server import grpc_api, rest_api
+    from clothing_model.server.metrics import Metrics
+
+    if not dualstack:
+        monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    (tmp_path / "1").mkdir()
+    given = Flags(port=free_port(), rest_api_port=free_port(), model_base_path="/m")
+    manager = manager_of(tmp_path, FakeServable)
+    grpc_server = grpc_api.start(given, manager, Metrics())
+    rest_server = rest_api.start(given, manager, Metrics(), None)
+    try:
+        for address in ("127.0.0.1", *(["::1"] if dualstack else [])):
+            for port in (given.port, given.rest_api_port):
+                with socket.create_connection((address, port), timeout=5) as connection:
+                    if port == given.rest_api_port:
+                        connection.sendall(b"GET /v1/models/none HTTP/1.0\r\n\r\n")
+                        assert connection.recv(1000).startswith(b"HTTP/1.1 404 ")
+        assert rest_server.address_family == (socket.AF_INET6 if dualstack else socket.AF_INET)
+    finally:
+        grpc_server.stop(None).wait()
+        rest_server.shutdown()
+        rest_server.server_close()
 
 
 def test_metrics_page() -> None:

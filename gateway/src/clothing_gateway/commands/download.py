@@ -388,7 +388,7 @@ def _members(archive: Archive, file: Path) -> Iterator[tuple[PurePosixPath, int,
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as packed:
             for entry in packed.infolist():
-                if entry.is_dir() or (name := _safe(archive, entry.filename)) is None:
+                if entry.filename.endswith(("/", "\\")) or (name := _safe(archive, entry.filename)) is None:
                     continue
                 if (entry.external_attr >> 16) & 0o170000 not in {0, 0o100000}:
                     raise _not_plain(archive, entry.filename)
@@ -409,9 +409,12 @@ def _members(archive: Archive, file: Path) -> Iterator[tuple[PurePosixPath, int,
 
 
 def _safe(archive: Archive, text: str) -> PurePosixPath | None:
-    """Return a member's name as a path below the folder; None for what macOS adds."""
-    name = PurePosixPath(text)
-    if name.is_absolute() or ".." in name.parts or "\\" in text or not name.parts:
+    """Return a member's name as a path below the folder; None for what macOS adds.
+
+    Windows PowerShell 5 and .NET Framework before 4.6.1 write backslashes in place of slashes.
+    """
+    name = PurePosixPath(text.replace("\\", "/"))
+    if name.is_absolute() or ".." in name.parts or not name.parts:
         raise DownloadError(f"{archive} has {text!r}, which lies outside of it: don't trust it, or pack it anew")
     return None if name.parts[0] == "__MACOSX" or name.name.startswith("._") else name
 

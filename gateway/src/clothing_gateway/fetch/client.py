@@ -27,6 +27,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
 from clothing_gateway import __version__
+from clothing_gateway.authorities import tls_context
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import (
     AddressNotAllowed,
@@ -421,12 +422,9 @@ def _even_out(began: float, limit: Deadline) -> None:
 
 
 def _tls_context() -> ssl.SSLContext:
-    context = ssl.create_default_context()
+    context = tls_context()
     # RFC 9525 6.3: a certificate's names are its subjectAltName's, and the common name is none of them.
     context.hostname_checks_common_name = False
-    # Python 3.13 sets it: then authorities of companies whose basic constraints are not marked critical are refused,
-    # which each browser, curl and Python 3.12 take. The chain, the dates and the name are checked as before.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
 
 

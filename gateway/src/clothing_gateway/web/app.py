@@ -31,7 +31,6 @@ class Route:
     method: str
     path: str
     photos: bool = False  # takes photos, and so needs an in-flight slot
-    page: bool = False  # served where GATEWAY_PAGE is on
 
 
 ROUTES = (
@@ -39,9 +38,9 @@ ROUTES = (
     Route("POST", "/classify", photos=True),
     Route("GET", "/ping"),
     Route("GET", "/openapi.yaml"),
-    Route("GET", "/", page=True),
-    Route("GET", "/page.css", page=True),
-    Route("GET", "/page.js", page=True),
+    Route("GET", "/"),  # the page, or where it is off a line of text
+    Route("GET", "/page.css"),
+    Route("GET", "/page.js"),
 )
 PHOTO_ROUTES = frozenset((route.method, route.path) for route in ROUTES if route.photos)
 
@@ -114,6 +113,10 @@ class _Rest:
         """GET /ping."""
         return Response("PONG", mimetype="text/plain")
 
+    def root(self) -> Response:
+        """GET / without the page: GKE's load balancers take a backend without 200 there for unhealthy."""
+        return Response("Send photos to /classify; /openapi.yaml describes it.\n", mimetype="text/plain")
+
     def openapi(self) -> Response:
         """GET /openapi.yaml."""
         return Response(self._openapi, mimetype="application/yaml")
@@ -125,7 +128,8 @@ def create_app(
     """The WSGI application of the clients' port."""
     photos = Photos(settings, classifier, slots, clients)
     rest = _Rest(lifecycle)
-    views = {"/ping": rest.ping, "/openapi.yaml": rest.openapi, **page.views()}
+    views = {"/ping": rest.ping, "/openapi.yaml": rest.openapi}
+    views |= page.views() if settings.page else {"/": rest.root}
     flask = Flask(__name__, static_folder=None)
     flask.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     flask.before_request(rest.begin)
@@ -133,7 +137,7 @@ def create_app(
     flask.register_error_handler(HTTPException, rest.refuse)
     flask.register_error_handler(Exception, rest.refuse)
     for route in ROUTES:
-        if not route.photos and (settings.page or not route.page):
+        if route.path in views:
             flask.add_url_rule(route.path, route.path, views[route.path], methods=[route.method])
     photo_views: dict[str, _PhotoView] = {"/predict": photos.predict, "/classify": photos.classify}
     dispatched = {route.path: (route.method, photo_views[route.path]) for route in ROUTES if route.photos}

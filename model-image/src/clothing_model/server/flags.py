@@ -45,7 +45,7 @@ class Flags:
     )
     rest_api_timeout_in_ms: int = _honoured(30000, "longest time for a REST predict request")
     rest_api_enable_cors_support: bool = _honoured(False, "answer with CORS headers")
-    listen_host: str = _honoured("0.0.0.0", "address to listen on; of this server only")
+    listen_host: str = _honoured("::", "address to listen on, :: for IPv6 and IPv4; of this server only")
     handle_signals: bool = _honoured(
         True, "graceful shutdown at SIGTERM and SIGINT; false: no handler, as upstream; of this server only"
     )

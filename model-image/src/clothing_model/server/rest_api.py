@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import socket
 import sys
 import threading
 import time
@@ -55,10 +56,20 @@ class RestServer(ThreadingHTTPServer):
         self.metrics = metrics
         self.metrics_path = metrics_path
         self.workers = threading.BoundedSemaphore(flags.rest_threads - 1)  # one thread runs the event loop
+        host = flags.listen_host
+        if host == "::" and not socket.has_dualstack_ipv6():
+            host = "0.0.0.0"  # a node that was started with ipv6.disable=1
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            super().__init__((flags.listen_host, flags.rest_api_port), RestHandler)
+            super().__init__((host, flags.rest_api_port), RestHandler)
         except OSError as error:
             raise ModelError(f"can't listen on {flags.listen_host}:{flags.rest_api_port}: {error.strerror}") from error
+
+    def server_bind(self) -> None:
+        """Bind the socket; :: accepts IPv4 as well."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Log a failed connection at debug level, as clients may close theirs."""
