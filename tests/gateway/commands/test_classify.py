@@ -235,7 +235,39 @@ def test_folders_are_searched_recursively(tmp_path, folder):
     ]
     ((name, problem),) = [one for one in found if one[1] is not None]
     assert name == str(empty)
-    assert "holds no photo (.bmp, .gif, .jpeg, .jpg, .png, .webp)" in str(problem)
+    assert "holds no photo (.bmp, .gif, .jfif, .jpeg, .jpg, .png, .webp)" in str(problem)
+
+
+def test_a_folder_tells_which_files_it_skips(run, shared, tmp_path):
+    """Phones' HEIC above all; .jfif, and files without a suffix that begin as photos, are classified."""
+    for name, kind in {
+        "a.JPG": "JPEG",
+        "b.jfif": "JPEG",
+        "c": "JPEG",
+        "d": "PNG",
+        "e": "WEBP",
+        "f": "GIF",
+        "g": "BMP",
+    }.items():
+        (tmp_path / name).write_bytes(image_bytes((40, 30), kind=kind))
+    heic = bytes(3) + b"\x18ftypheic"
+    for name in ("h.HEIC", "i.HEIC", "j.avif", "k.tif", "heic-without-suffix"):
+        (tmp_path / name).write_bytes(heic)
+    (tmp_path / "README").write_text("BMW, no BMP")
+    (tmp_path / "empty").touch()
+    os.mkfifo(tmp_path / "pipe")
+    status, out, err = run(tmp_path, "--gateway", shared.gateway)
+    assert status == 0
+    assert [Path(line.split()[0]).name for line in out.splitlines()] == ["a.JPG", "b.jfif", *"cdefg"]
+    first, last = err.splitlines()
+    assert first == ("8 files skipped, not JPEG, PNG, WebP, GIF or BMP: 4 without a suffix, 2 .HEIC, 1 .avif, 1 .tif")
+    assert last.startswith("7 of 7 photos classified in ")
+    for number in range(20):
+        (tmp_path / f"x.{number:02}\x1b[2J").touch()
+    _, _, err = run(tmp_path, "--gateway", shared.gateway)
+    assert err.splitlines()[0].startswith("28 files skipped")
+    assert err.splitlines()[0].endswith(", 16 others")
+    assert "\x1b" not in err
 
 
 @pytest.mark.parametrize(

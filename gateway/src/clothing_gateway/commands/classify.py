@@ -7,6 +7,7 @@ import queue
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -17,8 +18,10 @@ from clothing_gateway.commands.output import Csv, Detail, JsonLines, Outcome, Ta
 from clothing_gateway.commands.progress import Progress
 from clothing_gateway.settings import Settings
 
-# File names of the formats that the gateway decodes (image.decode).
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+# File names of the formats that the gateway decodes (image.decode). Windows' browsers save JPEGs as .jfif.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp"})
+FORMATS = "JPEG, PNG, WebP, GIF or BMP"
+_KINDS_SHOWN = 8  # of skipped files
 # Photos in flight: keeps a gateway of one or two cores busy, and leaves most of its 32 in-flight slots to others.
 PARALLEL = 4
 # Consecutive failures, and at least one for each photo in flight, that are not the photos' own: the next ten thousand
@@ -52,8 +55,12 @@ def is_url(photo: str) -> bool:
     return photo.startswith(("http://", "https://"))
 
 
-def find(arguments: Sequence[str]) -> Iterator[tuple[str, Exception | None]]:
-    """Yield each photo, a folder's by name, with the error of an unreadable one."""
+def find(arguments: Sequence[str], skipped: Counter[str] | None = None) -> Iterator[tuple[str, Exception | None]]:
+    """Yield each photo, a folder's by name, with the error of an unreadable one.
+
+    Files of a folder that are no photos are counted in ``skipped``, by the ends of their names.
+    """
+    skipped = Counter() if skipped is None else skipped
     for argument in arguments:
         if is_url(argument) or not Path(argument).is_dir():
             yield argument, None
@@ -63,14 +70,46 @@ def find(arguments: Sequence[str]) -> Iterator[tuple[str, Exception | None]]:
         for folder, folders, files in os.walk(argument, onerror=problems.append):
             # Names with a dot in front are thumbnails, rubbish bins, and macOS's ._ files, which are no photos.
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(files):
-                if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            for name in sorted(name for name in files if not name.startswith(".")):
+                path = Path(folder, name)
+                if path.suffix.lower() in SUFFIXES or (not path.suffix and _begins_as_a_photo(path)):
                     found = True
-                    yield str(Path(folder, name)), None
+                    yield str(path), None
+                else:
+                    skipped[path.suffix] += 1
         for problem in problems:
             yield str(problem.filename), problem
         if not (found or problems):
             yield argument, PhotoError(f"the folder holds no photo ({', '.join(sorted(SUFFIXES))})")
+
+
+def _begins_as_a_photo(path: Path) -> bool:
+    """Whether a file without a suffix is one of FORMATS, by its first bytes; an unreadable one fails later, by name."""
+    try:
+        # A pipe would wait for its writer.
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            data = file.read(12)
+    except OSError:
+        return True
+    return (
+        data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a"))
+        or (data[:4] == b"RIFF" and data[8:] == b"WEBP")
+        or (data[:2] == b"BM" and data[6:10] == bytes(4))
+    )
+
+
+def skipped_text(skipped: Counter[str]) -> str:
+    """What a folder holds that is not classified, most frequent first: 3 files skipped, …: 2 .HEIC, 1 .tif."""
+    kinds = sorted(skipped.items(), key=lambda one: (-one[1], one[0].lower()))
+    shown = [f"{count} {suffix or 'without a suffix'}" for suffix, count in kinds[:_KINDS_SHOWN]]
+    others = sum(count for _, count in kinds[_KINDS_SHOWN:])
+    total = skipped.total()
+    return (
+        f"{total} {'file' if total == 1 else 'files'} skipped, not {FORMATS}: "
+        f"{', '.join([*shown, *([f'{others} others'] if others else [])])}"
+    )
 
 
 @contextmanager
@@ -215,7 +254,10 @@ def run(arguments: Sequence[str], ask: Ask, output: Output, parallel: int, notes
     # A name that is not UTF-8 is escaped, in place of an exception.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    photos = list(find(arguments))
+    skipped: Counter[str] = Counter()
+    photos = list(find(arguments, skipped))
+    if skipped:
+        print(printable(skipped_text(skipped)), file=sys.stderr, flush=True)
     with ExitStack() as stack:
         writers = _writers(photos, output, stack)
         progress = notes.progress = Progress(sys.stderr, len(photos), "photos")

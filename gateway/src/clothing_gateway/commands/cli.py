@@ -137,7 +137,7 @@ def _add_classify(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "photos",
         metavar="PHOTO",
         nargs="+",
-        help="a file; a folder, for all photos in and below it; with --gateway also a URL",
+        help="a file; a folder, for all JPEG, PNG, WebP, GIF and BMP files in and below it; with --gateway also a URL",
     )
     asked = classify.add_mutually_exclusive_group()
     asked.add_argument(

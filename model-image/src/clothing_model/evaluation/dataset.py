@@ -28,7 +28,7 @@ from clothing_model.errors import ModelError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif"})
 
 
 # What Pillow raises for files that are no image, or a decompression bomb.
