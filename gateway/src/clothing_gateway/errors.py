@@ -367,7 +367,7 @@ class Overloaded(Unavailable):
 
 
 class ModelBusy(Unavailable):
-    """All threads of the model servers are busy, and none became free in time."""
+    """The model servers are busy: no thread became free in time, or a call beside others did not end in time."""
 
     code = "model-busy"
     title = "Model busy"

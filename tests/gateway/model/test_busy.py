@@ -166,6 +166,52 @@ def test_call_without_a_slot_in_time_is_busy_and_not_sent(make, serve):
     assert 1 <= len(outcomes) - len(errors) <= 4
 
 
+def test_calls_that_expire_beside_others_are_busy_and_fewer_calls_follow(make, serve):
+    server = serve(64, delay=30.0)
+    predictor = make(server.address, request_timeout_seconds=2)
+    predictor.watcher.check()
+    errors = failed(concurrently(predictor, 8, 2.0))
+    assert [type(error) for error in errors] == [ModelBusy] * 8
+    assert {error.retry_after for error in errors} == {1}
+    assert (predictor.slots.limit, predictor.slots.in_flight) == (4, 0)
+
+
+def test_call_that_expires_alone_is_out_of_time(make, serve):
+    """The model is too slow for the request timeout: a retry would expire as well."""
+    server = serve(64, delay=30.0)
+    predictor = make(server.address, request_timeout_seconds=1)
+    predictor.watcher.check()
+    with pytest.raises(OutOfTime):
+        ask(predictor, None, 1.0)
+
+
+def test_short_client_timeouts_do_not_lower_the_limit(make, serve):
+    server = serve(64, delay=3.0)
+    predictor = make(server.address)
+    predictor.watcher.check()
+    limit = predictor.slots.limit
+    errors = failed(concurrently(predictor, 8, 0.3))
+    assert {type(error) for error in errors} <= {OutOfTime, ModelBusy}  # the latter for want of a slot in that time
+    assert OutOfTime in {type(error) for error in errors}
+    assert predictor.slots.limit == limit
+
+
+def test_expired_calls_of_disconnected_clients_halve_the_limit(make, serve):
+    server = serve(64, delay=30.0)
+    predictor = make(server.address, request_timeout_seconds=2, max_in_flight=8)
+    predictor.watcher.check()
+    left, outcomes = threading.Event(), []
+    threads = [threading.Thread(target=leave, args=(predictor, left, outcomes, 2.0)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(server.model.calls) == 8)
+    left.set()
+    for thread in threads:
+        thread.join(5)
+    wait_until(lambda: predictor.slots.in_flight == 0)
+    assert predictor.slots.limit == 4
+
+
 def test_full_server_keeps_the_model_ready(make, model_server):
     """It refuses everything, metadata included, for as long as 20 checks take."""
     predictor = make(model_server.address)
@@ -245,10 +291,10 @@ def test_model_check_gets_a_thread_on_a_server_full_of_own_calls(make, serve):
     assert checks.count("OK") >= 3
 
 
-def leave(predictor, left, outcomes):
+def leave(predictor, left, outcomes, seconds=10):
     """A call whose client disconnects when the event is set."""
     try:
-        predictor.predict(predictor.versions.route(), [photo()], Deadline.after(10), (), left.is_set)
+        predictor.predict(predictor.versions.route(), [photo()], Deadline.after(seconds), (), left.is_set)
     except ClientLeft as error:
         outcomes.append(error)
 

@@ -32,6 +32,30 @@ def fill(slots, calls):
         assert slots.acquire(0)
 
 
+def test_calls_that_expire_halve_the_limit_once_for_all_in_flight(clock):
+    slots = CallSlots(32, clock)
+    fill(slots, 32)
+    began, clock.now = clock.now, clock.now + 20
+    for left in range(31, -1, -1):
+        slots.release_expired(began)
+        assert (slots.limit, slots.in_flight) == (16, left)
+    began = clock.now
+    fill(slots, 16)
+    assert not slots.acquire(clock.now)
+    clock.now += 20
+    slots.release_expired(began)  # of the calls that began since
+    assert slots.limit == 8
+
+
+def test_expired_calls_leave_one_slot(clock):
+    slots = CallSlots(32, clock)
+    for _ in range(8):
+        fill(slots, 1)
+        slots.release_expired(clock.now)
+    assert slots.limit == 1
+    fill(slots, 1)
+
+
 def test_calls_in_flight_are_limited_to_the_maximum(clock):
     slots = CallSlots(3, clock)
     fill(slots, 3)

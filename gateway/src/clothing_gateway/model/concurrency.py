@@ -21,6 +21,10 @@ TOKEN_RATIO = 0.1
 # in 20 finds out whether there is more room, whatever the limit, and costs half of the tokens that the others give.
 _DECREASE = 0.9
 _CALLS_BETWEEN_REFUSALS = 20
+# Where calls end at their deadline the servers have more than they can finish, and compute for nothing. Then the
+# limit is half of the calls in flight. (Measured: 32 calls of 400 ms on half a CPU need 26 s and have 20 s; 33 of 69
+# requests expired.)
+_EXPIRED_DECREASE = 0.5
 # With no call for so long, what was learnt is out of date.
 _FORGET_SECONDS = 10.0
 
@@ -68,6 +72,7 @@ class CallSlots:
         self._clock = clock
         self._limit = self._maximum
         self._ended = clock()  # when the last call ended
+        self._halved = float("-inf")  # when calls last expired
         self._in_flight = 0
         self._queue: deque[threading.Event] = deque()
         self._lock = threading.Lock()
@@ -130,6 +135,16 @@ class CallSlots:
                 # From nine tenths to a half above, where it is rounded up to one call more.
                 growth = (0.5 + (1 - _DECREASE) * self._limit) / _CALLS_BETWEEN_REFUSALS
                 self._limit = min(self._limit + growth, self._maximum)
+            self._admit()
+
+    def release_expired(self, began: float) -> None:
+        """Give back the slot of a call that ended at its deadline; the limit falls once for all calls in flight."""
+        with self._lock:
+            if began >= self._halved:
+                self._limit = max(min(self._limit, self._in_flight) * _EXPIRED_DECREASE, 1.0)
+                self._halved = self._clock()
+            self._in_flight -= 1
+            self._ended = self._clock()
             self._admit()
 
     def _admit(self) -> None:

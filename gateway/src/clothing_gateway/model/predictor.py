@@ -42,6 +42,8 @@ Batch = Sequence[Element]
 _CLIENT_CHECK_SECONDS = 0.1
 # By a call that meets another version than its photos were prepared for: while two servers differ, that is one in 16.
 _SERVERS_TRIED = 4
+# A call that expires after this part of the request timeout had time enough, whatever its client asked for.
+_LONG = 0.5
 # The pauses before a refused call is made again, as gRPC has them for UNAVAILABLE (channels.py).
 _BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.05, 0.5
 
@@ -57,11 +59,12 @@ class Prediction:
 class _Attempt:
     """Context manager of one call: it has its slot and its channel until it has ended."""
 
-    __slots__ = ("_asked", "_channel", "_slots", "_start", "left")
+    __slots__ = ("_asked", "_channel", "_long_seconds", "_slots", "_start", "left")
 
-    def __init__(self, slots: CallSlots, asked: ModelVersion) -> None:
+    def __init__(self, slots: CallSlots, asked: ModelVersion, long_seconds: float) -> None:
         self._slots = slots
         self._asked = asked
+        self._long_seconds = long_seconds  # after which an expired call tells of its server
         self._channel: PooledChannel | None = None
         self._start = time.monotonic()
         self.left = False  # whether the call goes on without its client, until ``end``
@@ -75,8 +78,12 @@ class _Attempt:
         """Give slot and channel back."""
         if self._channel is not None:
             self._channel.give_back()
+        took = time.monotonic() - self._start
         if error is None or isinstance(error, OutOfTime):
-            self._asked.observe(time.monotonic() - self._start)
+            self._asked.observe(took)
+        if isinstance(error, OutOfTime) and took >= self._long_seconds:
+            self._slots.release_expired(self._start)
+            return
         is_known = error is None or isinstance(error, ModelBusy)
         self._slots.release(accepted=error is None if is_known else None)
 
@@ -98,6 +105,7 @@ class Predictor:
         count: Callable[[str, str], object] = lambda method, code: None,
     ) -> None:
         self._settings = settings
+        self._long_seconds = _LONG * settings.request_timeout_seconds
         self._count = count
         self._dialect: Dialect = TensorFlowServing(settings)
         self._channels = Channels(settings, self._dialect)
@@ -172,10 +180,17 @@ class Predictor:
         It never began, so nothing is done twice. Retries within gRPC can't do it: they know a status, not its details.
         """
         attempt = 0
+        began = time.monotonic()
         while True:
             self._take_slot(asked, deadline, has_left, first=attempt > 0)
+            others = self.slots.in_flight - 1
             try:
                 response = self._call(asked, message, deadline, metadata, has_left)
+            except OutOfTime as error:
+                # Beside other calls the servers are too busy, and a retry may succeed; alone the model is too slow.
+                if time.monotonic() - began >= self._long_seconds and max(others, self.slots.in_flight) > 0:
+                    raise ModelBusy(cause=f"{error.cause}, beside {others} other calls when it began") from None
+                raise
             except ModelBusy:
                 longest = min(_BACKOFF_SECONDS * 2**attempt, _MOST_BACKOFF_SECONDS)
                 pause = random.uniform(longest / 2, longest)  # noqa: S311 - nothing is secret about it
@@ -207,7 +222,7 @@ class Predictor:
         It is held even where the client has disconnected before.
         """
         method = self._dialect.predict
-        with _Attempt(self.slots, asked) as attempt:
+        with _Attempt(self.slots, asked, self._long_seconds) as attempt:
             try:
                 left = deadline.require("ask the model")
                 predict = attempt.on(self._channels.pool().take())
@@ -255,8 +270,9 @@ class Predictor:
                     raise ClientLeft from None
 
     def _end_left(self, attempt: _Attempt, call: Any) -> None:  # noqa: ANN401
-        self._count(self._dialect.predict.name, call.code().name)
-        attempt.end()
+        code = call.code()
+        self._count(self._dialect.predict.name, code.name)
+        attempt.end(None if code is grpc.StatusCode.OK else self._dialect.failure(code, call.details() or ""))
 
     def _described(self, asked: ModelVersion, version: int, deadline: Deadline) -> Model:
         """The model of another version that has answered."""
