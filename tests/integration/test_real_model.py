@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -178,6 +183,87 @@ def test_gateway_starts_before_the_model_and_survives_its_restart(tmp_path: Path
                 assert answer.status == 200, answer.data
             processes.wait_for("not ready again", lambda: front.get("/readyz", "admin").status == 503, 30)
         assert front.stop() == 0
+
+
+def hot_reload_config(base: Path, versions: Iterable[int], stable: int) -> str:
+    """The configuration of a hot reload as the chart writes it."""
+    wanted = " ".join(f"versions: {version}" for version in versions)
+    return f"""model_config_list {{ config {{
+      name: "clothing-model" base_path: "{base}" model_platform: "tensorflow"
+      model_version_policy {{ specific {{ {wanted} }} }}
+      version_labels {{ key: "stable" value: {stable} }}
+    }} }}"""
+
+
+@dataclass
+class Client:
+    """Sends one photo after another, in the background, as a context manager; counts answers by status and version."""
+
+    front: processes.Running
+    seen: Counter[tuple[int, str]] = field(default_factory=Counter)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Self:
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+    def _run(self) -> None:
+        while not self.stop.wait(0.05):
+            answer = self.front.post("/predict", body=SAMPLE.read_bytes(), headers=PNG)
+            self.seen[answer.status, answer.headers.get("X-Model-Version", "")] += 1
+
+    def wait_for(self, version: str, answers: int) -> None:
+        """Wait for as many more answers of a version."""
+        wanted = self.seen[200, version] + answers
+        processes.wait_for(f"answers of version {version}", lambda: self.seen[200, version] >= wanted, 60)
+
+
+def wait_for_lines(log: Path, text: str, more: int) -> None:
+    """Wait until so many more lines of a log have a text."""
+    wanted = log.read_text().count(text) + more
+    processes.wait_for(f"{text!r} in the log", lambda: log.read_text().count(text) >= wanted, 60)
+
+
+def test_hot_reload_to_an_absent_version_keeps_the_old_one_and_loads_a_late_one(tmp_path: Path) -> None:
+    """A version that never appears gets no label, so the old one serves on; one that appears late is loaded then."""
+    base, config = tmp_path / "models", tmp_path / "models.config"
+    source = next(DEMO_MODEL.iterdir())
+    shutil.copytree(source, base / "1")
+    config.write_text(hot_reload_config(base, [1], stable=1))
+    flags = (
+        f"--model_config_file={config}", "--model_config_file_poll_wait_seconds=1",
+        "--file_system_poll_wait_seconds=1", "--allow_version_labels_for_unavailable_models=true",
+    )  # fmt: skip
+    settings = {"GATEWAY_MODEL_LABEL": "stable", "GATEWAY_MODEL_CHECK_SECONDS": "1"}
+    log = tmp_path / "model.log"
+    with (
+        processes.model_server(log, base, *flags) as server,
+        processes.gateway(tmp_path / "gateway.log", server.ports["grpc"], **settings) as front,
+    ):
+        processes.wait_until_ready(front)
+        with Client(front) as client:
+            client.wait_for("1", 5)
+            for versions in ([7], [1, 7]):  # instead of the one that serves, and beside it
+                config.write_text(hot_reload_config(base, versions, stable=7))
+                wait_for_lines(log, "assign label to version 7 of model clothing-model", 3)
+                client.wait_for("1", 20)
+                assert front.get("/readyz", "admin").status == 200
+            config.write_text(hot_reload_config(base, [1, 7], stable=1))
+            client.wait_for("1", 60)  # for three seconds and more the version is late
+            shutil.copytree(source, base / ".late")
+            (base / ".late").rename(base / "7")  # whole, as a copy to the volume should appear
+            loaded = "Successfully loaded servable version {name: clothing-model version: 7}"
+            processes.wait_for("version 7 to be loaded", lambda: loaded in log.read_text(), 60)
+            assert client.seen[200, "7"] == 0
+            config.write_text(hot_reload_config(base, [1, 7], stable=7))
+            client.wait_for("7", 20)
+        assert {status for status, _ in client.seen} == {200}, client.seen
+        assert front.get("/readyz", "admin").status == 200
 
 
 @pytest.mark.parametrize(
