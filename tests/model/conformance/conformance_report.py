@@ -33,6 +33,7 @@ class Report:
         name = report.nodeid.rpartition("::")[2].removeprefix("test_")
         case = self.cases.setdefault(name, {"name": name, "result": "passed", "seconds": 0.0})
         case["seconds"] = round(case["seconds"] + report.duration, 2)
+        case.update(report.user_properties)
         if report.failed:
             case["result"] = "failed"
         elif report.skipped and case["result"] == "passed":

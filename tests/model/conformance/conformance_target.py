@@ -163,6 +163,11 @@ def values(output: Any) -> np.ndarray[Any, Any]:
     return np.array(output.float_val, np.float32).reshape(shape)
 
 
+def is_portable() -> bool:
+    """Whether the server under test is the portable one that the suite starts."""
+    return not (os.environ.get("TF_SERVING_ADDRESS") or os.environ.get("TF_SERVING_IMAGE"))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
