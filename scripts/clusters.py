@@ -1,4 +1,6 @@
-"""A cluster to install the chart on, with the images built and loaded; for `make kind` and for the end-to-end tests.
+"""Clusters to install the chart on, with the images built and loaded.
+
+They are for `make kind` and for the end-to-end tests.
 
     python scripts/clusters.py [--on kind|own] up images install    # any of the three, in this order
 
@@ -72,7 +74,10 @@ class Cluster(abc.ABC):
 
     @property
     def has_official_server(self) -> bool:
-        """Whether its model image is made on tensorflow/serving, and not on the portable server."""
+        """Whether its model image is based on tensorflow/serving.
+
+        It is based on the portable server otherwise.
+        """
         return False
 
     @abc.abstractmethod
@@ -95,7 +100,10 @@ class Cluster(abc.ABC):
         return run("helm", *arguments, env=self.process_environment(), **options)
 
     def process_environment(self) -> dict[str, str]:
-        """The environment in which kubectl and helm reach this cluster, with the project's own tools on the PATH."""
+        """Environment variables for kubectl and helm on this cluster.
+
+        The project's own tools are on the PATH.
+        """
         return {**os.environ, "PATH": f"{ROOT / '.tools/bin'}{os.pathsep}{os.environ['PATH']}", **self.environment}
 
     def image_values(self, tags: dict[str, str]) -> list[str]:
@@ -188,7 +196,10 @@ class Kind(Cluster):
 
 
 class Existing(Cluster):
-    """A context of the user's kubeconfig; images are pushed to a registry that it can pull from."""
+    """A context of the user's kubeconfig.
+
+    Images are pushed to a registry that it can pull from.
+    """
 
     def __init__(self, context: str, registry: str) -> None:
         super().__init__(registry=registry)
@@ -266,7 +277,10 @@ TAGS = ROOT / ".cache/image-tags.json"
 
 
 def build_images(cluster: Cluster) -> dict[str, str]:
-    """Build and load the images; their tags by name, also kept in .cache for the tests."""
+    """Build and load the images; return their tags by name.
+
+    The tags are kept in .cache for the tests.
+    """
     tags = {}
     for image in (GATEWAY, MODEL_OFFICIAL if cluster.has_official_server else MODEL_PORTABLE, PING):
         started = time.monotonic()
@@ -279,7 +293,7 @@ def build_images(cluster: Cluster) -> dict[str, str]:
 
 
 def install(cluster: Cluster, tags: dict[str, str]) -> None:
-    """Install the chart as README.md shows, in the current namespace, and print its notes."""
+    """Install the chart as in README.md, in the current namespace; print its notes."""
     values = ROOT / "Chart-values-examples/kind.yaml"
     release = ["clothing-classifier", str(CHART), "--values", str(values), "--wait", "--timeout", "5m"]
     say(

@@ -1,4 +1,4 @@
-"""`make demo`: the model server and the gateway on this machine's loopback, and a first picture classified.
+"""`make demo`: runs model server and gateway on loopback, classifies a photo.
 
 Runs until Ctrl-C, SIGINT, SIGTERM or SIGHUP, with or without a terminal, and takes both processes with it.
 """

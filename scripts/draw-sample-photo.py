@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Draws the photo that `helm test` sends, trousers on a light ground, so that no one's picture is published.
+"""Draws the photo that `helm test` sends: trousers on a light ground.
+
+A drawing, so that no person's photo is published.
 
 Usage: scripts/draw-sample-photo.py [FILE]      (charts/clothing-classifier/files/photo.png)
 """

@@ -1,4 +1,4 @@
-"""Write what follows from the gateway's settings (the rows of settings.py) into documents and the chart.
+"""Generate documents and chart files from the settings (rows of settings.py).
 
     python scripts/gateway_settings.py      # `make docs` does
 
@@ -55,7 +55,7 @@ def table() -> str:
 
 
 def template() -> str:
-    """Return the chart's list of variables and their texts, and the map of variables to the values behind them."""
+    """Return the chart's variables and their texts, and their values' paths."""
     given = [row for row in ROWS if row.template or row.chart != EXTRA_ENV]
     lines = ['{{- define "clothing-classifier.gateway.env" -}}']
     lines += ['{{- $tls := include "clothing-classifier.gateway.tlsSecretName" . | empty | not -}}']
@@ -77,7 +77,7 @@ def expression(row: Setting) -> str:
 
 
 def schema() -> str:
-    """Return the chart's schema, with the types of the values that are settings as they are."""
+    """Return the chart's schema with the settings' types."""
     text: dict[str, Any] = json.loads(SCHEMA.read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     for row in ROWS:

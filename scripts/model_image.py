@@ -1,4 +1,4 @@
-"""An image of one's own model: converted, verified and built in one command; for `make model-image`.
+"""`make model-image`: converts and verifies a model, and builds its image.
 
     python scripts/model_image.py models/kitchen.keras --tag kitchen-model:1 --labels cup,fork,glass,knife,plate,spoon
 

@@ -1,4 +1,6 @@
-"""Write what values.yaml says of each value into values.schema.json, where an editor shows it: description and default.
+"""Write descriptions and defaults of values.yaml into values.schema.json.
+
+An editor shows them from there.
 
     python scripts/values_schema.py      # each chart; `make docs` does
 
@@ -41,7 +43,10 @@ def generate(chart: Path) -> str:
 
 
 def documented(text: str) -> Iterator[tuple[KeyPath, str, Any]]:
-    """Path, description and default of each value that has a `# --` comment, the form that helm-docs reads."""
+    """Path, description and default of each value with a `# --` comment.
+
+    It is the form that helm-docs reads.
+    """
     lines = text.splitlines()
 
     def walk(mapping: yaml.MappingNode, values: dict[str, Any], above: KeyPath) -> Iterator[tuple[KeyPath, str, Any]]:
@@ -56,7 +61,7 @@ def documented(text: str) -> Iterator[tuple[KeyPath, str, Any]]:
 
 
 def comment_above(lines: list[str], line: int) -> str | None:
-    """Return the text of the comment that ends on the line before, without its type; None where there is none."""
+    """Return the comment that ends on the line before, without its type, or None."""
     found: list[str] = []
     while line and (match := re.match(r"\s*# ?(-- )?(.*)", lines[line - 1])):
         line -= 1
@@ -67,7 +72,10 @@ def comment_above(lines: list[str], line: int) -> str | None:
 
 
 def node_at(schema: Schema, path: KeyPath) -> Schema:
-    """Return the schema of one value; a definition that others share is copied, as each has its own description."""
+    """Return the schema of one value; a shared definition is copied.
+
+    Each value has its own description.
+    """
     node = schema
     for key in path:
         if "$ref" in node:
@@ -80,7 +88,7 @@ def node_at(schema: Schema, path: KeyPath) -> Schema:
 
 
 def flag_schemas(table: dict[str, Schema]) -> dict[str, Schema]:
-    """Return the schema of each flag that server.flags takes; null, as for any value, is none."""
+    """Return the schema of each flag of server.flags; null unsets one."""
     schemas = {}
     for flag, about in table.items():
         if "value" in about:
@@ -105,7 +113,10 @@ def without_unused_definitions(schema: Schema) -> None:
 
 
 def dump(node: object, indent: str = "", before: int = 0) -> str:
-    """Return JSON in which whatever fits on a line is on one; before is the length of the key in front."""
+    """Return JSON with one line for whatever fits on it.
+
+    ``before`` is the length of the key in front.
+    """
     flat = json.dumps(node, ensure_ascii=False)
     if len(indent) + before + len(flat) + 1 <= WIDTH or not isinstance(node, dict | list) or not node:
         return flat

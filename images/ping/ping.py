@@ -1,4 +1,4 @@
-"""GET /ping answers PONG: the smallest thing to see that a cluster can run and expose a pod."""
+"""GET /ping returns PONG: a minimal check that a cluster runs and exposes a pod."""
 
 import signal
 import sys

@@ -1,5 +1,6 @@
 """The field's terms occur in the documents: what a reader greps or searches for is found."""
 
+import ast
 import re
 import subprocess
 
@@ -140,3 +141,31 @@ def test_map_names_every_room_in_ten_rows():
     assert len(rows) <= 10
     named = "\n".join(rows)
     assert {room for room in rooms() if f"`{room}" not in named and f"{room}`" not in named} == set()
+
+
+# ---- docstrings: their form is ruff's (pydocstyle), which has no limit for the first line alone ----
+
+FIRST_LINE = 80
+SOURCES = ("contract/src", "gateway/jpeg/src", "gateway/src", "images", "model-image/src", "scripts", "tests/load")
+# A test file is documented by its tests' names.
+EXCLUDED = re.compile(r"/test_\w+\.py$")
+
+
+def long_first_lines(text: str) -> list[str]:
+    """First lines of docstrings over the limit."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [ast.get_docstring(node) for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
+    return [first for each in found if each and len(first := each.partition("\n")[0]) > FIRST_LINE]
+
+
+def test_docstrings_begin_with_a_short_line():
+    listed = subprocess.run(["git", "ls-files", *SOURCES], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    files = [file for file in listed.splitlines() if file.endswith(".py") and not EXCLUDED.search(file)]
+    assert len(files) > 100
+    long = {file: lines for file in files if (lines := long_first_lines((ROOT / file).read_text("utf-8")))}
+    assert long == {}, f"over {FIRST_LINE} characters: the reason belongs below the first line"
+
+
+def test_long_first_line_is_detected():
+    assert long_first_lines(f'"""{"a" * FIRST_LINE}"""\n') == []
+    assert long_first_lines(f'def f():\n    """{"a" * (FIRST_LINE + 1)}"""\n') == ["a" * (FIRST_LINE + 1)]

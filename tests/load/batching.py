@@ -1,4 +1,4 @@
-"""Photos per second of 16 clients of the portable server, with batching and without.
+"""Throughput of the portable server for 16 clients, with batching and without.
 
     model-image/.venv/bin/python tests/load/batching.py [--rounds N]
 

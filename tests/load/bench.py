@@ -109,7 +109,7 @@ class Bench:
         }
 
     def warm_up(self, system: System, running: Running, address: Address) -> None:
-        """The first photos of a new process, its memory, and its heap grown to what 12 MP need."""
+        """Warm a new process up with its first photos, of 12 MP among them."""
         first = "url" if "url" in system.forms else "upload"
         clients = system.clients
         fresh = self.load(running, address, system.forms[first], "small", clients, "-requests", str(FRESH_PHOTOS))
@@ -156,7 +156,10 @@ class Bench:
                 self.failed(system, error)
 
     def measure(self, workload: str, clients: int | None, seconds: float, only: str | None = None) -> None:
-        """One round of one load on every system that takes it; the order moves on from round to round."""
+        """Measure one round of one load on every system that takes it.
+
+        The order rotates from round to round.
+        """
         photo_set, kind = workload.split("-")
         turn = self.results["turns"] = self.results["turns"] + 1
         names = [name for name in self.live if only in (None, name)]
@@ -202,7 +205,7 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def helpers(small: photos.Photos, large: photos.Photos) -> Iterator[tuple[Running, str, Running, str, dict[str, Path]]]:
-    """Start the model server and the photo server; write the lists of photos for the load generator."""
+    """Start model server and photo server; write the load generator's photo lists."""
     with (
         programs.model_server() as (model, model_address),
         programs.photo_server(small.folder, large.folder) as (photo_host, photo_address),

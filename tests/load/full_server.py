@@ -1,4 +1,6 @@
-"""A model server with few threads and a slow model, which refuses calls as TensorFlow Serving does: what clients get.
+"""Responses to clients of a slow model server with few threads.
+
+It refuses calls as TensorFlow Serving does.
 
     full_server.py [--seconds N] [--threads 4,8,64] [--delay 200ms] [--clients N]
 
@@ -33,7 +35,7 @@ _ERROR = re.compile(r'^gateway_errors_total\{code="([^"]+)"\} ([0-9.e+]+)$', re.
 
 @dataclass(frozen=True)
 class Result:
-    """What patient clients of a full server got, and what the gateway said of itself meanwhile."""
+    """Responses to patient clients of a full server, and the gateway's readiness."""
 
     threads: int
     answers: dict[str, int]  # by HTTP status

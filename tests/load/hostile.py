@@ -1,4 +1,4 @@
-"""Honest clients beside hostile ones: what each attack costs the gateway, and what honest clients get meanwhile.
+"""Honest clients beside hostile ones: cost of each attack, answered share.
 
     hostile.py [--seconds N] [--kinds silent,thin…]
 
@@ -74,7 +74,10 @@ print(memory.for_decoders(s.max_buffered_bytes, s.max_in_flight, 1 << 30))
 
 @dataclass
 class Honest:
-    """Clients that send a photo each quarter of a second, each on a new connection, while the block runs."""
+    """Context manager: honest clients, each sending a photo every quarter second.
+
+    Each photo has a new connection.
+    """
 
     url: str
     photo: bytes
@@ -118,7 +121,10 @@ class Honest:
 
 @dataclass(frozen=True)
 class Result:
-    """One attack: honest clients calm and attacked, what the gateway used, and what the attacker was answered."""
+    """Result of one attack: honest clients calm and attacked, gateway, attacker.
+
+    The gateway's part is CPU and memory, the attacker's its responses by status.
+    """
 
     kind: str
     calm: Honest
@@ -164,7 +170,7 @@ def attack(target: str, kind: str, slow: str, admin: str) -> Iterator[dict[str, 
 
 
 def measure(kind: str, seconds: float, calm_seconds: float) -> Result:
-    """Start a gateway, measure honest clients calm and beside one kind of attack, stop it."""
+    """Measure honest clients of a new gateway, calm and beside one kind of attack."""
     done = subprocess.run([GATEWAY_BIN / "python", "-c", _DECODE_MEMORY], check=True, stdout=subprocess.PIPE, text=True)
     port, slow, admin = free_port(), f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     target = f"http://127.0.0.1:{port}/predict"

@@ -57,7 +57,9 @@ class Photos:
 
 
 def scores(data: bytes, kind: str = "float32") -> list[float]:
-    """The benchmark model server's answer when every pixel is right: ten values of the tensor.
+    """Expected scores of the benchmark's model server: ten values of the tensor.
+
+    They show that every pixel is right.
 
     The pipeline is keras-image-helper's: Pillow's pixels, NEAREST, and its operations in float32. A model that takes
     uint8 gets the pixels, one that takes a string the file.
@@ -76,12 +78,12 @@ def scores(data: bytes, kind: str = "float32") -> list[float]:
 
 
 def _spread(values: npt.NDArray[Any]) -> list[float]:
-    """Ten values, each from the middle of a tenth of the tensor, as in modelserver/model.go."""
+    """Ten values, each of the middle of a tenth of the tensor, as in model.go."""
     return [float(values[(2 * i + 1) * values.size // (2 * SCORES)]) for i in range(SCORES)]
 
 
 def _drawn(count: int) -> list[Image.Image]:
-    """The sample photo's drawing, moved, coloured and roughened by a seed, in the dataset's median size."""
+    """The sample photo's drawing, varied by a seed, in the dataset's median size."""
     spec = importlib.util.spec_from_file_location("draw_sample_photo", ROOT / "scripts/draw-sample-photo.py")
     assert spec is not None
     assert spec.loader is not None

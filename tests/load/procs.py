@@ -26,7 +26,7 @@ class Usage:
 
 
 def _stat(pid: str) -> list[str] | None:
-    """The fields of /proc/PID/stat from the third on; None where the process has ended."""
+    """Fields of /proc/PID/stat from the third on; None for an ended process."""
     try:
         text = (PROC / pid / "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -35,7 +35,7 @@ def _stat(pid: str) -> list[str] | None:
 
 
 def family(leader: int) -> dict[int, list[str]]:
-    """The processes that a leader started and that run, with their stat: its session, and all children of these.
+    """Running processes of a leader's session and all their children, with stat.
 
     Some open sessions of their own for their workers, and some workers outlive who started them.
     """
@@ -48,7 +48,7 @@ def family(leader: int) -> dict[int, list[str]]:
 
 
 def survivors(family: dict[int, list[str]]) -> list[int]:
-    """Those of a family that still run, and are not others that got the same number since."""
+    """Processes of a family that still run; a reused process id is none of them."""
     now = {pid: _stat(str(pid)) for pid in family}
     return [
         pid

@@ -1,4 +1,4 @@
-"""Builds the benchmark's Go programs and the peers' environments; starts and stops processes."""
+"""Builds Go programs and the peers' environments; starts and stops processes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def build() -> None:
 
 
 def environment(name: str, lock: Path, say: Callable[[str], object]) -> Path:
-    """Create a virtual environment from a hashed lock, unless it is up to date; returns its folder."""
+    """Create a virtual environment from a hashed lock, if it is out of date.
+
+    Returns its folder.
+    """
     folder = CACHE / "envs" / name
     digest = hashlib.sha256(lock.read_bytes()).hexdigest()
     stamp = folder / "stamp"
@@ -98,7 +101,7 @@ class Running:
         return procs.usage(self.process.pid)
 
     def stop(self) -> None:
-        """SIGTERM to the first process, and SIGKILL to what is left of all that it started after ten seconds."""
+        """Send SIGTERM to the process; after ten seconds SIGKILL to all that it started."""
         family = procs.family(self.process.pid)
         if self.process.poll() is None:
             self.process.terminate()

@@ -57,7 +57,10 @@ def _by_system(results: Results, workload: str) -> Table:
 
 
 def _against(results: Results) -> Table:
-    """This checkout beside another one (--against), round by round, as both were measured in the same minute."""
+    """Compare this checkout with another one (--against), round by round.
+
+    Both were measured in the same minute.
+    """
     rows = []
     for workload, title in WORKLOADS.items():
         row = [title]
@@ -184,14 +187,17 @@ def markdown(results: Results) -> str:
 
 
 def write(results: Results, folder: Path) -> None:
-    """Write JSON and Markdown; also during a run, so that an aborted one leaves its results."""
+    """Write JSON and Markdown, also during a run.
+
+    So an aborted run leaves its results.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{NAME}.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / f"{NAME}.md").write_text(markdown(results))
 
 
 def draw(results: Results, folder: Path, here: Path, say: Callable[[str], Any]) -> str:
-    """Draw the plot with matplotlib in its own environment; returns a description of the file."""
+    """Draw the plot in matplotlib's own environment; returns the file's description."""
     files = f"{folder}/{NAME}.json, {NAME}.md"
     if not results["cells"]:
         return files

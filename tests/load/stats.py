@@ -18,7 +18,7 @@ class Spread:
     rounds: int
 
     def text(self, digits: int = 2) -> str:
-        """For a table: the median, and in brackets the lowest and the highest of several rounds."""
+        """Text for a table: the median, and in brackets the lowest and highest round."""
         if self.rounds == 1:
             return f"{self.median:.{digits}f}"
         return f"{self.median:.{digits}f} ({self.low:.{digits}f}–{self.high:.{digits}f})"
@@ -32,14 +32,20 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The quantile by nearest rank, a measured value: the smallest one that at least this share is not above."""
+    """The quantile by nearest rank, which is a measured value.
+
+    It is the smallest value that at least this share is not above.
+    """
     if not values or not 0 < share <= 1:
         raise ValueError("a quantile needs values and a share above 0 and at most 1")
     return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
-    """Ratios round by round: both are measured in the same minute, so a slow minute affects both."""
+    """Ratios round by round.
+
+    Both are measured in the same minute, so a slow minute affects both.
+    """
     return spread([a / b for a, b in zip(above, below, strict=False)])
 
 

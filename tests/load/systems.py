@@ -102,7 +102,7 @@ class System:
 
 
 def image_variables() -> dict[str, str]:
-    """The environment that the image sets, so that the benchmark measures what is shipped."""
+    """The image's environment variables, so that the benchmark measures the image."""
     text = IMAGE.read_text().replace("\\\n", " ")
     final = text[text.rindex("\nFROM ") :]
     found = dict(re.findall(r"([A-Za-z_]\w*)=(\S+)", " ".join(re.findall(r"^ENV (.*)$", final, re.MULTILINE))))
@@ -250,7 +250,10 @@ def _litserve(workers: int) -> System:
 
 
 def before(checkout: Path) -> System:
-    """The gateway of another checkout of this repository, with its own native core, in this one's environment."""
+    """The gateway of another checkout, with its own native core.
+
+    It runs in this checkout's environment.
+    """
     core = CACHE / "before"
     sources = f"{checkout / 'gateway/src'}:{checkout / 'contract/src'}:{core}"
 

@@ -1,4 +1,7 @@
-"""A model's contract: what it takes, what its numbers mean, and its labels. Needs no dependency."""
+"""A model's contract: input, meaning of its numbers, and labels.
+
+The package has no dependency.
+"""
 
 from clothing_contract.contract import (
     CHANNELS,

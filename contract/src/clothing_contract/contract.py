@@ -1,4 +1,6 @@
-"""A model's contract as dataclasses: one reader, one writer and one set of messages for all who speak it.
+"""A model's contract as dataclasses: reader, writer and error messages.
+
+All programs that read or write a contract use these.
 
 Keys are those of the chart's ``model.*`` values and of assets.extra/model.json: ``imageSize`` is the field
 ``image_size``, and the gateway's setting GATEWAY_IMAGE_SIZE.
@@ -29,7 +31,9 @@ class ContractError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """How a photo becomes a model's input. The layout is no part of it: the signature's shape has it.
+    """Conversion of a photo to a model's input.
+
+    The layout is no part of it: the signature's shape has it.
 
     Attributes:
         preprocessing: one of PREPROCESSINGS.
@@ -61,7 +65,9 @@ class Input:
 
     @classmethod
     def read(cls, found: Mapping[str, Any]) -> Input:
-        """The input's part of model.json or of the chart's values; keys of something else are passed by.
+        """Read the input's keys of model.json or of the chart's values.
+
+        Other keys are ignored.
 
         Raises:
             ContractError: a value that can't be used.
@@ -71,7 +77,10 @@ class Input:
         return cls(**{known[name]: _parsed(known[name], value) for name, value in found.items() if name in known})
 
     def values(self) -> dict[str, Any]:
-        """As model.json and the chart's values have it: ``preprocessing``, and all that is not the default."""
+        """The keys for model.json and the chart's values.
+
+        These are ``preprocessing``, and all that is not the default.
+        """
         default = Input()
         result: dict[str, Any] = {"preprocessing": self.preprocessing}
         for field in fields(self):
@@ -120,7 +129,7 @@ def input_problems(preprocessing: str, mean: tuple[float, ...], std: tuple[float
 
 
 def parse_numbers(value: str) -> tuple[float, ...]:
-    """Numbers with commas between them, "0.485,0.456,0.406"; ValueError for anything else."""
+    """Parse numbers separated by commas, "0.485,0.456,0.406"; raises ValueError."""
     try:
         numbers = tuple(float(part) for part in value.split(","))
     except ValueError:

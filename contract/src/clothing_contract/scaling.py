@@ -31,7 +31,7 @@ _GREY = (19595, 38470, 7471)
 
 
 class Table(NamedTuple):
-    """A preprocessing as a lookup table; its results are bit-identical by construction."""
+    """Lookup table of a preprocessing, bit-identical by construction."""
 
     values: Numbers  # 256 x channels float32: the result for each value of a channel, by the result's channels
     reverse: bool  # whether the result's channels are BGR
@@ -44,7 +44,10 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """From pixels to a model's numbers. Equal ones are equal and hashable, so that their tables are made once."""
+    """Scaling of pixels to a model's numbers.
+
+    Equal scalings are equal and hashable, so that their tables are made once.
+    """
 
     preprocessing: str = "tf"
     mean: tuple[float, ...] = ()
@@ -67,7 +70,7 @@ class Scaling:
         return _table(self)
 
     def numbers(self, pixels: Pixels) -> Numbers:
-        """float32 from uint8 RGB pixels: any shape that ends in 3; (..., 1) where ``channels`` is grey."""
+        """Convert uint8 RGB pixels (..., 3) to float32 (..., 3), or (..., 1) for grey."""
         return self.scaled(self.ordered(pixels))
 
     def ordered(self, pixels: Pixels) -> Pixels:

@@ -1,4 +1,4 @@
-"""Verification of servers' certificates over TLS, the same under each version of Python."""
+"""Verification of servers' TLS certificates, the same in each Python version."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import ssl
 
 
 def tls_context(cafile: str | None = None) -> ssl.SSLContext:
-    """Return a client's TLS context, which trusts the authorities of a file in PEM form, or else the system's.
+    """Return a client's TLS context that trusts a PEM file's authorities.
+
+    Without a file, it trusts the system's.
 
     ``SSL_CERT_FILE`` names others for the system's. Since 3.13 Python sets two flags, of which one is kept:
 

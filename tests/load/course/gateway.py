@@ -1,4 +1,4 @@
-"""The course's gateway, rebuilt from the description of what it does, to be compared with.
+"""The course's gateway, rebuilt from its description, for comparison.
 
 POST /predict {"url": "…"}: keras-image-helper fetches and prepares the photo, one gRPC Predict with all names in the
 code and 20 s to answer, and the raw scores by label. Run by gunicorn with sync workers, its default.

@@ -1,4 +1,4 @@
-"""What each peer does with a photo: the same steps, with the usual libraries at their best.
+"""Steps of each peer for a photo, with the usual libraries at their best.
 
 The bytes come from the request or from a URL (urllib3 with a pool of connections); Pillow decodes and resizes them as
 the training did; numpy normalises; one gRPC Predict; the scores by label.

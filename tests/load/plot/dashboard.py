@@ -1,4 +1,4 @@
-"""Draws the panels of the dashboard where Grafana would place them: dashboard.py PANELS.json PICTURE.png."""
+"""Draws the dashboard in Grafana's layout: dashboard.py PANELS.json PICTURE.png."""
 
 import json
 import sys

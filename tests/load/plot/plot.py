@@ -21,7 +21,10 @@ COLOURS = {"ours": "#0072B2", "floor": "#999999", "course": "#E69F00", "peer": "
 
 
 def main(source: Path, picture: Path) -> None:
-    """A panel for each kind of load: CPU per 1,000 photos, least first, with the rounds' spread."""
+    """Draw CPU seconds per 1,000 photos, a panel for each kind of load.
+
+    The least is first; the rounds' spread is drawn.
+    """
     results = json.loads(source.read_text())
     figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
     for axis, (workload, title) in zip(axes.flat, TITLES.items(), strict=True):

@@ -84,7 +84,10 @@ def find(arguments: Sequence[str], skipped: Counter[str] | None = None) -> Itera
 
 
 def _begins_as_a_photo(path: Path) -> bool:
-    """Whether a file without a suffix is one of FORMATS, by its first bytes; an unreadable one fails later, by name."""
+    """Whether a file without a suffix is one of FORMATS, by its first bytes.
+
+    An unreadable one counts as one, and fails later, by name.
+    """
     try:
         # A pipe would wait for its writer.
         if not path.is_file():
@@ -101,7 +104,10 @@ def _begins_as_a_photo(path: Path) -> bool:
 
 
 def skipped_text(skipped: Counter[str]) -> str:
-    """What a folder holds that is not classified, most frequent first: 3 files skipped, …: 2 .HEIC, 1 .tif."""
+    """Text for skipped files, most frequent suffix first.
+
+    As "3 files skipped, …: 2 .HEIC, 1 .tif".
+    """
     kinds = sorted(skipped.items(), key=lambda one: (-one[1], one[0].lower()))
     shown = [f"{count} {suffix or 'without a suffix'}" for suffix, count in kinds[:_KINDS_SHOWN]]
     others = sum(count for _, count in kinds[_KINDS_SHOWN:])

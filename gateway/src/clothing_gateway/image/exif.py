@@ -26,7 +26,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 
 
 def orientation(block: bytes) -> int:
-    """The orientation, 1 to 8, that an EXIF block gives; 1 where it gives none or can't be read."""
+    """An EXIF block's orientation, 1 to 8; 1 where it is missing or unreadable."""
     for _ in range(2):
         block = block.removeprefix(_PREFIX)
     order = _ORDERS.get(block[:4])
@@ -47,7 +47,10 @@ def orientation(block: bytes) -> int:
 
 
 def _value(block: bytes, order: str, at: int) -> float | None:
-    """An entry's first number; None where Pillow passes over the entry, and 0 for one that is no orientation."""
+    """An entry's first number.
+
+    It is None where Pillow skips the entry, and 0 for one that is no orientation.
+    """
     kind, count = struct.unpack_from(f"{order}HL", block, at + 2)
     size = count * _SIZES.get(kind, 0)
     if not size:

@@ -181,7 +181,10 @@ def _jpeg_frame(frame: bytes, marker: int) -> bytes:
 
 
 def _jpeg_layout(frame: bytes | None, kept: list[slice], data: bytes, kind: int) -> Layout:
-    """From the frame and its kind, and the parts kept, of which the last begins with the first scan's header."""
+    """Layout of a JPEG from its frame, the frame's kind, and the parts kept.
+
+    The last part begins with the first scan's header.
+    """
     if frame is None:
         raise BrokenImage(cause="a scan before the frame")
     scan = kept[-1].start
@@ -285,7 +288,7 @@ def _png(data: bytes) -> Layout:
 
 
 def _last_exif(data: bytes, at: int) -> slice | None:
-    """The last EXIF chunk of a PNG from its pixels on, where it may lie as well (section 11.3.4.5)."""
+    """The last EXIF chunk of a PNG from its pixels on (section 11.3.4.5)."""
     exif: slice | None = None
     for _ in range(MAX_PIXEL_CHUNKS):
         name = data[at + 4 : at + 8]
@@ -389,7 +392,10 @@ def _webp(data: bytes) -> Layout:
 
 
 def _webp_exif(data: bytes, end: int) -> tuple[slice, ...]:
-    """The EXIF chunk, which lies behind the pixels, where the header promises one (RFC 9649, section 2.7)."""
+    """The EXIF chunk of a WebP, if its header announces one (RFC 9649, section 2.7).
+
+    It is behind the pixels.
+    """
     if data[12:16] != b"VP8X" or not data[20] & 0x08:
         return ()
     at = 12

@@ -1,4 +1,4 @@
-"""Turning: rows and columns of the stored picture that a turned and resized one takes.
+"""EXIF orientation: stored rows and columns of an upright, resized picture.
 
 Pillow's NEAREST adds a step up from pixel to pixel, so its choices are not symmetrical: a mirrored photo's are those of
 the mirrored picture, counted from the other end. So a turned photo is bit for bit exif_transpose and then resize.
@@ -28,7 +28,10 @@ _MIRRORED_ROWS, _MIRRORED_COLUMNS = {3, 4, 6, 7}, {2, 3, 7, 8}
 
 
 class Taken(NamedTuple):
-    """What is taken of a stored picture, and the result's array as the stored picture lies."""
+    """Rows and columns taken of a stored picture, and the result's array.
+
+    The array has the stored picture's orientation.
+    """
 
     out: npt.NDArray[np.generic]  # (rows, columns, 3), a view of the result
     rows: Places  # ascending, but for those that are the picture's height: these are black
@@ -46,7 +49,9 @@ def upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def nearest(taken: int, there: int) -> Places:
-    """Which of ``there`` pixels each of ``taken`` is, as Pillow's ImagingScaleAffine sums them up; ``there`` is black.
+    """Index of each of ``taken`` pixels among ``there``, as in ImagingScaleAffine.
+
+    Pillow's sums are repeated; the index ``there`` is black.
 
     int32 (taken,), ascending. Pillow leaves a pixel black that its sum puts behind the last one.
     """
@@ -59,7 +64,10 @@ def nearest(taken: int, there: int) -> Places:
 def turned(
     out: npt.NDArray[np.generic], rows: Places, columns: Places, stored: tuple[int, int], orientation: int
 ) -> Taken:
-    """What of the stored picture is ``rows`` and ``columns`` of the upright one; ``stored`` is its (width, height)."""
+    """The stored picture's part for ``rows`` and ``columns`` of the upright one.
+
+    ``stored`` is its (width, height).
+    """
     if orientation == 1:
         return Taken(out, rows, columns)
     if is_transposed(orientation):

@@ -114,7 +114,10 @@ class _Rest:
         return Response("PONG", mimetype="text/plain")
 
     def root(self) -> Response:
-        """GET / without the page: GKE's load balancers take a backend without 200 there for unhealthy."""
+        """GET / without the page returns 200.
+
+        GKE's load balancers mark a backend without 200 there as unhealthy.
+        """
         return Response("Send photos to /classify; /openapi.yaml describes it.\n", mimetype="text/plain")
 
     def openapi(self) -> Response:

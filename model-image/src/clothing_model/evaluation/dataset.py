@@ -103,7 +103,9 @@ def find_photos(folder: Path, labels: tuple[str, ...] | None = None) -> Dataset:
 
 
 def read_pixels(photo: Path | bytes, size: int | tuple[int, int]) -> NDArray[np.uint8]:
-    """Pixels of one photo: uint8 ``(height, width, 3)``, RGB, upright (EXIF), resized with NEAREST.
+    """Pixels of one photo: uint8 ``(height, width, 3)``, RGB, resized with NEAREST.
+
+    They are upright, by EXIF.
 
     ``size`` is both, or (height, width).
     """
@@ -114,7 +116,7 @@ def read_pixels(photo: Path | bytes, size: int | tuple[int, int]) -> NDArray[np.
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture as browsers show it, in RGB; an EXIF block that can't be read turns nothing."""
+    """Turn the picture upright, in RGB; an unreadable EXIF block turns nothing."""
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     try:
         return ImageOps.exif_transpose(rgb)

@@ -1,4 +1,6 @@
-"""The config of a Keras file, read as JSON: which code it would run, which classes it needs, its inputs and outputs.
+"""A Keras file's config, read as JSON: code, classes, inputs and outputs.
+
+The code is what loading would run, the classes are those that it needs.
 
 Keras 2 runs the Python in an .h5 whatever `safe_mode` says (CVE-2025-9905), and imports any module that a .keras
 names; Keras 3 has had ways around its `safe_mode` (CVE-2025-1550, CVE-2025-8747, CVE-2025-9906). So what may stand in
@@ -128,7 +130,10 @@ def unsafe(config: dict[str, Any]) -> list[Finding]:
 
 
 def foreign(config: dict[str, Any]) -> list[Finding]:
-    """Parts whose class or function isn't of Keras, as far as the config says: an .h5 names no modules."""
+    """Parts whose class or function isn't of Keras, as far as the config says.
+
+    An .h5 names no modules.
+    """
     found = []
     for layer, node in _nodes(config):
         class_name, module = node.get("class_name"), node.get("module")
@@ -222,7 +227,10 @@ _SAME_WIDTH = frozenset({"Activation", "Softmax", "Dropout", "ReLU", "LeakyReLU"
 
 
 def _width(layer: dict[str, Any], others: list[dict[str, Any]]) -> int | None:
-    """The classes that a layer gives; `others` are the layers of its network, or those before it."""
+    """Number of classes that a layer returns.
+
+    `others` are the layers of its network, or those before it.
+    """
     class_name, config = layer.get("class_name"), _dict(layer.get("config"))
     if class_name == "Dense":
         units = config.get("units")
@@ -264,7 +272,10 @@ def _layers(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _ends(value: Any) -> list[str]:
-    """The layers' names of input_layers or output_layers: [name, 0, 0], or a list or an object of such."""
+    """Layer names of input_layers or output_layers.
+
+    They are [name, 0, 0], or a list or an object of such.
+    """
     if isinstance(value, dict):
         value = list(value.values())
     if not isinstance(value, list) or not value:
@@ -354,7 +365,10 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def _nodes(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each JSON object at any depth, with the name of the layer that it belongs to, in the order of the file."""
+    """Iterate over the JSON objects at any depth, each with its layer's name.
+
+    The order is the file's.
+    """
     rest: list[tuple[str, Any]] = [("", config)]
     while rest:
         layer, value = rest.pop()

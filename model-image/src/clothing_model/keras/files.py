@@ -257,7 +257,10 @@ _UNKNOWN = re.compile(
 
 
 def _cause(error: Exception, config: dict[str, Any]) -> str:
-    """What Keras says first; or the class or function that it says, further below, to be unknown, and its layers."""
+    """First line of Keras's error, or the unknown class or function and its layers.
+
+    Keras names an unknown one further below.
+    """
     unknown = _UNKNOWN.search(str(error))
     name = (unknown["quoted"] or unknown["bare"]).rpartition(">")[2] if unknown else "function"
     if name == "function":  # which, stands in the config that it quotes

@@ -1,4 +1,7 @@
-"""BentoML: a service with a route for URLs and one for uploads; sync functions, which BentoML runs in its threads."""
+"""BentoML: a service with a route for URLs and one for uploads.
+
+Its functions are synchronous; BentoML runs them in its threads.
+"""
 
 import os
 

@@ -1,4 +1,4 @@
-"""KServe's model server, speaking its V1 protocol: a custom predictor that asks the model server by gRPC.
+"""KServe's model server (V1 protocol): a custom predictor that calls by gRPC.
 
 {"instances": [{"url": "…"} or {"image": {"b64": "…"}}]}. The steps run in a thread of their own: KServe calls what is
 not a coroutine on its event loop, where nothing else would go on meanwhile.
@@ -18,7 +18,10 @@ class Classifier(Model):
 
     @cached_property
     def _steps(self):
-        """Made in each process by its first photo: KServe pickles the model for its worker processes."""
+        """Create the steps once in each process, on its first photo.
+
+        KServe pickles the model for its worker processes.
+        """
         return Steps()
 
     def load(self):

@@ -1,4 +1,7 @@
-"""LitServe: {"url": "…"}, or a form with the photo in "image", which LitServe hands to its worker processes."""
+"""LitServe: {"url": "…"}, or a form with the photo in "image".
+
+LitServe passes it to its worker processes.
+"""
 
 import sys
 
