@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,72 @@ def test_names_and_size_can_be_set(tmp_path: Path) -> None:
     assert convert(tmp_path / "open.keras", tmp_path, "--warmup", "none") == 0
     assert savedmodel.read(tmp_path / "m/2").signatures["serving_default"].inputs.popitem()[1].shape == (-1, -1, -1, 3)
     assert not (tmp_path / "m/2" / savedmodel.WARMUP).exists()
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["export", ".keras", "tf_keras.h5"])
+def test_half_precision_becomes_float32(tmp_path: Path, policy: str, kind: str) -> None:
+    """As Keras exports a model of mixed precision: DT_HALF or DT_BFLOAT16 scores; what convert writes is DT_FLOAT."""
+    import importlib
+
+    import tensorflow as tf
+
+    keras = importlib.import_module("tf_keras" if kind.startswith("tf") else "keras")
+    before = keras.mixed_precision.global_policy() if kind.startswith("tf") else keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        photo = keras.Input((8, 8, 3))
+        x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(photo))
+        model = keras.Model(photo, keras.layers.Dense(10, activation="softmax")(x))
+        source = tmp_path / ("exported" if kind == "export" else f"model{kind[-6:] if kind[0] == '.' else '.h5'}")
+        if kind == "export":
+            model.export(source, verbose=False)
+            scores = savedmodel.photo_signature(savedmodel.read(source))
+            assert scores is not None
+            assert scores[1].dtype in ("DT_HALF", "DT_BFLOAT16")
+        else:
+            with warnings.catch_warnings(action="ignore"):
+                model.save(source)
+        want = np.asarray(tf.cast(model(photos(8)), tf.float32))
+    finally:
+        keras.mixed_precision.set_global_policy(before)
+    assert convert(source, tmp_path) == 0
+    found = savedmodel.photo_signature(savedmodel.read(tmp_path / "m"))
+    assert found is not None
+    assert [tensor.dtype for tensor in found] == ["DT_FLOAT", "DT_FLOAT"]
+    signature = tf.saved_model.load(str(tmp_path / "m/1")).signatures["serving_default"]
+    (got,) = signature(tf.constant(photos(8))).values()
+    assert np.abs(got.numpy() - want).max() < 1e-2  # three digits are all that bfloat16 has
+
+
+def test_a_teachable_machine_model(tmp_path: Path) -> None:
+    """keras_model.h5: Sequentials within a Sequential, and DepthwiseConv2D with the `groups` that no Keras takes."""
+    import h5py
+    import tf_keras
+
+    layers = tf_keras.layers
+    photo = layers.Input((16, 16, 3))
+    x = layers.DepthwiseConv2D(3, padding="same", name="expanded_conv_depthwise")(layers.Conv2D(4, 3)(photo))
+    features = tf_keras.Model(photo, layers.GlobalAveragePooling2D()(layers.ReLU(6.0)(x)))
+    first = tf_keras.Sequential([features])
+    second = tf_keras.Sequential([layers.Dense(8, activation="relu", input_shape=(4,)), layers.Dense(2, "softmax")])
+    model = tf_keras.Sequential([first, second])
+    want = np.asarray(model(photos(16)))
+    with warnings.catch_warnings(action="ignore"):
+        model.save(tmp_path / "keras_model.h5")
+    with h5py.File(tmp_path / "keras_model.h5", "r+") as file:
+        text = json.dumps(json.loads(file.attrs["model_config"]))
+        changed = text.replace('"class_name": "DepthwiseConv2D", "config": {', '"class_name": "DepthwiseConv2D", '
+                               '"config": {"groups": 1, ')  # fmt: skip
+        assert changed != text
+        file.attrs["model_config"] = changed
+        file.attrs["keras_version"] = "2.4.0"
+    assert convert(tmp_path / "keras_model.h5", tmp_path, "--labels", "cup,fork") == 0
+    import tensorflow as tf
+
+    signature = tf.saved_model.load(str(tmp_path / "m/1")).signatures["serving_default"]
+    (got,) = signature(tf.constant(photos(16))).values()
+    assert np.abs(got.numpy() - want).max() < 1e-5
 
 
 def test_labels(models: dict[str, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

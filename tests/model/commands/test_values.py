@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from served import Made
@@ -81,16 +82,84 @@ def test_size_and_outputs_left_open(tmp_path: Path, capsys: pytest.CaptureFixtur
     tf.saved_model.save(module, str(tmp_path / "m/1"), signatures={"serving_default": module.serve})
     found, _ = values(capsys, tmp_path / "m")
     assert found["imageSize"].startswith('""  # the model leaves it open')
-    assert (
-        found["outputName"]
-        == '"hidden"  # the model has several outputs, hidden, scores: check which one gives the scores'
-    )
+    assert found["outputName"] == '""  # hidden, scores can each hold scores: give the right one with --output-name'
+    found, notes = values(capsys, tmp_path / "m", "--output-name", "scores")
+    assert found["outputName"] == '"scores"'
+    assert "outputName" not in notes
+    assert main(["values", str(tmp_path / "m"), "--output-name", "other"]) == 1
+    assert "--output-name=other: the model has hidden, scores" in capsys.readouterr().err
     found, _ = values(capsys, tmp_path / "m", "--image-size", "64x48")
     assert found["imageSize"] == '"64x48"'
     assert main(["values", str(tmp_path / "m"), "--image-size", "224", "--image", "kitchen:1", "--json"]) == 0
     both = json.loads(capsys.readouterr().out)
     assert both["model"]["imageSize"] == "224"
     assert both["server"] == {"image": {"repository": "kitchen", "tag": "1"}}
+
+
+def several(path: Path, width: int = 10, **more: str) -> Path:
+    """A model with the outputs classes (int64), probabilities, and more of these types and shapes."""
+    import tensorflow as tf
+
+    def classify(image: Any) -> dict[str, Any]:
+        scores = tf.nn.softmax(tf.reduce_mean(image, [1, 2])[:, :1] * tf.reshape(tf.range(float(width)), (1, width)))
+        kinds = {
+            "labels": tf.as_string(tf.argmax(scores, 1)),
+            "embedding": tf.reduce_mean(image, [1, 2]),
+            "map": tf.reduce_mean(image, 3),
+            "best": tf.reduce_max(scores, 1),
+            "half": tf.cast(scores, tf.float16),
+        }
+        given = {name: kinds[kind] for name, kind in more.items()}
+        return {"classes": tf.argmax(scores, 1), "probabilities": scores, **given}
+
+    module = tf.Module()
+    module.serve = tf.function(classify, input_signature=[tf.TensorSpec((None, 8, 8, 3), tf.float32, name="image")])
+    tf.saved_model.save(module, str(path / "1"), signatures={"serving_default": module.serve})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "name"),
+    [
+        ({}, [], "probabilities"),
+        # By type and shape: strings, maps and one number a photo hold no scores, whatever they are called.
+        ({"a": "labels", "b": "map", "scores": "best"}, [], "probabilities"),
+        ({"a_first": "embedding"}, [], ""),  # three numbers a photo: it may be either
+        ({"a_first": "embedding"}, ["--labels", ",".join("abcdefghij")], "probabilities"),
+        ({"a_first": "embedding"}, ["--labels", "a,b,c"], "a_first"),
+        ({"a_first": "half"}, ["--output-name", "a_first"], "a_first"),
+    ],
+)
+def test_output_is_chosen_by_type_and_width(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, str], options: list[str], name: str
+) -> None:
+    found, _ = values(capsys, several(tmp_path / "m", **more), *options)
+    assert found["outputName"].split("  #")[0] == json.dumps(name)
+    if name and "--labels" not in options and "--output-name" not in options:
+        assert len(json.loads(found["labels"].split("  #")[0])) == 10
+    elif not name:
+        assert (
+            "a_first, probabilities can each hold scores: give the right one with --output-name" in found["outputName"]
+        )
+
+
+def test_evaluate_and_convert_take_the_same_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from clothing_model.errors import ModelError
+    from clothing_model.evaluation.classifiers import Options, SavedModelClassifier
+
+    names = tuple("abcdefghij")
+    plain = several(tmp_path / "plain", a_first="labels")
+    facts = SavedModelClassifier(plain, Options(), names)._facts
+    assert str(facts["output"]).startswith("probabilities ")
+    unclear = several(tmp_path / "unclear", a_first="embedding")
+    with pytest.raises(ModelError, match="convert --output-name NAME"):
+        SavedModelClassifier(unclear, Options(), names)
+    convert = ["convert", str(unclear), "--name", "m", "--output", str(tmp_path)]
+    assert main([*convert, "--input", "uint8", "--preprocessing", "none"]) == 1
+    assert "Choose the one that gives the scores with --output-name NAME" in capsys.readouterr().err
+    assert main([*convert, "--output-name", "probabilities"]) == 0
+    (output,) = savedmodel.read(tmp_path / "m").signatures["serving_default"].outputs.items()
+    assert (output[0], output[1].shape) == ("probabilities", (-1, 10))
 
 
 @pytest.mark.parametrize(

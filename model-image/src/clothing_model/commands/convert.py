@@ -88,7 +88,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "such a file is refused, and the layers are named",
     )
     parser.add_argument("--input-name", metavar="NAME", help="the signature's input (default: the input layer's name)")
-    parser.add_argument("--output-name", metavar="NAME", help="the signature's output (default: the last layer's name)")
+    parser.add_argument(
+        "--output-name",
+        metavar="NAME",
+        help="the signature's output (default: the last "
+        "layer's name); of a SavedModel with several outputs, the one to keep",
+    )
     parser.add_argument(
         "--warmup",
         metavar="SIZES|FILE",
@@ -113,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     labels = read_labels(args.labels) if args.labels else None
     batch_sizes = None if args.warmup is None else _batch_sizes(args.warmup)
     size = image_size(args.image_size)
-    source = replace(keras_files.identify(args.source), trusted=args.trust)
+    source = replace(keras_files.identify(args.source), trusted=args.trust, output_name=args.output_name)
     _say(f"reading {source}")
     if source.kind != keras_files.SAVED_MODEL and not source.trusted:
         keras_config.refuse(source.path, keras_config.read(source.path))
@@ -127,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         raise ModelError(_exists(model_folder / str(args.version)))
     with _temporary_folder(model_folder) as folder:
         as_it_is = (args.input, args.weights, args.input_name, args.output_name) == (INPUTS[0], WEIGHTS[0], None, None)
-        if source.kind == keras_files.SAVED_MODEL and as_it_is:
+        if source.kind == keras_files.SAVED_MODEL and as_it_is and not _is_half(source):
             facts = _copy_saved_model(source, folder)
         else:
             given = Interface(args.input, preprocessing, args.input_name, args.output_name, size)
@@ -232,6 +237,12 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_half(source: Source) -> bool:
+    """Whether a SavedModel takes or gives numbers of 16 bits, as mixed precision's do: it is wrapped in float32."""
+    found = photo_signature(savedmodel.read(source.path))
+    return found is not None and any(tensor.dtype in ("DT_HALF", "DT_BFLOAT16") for tensor in found)
 
 
 def _refuse_unusable(source: Source) -> savedmodel.SavedModel:
@@ -384,7 +395,7 @@ def _largest_difference(
     saved = tf.saved_model.load(str(folder)).signatures[savedmodel.DEFAULT_SIGNATURE]
     name = next(iter(saved.structured_input_signature[1]))
     (got,) = saved(**{name: photos}).values()
-    want = np.asarray(model.call(numbers), np.float32)
+    want = tf.cast(model.call(numbers), tf.float32).numpy()
     return float(np.max(np.abs(got.numpy() - want))) / (float(np.max(np.abs(want))) or 1.0)
 
 

@@ -16,7 +16,14 @@ from clothing_contract import PREPROCESSINGS
 from clothing_model import savedmodel
 from clothing_model.commands.options import image_size, read_labels
 from clothing_model.errors import ModelError
-from clothing_model.savedmodel import DEFAULT_SIGNATURE, SavedModel, photo_signature, usability_problems, width
+from clothing_model.savedmodel import (
+    DEFAULT_SIGNATURE,
+    SavedModel,
+    photo_signature,
+    score_outputs,
+    usability_problems,
+    width,
+)
 
 # The chart's default: what a model with as many classes has, if nothing else is known of it.
 DEFAULT_LABELS = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
@@ -37,6 +44,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--image-size", metavar="N|WxH", help="the photo's size, for a model whose input leaves it open"
     )
+    parser.add_argument(
+        "--output-name", metavar="NAME", help="the output that gives the scores, of a model that has several"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     size = image_size(args.image_size)
     if size:
         known["imageSize"] = size_text(size)
+    if args.output_name:
+        known["outputName"] = _existing(args.output_name, model)
     model.description.update(known)
     problems = [*model.problems, *usability_problems(model)]
     if problems:
@@ -70,6 +82,14 @@ def run(args: argparse.Namespace) -> int:
     for doubt in doubts(model).values():
         print(f"note: {doubt}", file=sys.stderr)
     return 0
+
+
+def _existing(name: str, model: SavedModel) -> str:
+    """The name of an output that the default signature has."""
+    signature = model.signatures.get(DEFAULT_SIGNATURE)
+    if signature and name not in signature.outputs:
+        raise ModelError(f"--output-name={name}: the model has {', '.join(signature.outputs)}")
+    return name
 
 
 def size_text(size: tuple[int, int]) -> str:
@@ -110,7 +130,8 @@ def values(model: SavedModel) -> dict[str, Any]:
             result["preprocessing"] = model.description.get("preprocessing", "tf")
         outputs = model.signatures[DEFAULT_SIGNATURE].outputs
         if len(outputs) > 1:
-            result["outputName"] = next(iter(outputs))
+            found_outputs = score_outputs(model)
+            result["outputName"] = found_outputs[0] if len(found_outputs) == 1 else ""
         if shape is not None and len(shape) == 4 and -1 in shape[1:3]:
             result["imageSize"] = str(model.description.get("imageSize", ""))
         labels = model.description.get("labels")
@@ -130,9 +151,15 @@ def doubts(model: SavedModel) -> dict[str, str]:
     result = {}
     if "preprocessing" in found and "preprocessing" not in model.description:
         result["preprocessing"] = "not noted in the model: tf, caffe, torch, rescale or none, as in training"
-    if "outputName" in found:
-        names = ", ".join(model.signatures[DEFAULT_SIGNATURE].outputs)
-        result["outputName"] = f"the model has several outputs, {names}: check which one gives the scores"
+    if "outputName" in found and model.description.get("outputName") != found["outputName"]:
+        outputs = ", ".join(model.signatures[DEFAULT_SIGNATURE].outputs)
+        possible = ", ".join(score_outputs(model))
+        if found["outputName"]:
+            result["outputName"] = f"the only one of the outputs ({outputs}) that can hold scores"
+        elif possible:
+            result["outputName"] = f"{possible} can each hold scores: give the right one with --output-name"
+        else:
+            result["outputName"] = f"none of the outputs ({outputs}) holds floating-point (batch, classes)"
     if found.get("imageSize") == "":
         result["imageSize"] = 'the model leaves it open: set "299", or "WIDTHxHEIGHT"'
     if "labels" in found and not model.description.get("labels"):

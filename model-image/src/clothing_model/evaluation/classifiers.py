@@ -79,6 +79,18 @@ class Options:
     parallel: int = 4
 
 
+def _scores_name(model: savedmodel.SavedModel) -> str:
+    """The output that gives the scores: the only one, or the only one that can."""
+    outputs = list(model.signatures[savedmodel.DEFAULT_SIGNATURE].outputs)
+    possible = savedmodel.score_outputs(model)
+    if len(outputs) > 1 and len(possible) != 1:
+        raise ModelError(
+            f"{model.path} has the outputs {', '.join(outputs)}, and which one gives the scores can't be told: "
+            "make a model of that one with clothing-model convert --output-name NAME"
+        )
+    return possible[0] if possible else outputs[0]
+
+
 class SavedModelClassifier:
     """A SavedModel, one photo per call, preprocessed as by the gateway."""
 
@@ -89,7 +101,7 @@ class SavedModelClassifier:
         if problems := [*model.problems, *usability_problems(model)]:
             raise ModelError("\n  ".join([f"{model.path} can't be asked:", *problems]))
         signature = model.signatures[savedmodel.DEFAULT_SIGNATURE]  # usability_problems has found nothing
-        self._input, self._output = next(iter(signature.inputs)), next(iter(signature.outputs))
+        self._input, self._output = next(iter(signature.inputs)), _scores_name(model)
         photo, output = signature.inputs[self._input], signature.outputs[self._output]
         self.name = str(model.path)
         self.labels = _labels(model, output.shape, options.labels, default_labels)

@@ -31,6 +31,7 @@ class Source:
     kind: str
     keras_version: str | None = None  # None for a SavedModel
     trusted: bool = False  # whether code in a Keras file may run
+    output_name: str | None = None  # which output of a SavedModel that has several
 
     @property
     def keras_2(self) -> bool:
@@ -199,6 +200,9 @@ def load_keras_3(source: Source) -> Any:
     return _guarded(source, lambda: keras.models.load_model(source.path, compile=False, safe_mode=not source.trusted))
 
 
+_FLOATS = ("float32", "float16", "bfloat16")  # mixed precision; what is written takes float32
+
+
 def _load_saved_model(source: Source) -> KerasModel:
     """Load a SavedModel's photo signature as a function.
 
@@ -210,25 +214,35 @@ def _load_saved_model(source: Source) -> KerasModel:
     signature = model.signatures[savedmodel.DEFAULT_SIGNATURE]
     ((input_name, photo),) = signature.structured_input_signature[1].items()
     outputs = signature.structured_outputs
-    if len(outputs) != 1:
-        raise ModelError(
-            f"{source.path} has {len(outputs)} outputs ({', '.join(outputs)}): a photo classifier has one. "
-            "Save the part that classifies as a model of its own"
-        )
-    if photo.dtype != tf.float32 or photo.shape.rank is None or photo.shape[0] is not None:
+    output_name = _scores_name(source, list(outputs))
+    if photo.dtype not in _FLOATS or photo.shape.rank is None or photo.shape[0] is not None:
         raise ModelError(
             f"{source.path} takes {photo.dtype.name} {photo.shape}: another input or other names can be given only to "
-            "a model that takes float32 photos in batches of any size. Convert the Keras file that it was made from"
+            "a model that takes floating-point photos in batches of any size. Convert the Keras file that it was made "
+            "from"
         )
-    ((output_name, scores),) = outputs.items()
+    scores = outputs[output_name]
     return KerasModel(
         library=f"TensorFlow {tf.__version__}",
-        call=lambda photos: signature(**{input_name: photos})[output_name],
+        call=lambda photos: signature(**{input_name: tf.cast(photos, photo.dtype)})[output_name],
         variables=[model],
         input_name=_identifier(input_name),
         output_name=_identifier(output_name),
         input_shape=tuple(photo.shape),
         output_shape=tuple(scores.shape),
+    )
+
+
+def _scores_name(source: Source, outputs: list[str]) -> str:
+    """The output to keep: the only one, the one that is asked for, or the only one that can hold scores."""
+    if len(outputs) == 1 or source.output_name in outputs:
+        return str(source.output_name if source.output_name in outputs else outputs[0])
+    possible = savedmodel.score_outputs(savedmodel.read(source.path))
+    if len(possible) == 1:
+        return possible[0]
+    raise ModelError(
+        f"{source.path} has {len(outputs)} outputs ({', '.join(outputs)}): a photo classifier has one. "
+        "Choose the one that gives the scores with --output-name NAME"
     )
 
 

@@ -18,6 +18,8 @@ from clothing_model.savedmodel import protowire
 DEFAULT_SIGNATURE = "serving_default"
 INIT_SIGNATURE = "__saved_model_init_op"
 DESCRIPTION = Path("assets.extra") / "model.json"
+# Numbers that can be scores; the gateway reads all of them.
+SCORE_TYPES = ("DT_FLOAT", "DT_DOUBLE", "DT_HALF", "DT_BFLOAT16")
 WARMUP = Path("assets.extra") / "tf_serving_warmup_requests"
 
 _LFS_START = b"version https://git-lfs.github.com/spec/"
@@ -176,12 +178,33 @@ def needs_xla(folder: Path) -> bool:
     )
 
 
+def score_outputs(model: SavedModel) -> list[str]:
+    """The outputs of the default signature that can hold scores, by type and shape; of several, most likely one.
+
+    That is the output that the description names, else floating-point numbers of (batch, classes), as many as the
+    labels where these are known. Classes by number or name, embeddings and images are none, whatever their names.
+    """
+    signature = model.signatures.get(DEFAULT_SIGNATURE)
+    outputs = signature.outputs if signature else {}
+    if (chosen := model.description.get("outputName")) in outputs:
+        return [chosen]
+    fitting = [
+        name
+        for name, output in outputs.items()
+        if output.dtype in SCORE_TYPES and (output.shape is None or len(output.shape) == 2)
+    ]
+    labels = len(model.description.get("labels", ()))
+    as_many = [name for name in fitting if width(outputs[name]) == labels]
+    return as_many or fitting
+
+
 def photo_signature(model: SavedModel) -> tuple[Tensor, Tensor] | None:
-    """The one input and the first output of the default signature."""
+    """The one input of the default signature, and its scores: of several possible outputs the first."""
     signature = model.signatures.get(DEFAULT_SIGNATURE)
     if signature is None or len(signature.inputs) != 1 or not signature.outputs:
         return None
-    return next(iter(signature.inputs.values())), next(iter(signature.outputs.values()))
+    name = next(iter([*score_outputs(model), *signature.outputs]))
+    return next(iter(signature.inputs.values())), signature.outputs[name]
 
 
 def width(output: Tensor) -> int | None:
