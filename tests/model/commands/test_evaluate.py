@@ -75,7 +75,7 @@ def test_every_figure(dataset: Path, model: Path, tmp_path: Path, capsys: pytest
     assert "accuracy 0.833 (12 photos; ±0.211 at 95 %)" in printed.out
     assert "green" in printed.out
     assert "expected calibration error" in printed.out
-    assert "about 12 photos of 3 classes" in printed.err
+    assert "classifying 12 photos of 3 classes" in printed.err
     with Image.open(tmp_path / "report.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > 600
