@@ -1,6 +1,6 @@
 """Honest clients beside hostile ones: cost of each attack, answered share.
 
-    hostile.py [--seconds N] [--kinds silent,thin…]
+    hostile.py [--seconds N] [--kinds silent,thin…] [--costly N]
 
 The gateway runs as a process of its own with the memory settings that the chart derives for a limit of 1 GiB; two
 honest clients send a photo each quarter of a second on new connections, without the attack and then beside it.
@@ -58,6 +58,11 @@ ANSWERS = {
     "chunks": {"", "413", "422", "503"},
     "profiles": {"", "413", "422", "503"},
     "comments": {"", "413", "422", "503"},
+    "costly": {"200", "503", "504"},
+    "deep": {"200", "503", "504"},
+    "refined": {"200", "503", "504"},
+    "middle": {"200", "503", "504"},
+    "large": {"", "200", "503", "504"},
     "urls": {"", "424", "503", "504"},
     "fetches": {"", "424", "503", "504"},
     "admin": {"", "404", "408"},  # 404 to the pipelined GETs
@@ -153,10 +158,10 @@ def _peak_bytes(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def attack(target: str, kind: str, slow: str, admin: str) -> Iterator[dict[str, Any]]:
+def attack(target: str, kind: str, slow: str, admin: str, costly: int = 40) -> Iterator[dict[str, Any]]:
     """The attacker, while the block runs; afterwards ``answers`` and ``sent``."""
     command = [programs.BIN / "attacker", "-target", target, "-kinds", kind]
-    command += ["-listen", slow, "-admin", admin]
+    command += ["-listen", slow, "-admin", admin, "-costly", str(costly)]
     found: dict[str, Any] = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -169,7 +174,7 @@ def attack(target: str, kind: str, slow: str, admin: str) -> Iterator[dict[str, 
             found["sent"] = json.loads(process.stdout.readline())[kind]
 
 
-def measure(kind: str, seconds: float, calm_seconds: float) -> Result:
+def measure(kind: str, seconds: float, calm_seconds: float, costly: int = 40) -> Result:
     """Measure honest clients of a new gateway, calm and beside one kind of attack."""
     done = subprocess.run([GATEWAY_BIN / "python", "-c", _DECODE_MEMORY], check=True, stdout=subprocess.PIPE, text=True)
     port, slow, admin = free_port(), f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
@@ -191,7 +196,7 @@ def measure(kind: str, seconds: float, calm_seconds: float) -> Result:
             with Honest(target, photo) as calm:
                 time.sleep(calm_seconds)
             before = running.usage().cpu_seconds
-            with attack(target, kind, slow, admin) as found, Honest(target, photo) as attacked:
+            with attack(target, kind, slow, admin, costly) as found, Honest(target, photo) as attacked:
                 time.sleep(seconds)
                 peak = _peak_bytes(running.process.pid)
                 alive = running.process.poll() is None and _healthy(admin)
@@ -211,10 +216,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seconds", type=float, default=20, help="how long each attack lasts")
     parser.add_argument("--kinds", default=",".join(KINDS), help="which, separated by commas")
+    parser.add_argument("--costly", type=int, default=40, help="connections of each kind of costly photos")
     arguments = parser.parse_args()
     programs.build()
     for kind in arguments.kinds.split(","):
-        print(measure(kind, arguments.seconds, 4).row(), flush=True)
+        print(measure(kind, arguments.seconds, 4, arguments.costly).row(), flush=True)
     return 0
 
 

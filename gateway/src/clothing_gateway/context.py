@@ -90,6 +90,11 @@ class RequestContext:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
+    def owner(self) -> str:
+        """The client whose shares of limits the request uses."""
+        return "" if self.client is None else self.client.identity
+
+    @property
     def metadata(self) -> Metadata:
         """Metadata of the Predict call."""
         return (("x-request-id", self.request_id), *self.trace_metadata)

@@ -21,7 +21,7 @@ from types import FrameType
 from clothing_gateway import __version__, fetch
 from clothing_gateway.image.decode import jpeg_decoder
 from clothing_gateway.limits import cgroup
-from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Slots
+from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Slots, slots_in_all
 from clothing_gateway.model.channels import target_of
 from clothing_gateway.model.channelz import AttemptCounter
 from clothing_gateway.model.predictor import Predictor
@@ -125,7 +125,7 @@ class Gateway:
         # A client has half of it at most, and room for two bodies.
         share = max(settings.max_buffered_bytes // 2, 2 * settings.max_body_bytes)
         budget = ByteBudget(settings.max_buffered_bytes, share)
-        slots = Slots(settings.max_in_flight)
+        slots = Slots(slots_in_all(settings.max_in_flight), settings.max_in_flight)
         fetching = Slots(fetching_limit(settings), settings.max_in_flight)
         gate = DecodeGate(settings.decode_slots, settings.decode_memory_bytes)
         attempts = AttemptCounter(target_of(settings.tf_serving_host))
@@ -161,7 +161,7 @@ class Gateway:
                 slotted=PHOTO_ROUTES,
             ),
             lifecycle,
-            threads=settings.max_in_flight + fetching_limit(settings) + _SPARE_THREADS,
+            threads=slots_in_all(settings.max_in_flight) + fetching_limit(settings) + _SPARE_THREADS,
             concurrency=cgroup.available_cores() + 1,
         )
         self.admin = Listener(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -19,7 +20,7 @@ from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import GatewayError, ModelRefused, Overloaded
 from clothing_gateway.fetch import Fetcher
 from clothing_gateway.image import decode
-from clothing_gateway.limits.admission import DecodeGate, Slots
+from clothing_gateway.limits.admission import DecodeGate, Slots, slots_in_all
 from clothing_gateway.model.predictor import Predictor
 from clothing_gateway.model.signature import Model
 from clothing_gateway.model.tensor import Element
@@ -81,7 +82,7 @@ class Classifier:
         self._metrics = metrics
         # A thread for each photo that is fetched or in flight, so that no request's photos queue here behind another's
         # slow fetches.
-        threads = fetching_limit(settings) + settings.max_in_flight
+        threads = fetching_limit(settings) + slots_in_all(settings.max_in_flight)
         self._parallel = ThreadPoolExecutor(threads, thread_name_prefix="photo")
 
     def classify(self, sources: Sequence[Source], context: RequestContext) -> Answer:
@@ -148,7 +149,7 @@ class Classifier:
 
     def _enter(self, context: RequestContext) -> None:
         """Put a fetched photo in flight, or Overloaded."""
-        slot = self._slots.slot()
+        slot = self._slots.slot(context.owner)
         if not slot.held:
             raise Overloaded
         context.working.append(slot)
@@ -156,11 +157,13 @@ class Classifier:
     def _decode(self, data: bytes, model: Model, context: RequestContext, one: _Prepared) -> None:
         one.bytes = len(data)
         self._metrics.photo_bytes.observe(len(data))
-        header = read_header(data, self._settings, self._gate.memory_bytes, model.size)
+        header = read_header(data, self._settings, self._gate.largest, model.size)
         one.pixels = header.pixels
         self._metrics.photo_pixels.observe(header.pixels)
         start = perf_counter()
-        with self._gate.hold(header.cost, context.deadline):
+        # A heavy photo waits and is decoded without the worker's permit: C code without the GIL, as I/O is.
+        permit = nullcontext() if self._gate.light(header.cost) else context.blocking()
+        with permit, self._gate.hold(header.cost, context.deadline, context.owner):
             context.record("wait", perf_counter() - start)
             context.require_client()  # the wait may have been long
             with context.stage("decode"):

@@ -584,8 +584,8 @@ class Settings:
         "32",
         _PHOTOS,
         "photos",
-        "Photos in flight; above it 503 at once. TensorFlow Serving runs 4 calls a core by default, so 32 fill eight "
-        "cores.",
+        "Photos in flight of one client; above it 503 at once. All clients together have an eighth more, so that none "
+        "takes all. TensorFlow Serving runs 4 calls a core by default, so 32 fill eight cores.",
         chart="gateway.maxInFlight",
     )
     max_photos: int = _setting(
@@ -622,8 +622,9 @@ class Settings:
         "",
         _LARGE_BYTES,
         "bytes",
-        "Memory of all decoders together; a photo waits until its part is free, and one that needs more gets 413. "
-        "Empty is what the container's limit leaves, from 128 MiB to 512 MiB.",
+        "Memory of all decoders together; a photo waits until its part is free. 24 MiB, at most a fifth, are for light "
+        "photos; one that needs more than the rest gets 413. Empty is what the container's limit leaves, from 128 MiB "
+        "to 512 MiB.",
         derive=lambda values: memory.for_decoders(
             values.get("max_buffered_bytes", 128 * MIB), values.get("max_in_flight", 32)
         ),

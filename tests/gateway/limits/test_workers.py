@@ -37,7 +37,20 @@ def test_last_idle_thread_runs_the_next_task():
     assert not workers.shutdown()
 
 
-def test_queue_is_fifo():
+def test_a_clients_backlog_delays_another_by_one_task():
+    workers = Workers(1, 1)
+    go, order = threading.Event(), []
+    workers.add_task(Task(lambda: go.wait(5)))
+    tasks = [Task(lambda name=name: order.append(name)) for name in "aaaabab"]
+    for task, client in zip(tasks, "aaaabab", strict=True):
+        workers.add_task(task, client=client)
+    go.set()
+    assert all(task.done.wait(5) for task in tasks)
+    assert "".join(order) == "ababaaa"
+    assert not workers.shutdown()
+
+
+def test_queue_of_one_client_is_fifo():
     workers = Workers(1, 1)
     go, order = threading.Event(), []
     workers.add_task(Task(lambda: go.wait(5)))

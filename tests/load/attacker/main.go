@@ -1,7 +1,7 @@
 // Command attacker does to a gateway what one hostile client can do, with little bandwidth and little CPU of its own, so
 // that what honest clients lose is lost to the gateway and not to this program:
 //
-//	attacker -target http://127.0.0.1:9696/predict [-kinds slow,huge] [-silent 200] [-listen 127.0.0.1:9999] [-admin 127.0.0.1:9697]
+//	attacker -target http://127.0.0.1:9696/predict [-kinds slow,huge] [-silent 200] [-costly 40] [-listen 127.0.0.1:9999] [-admin 127.0.0.1:9697]
 //
 // Kinds, and what each is meant to use up. Connections:
 //
@@ -31,6 +31,14 @@
 //	profiles   a PNG with 19,000 colour profiles that inflate to 1 MB each
 //	comments   a GIF with 10 million blocks of comment, 20 MB
 //
+// Valid photos that cost much to decode, on 40 connections (-costly), each made again a tenth of a second after its answer (large: a second):
+//
+//	costly     PNGs of 7 kB: 50 megapixels of 1 bit, interlaced
+//	deep       PNGs of 0.4 MB: 50 megapixels of 16-bit RGBA, interlaced
+//	refined    progressive JPEGs of 6 kB: 50 megapixels in 24 scans
+//	middle     PNGs of 10 kB: 2 megapixels, that are light by the gateway's measure
+//	large      plain JPEGs of 18 MB
+//
 // Photos' servers (with -listen, an address that the gateway may fetch from; this program listens there and never answers):
 //
 //	urls       three requests of two slow URLs each: the workers
@@ -40,7 +48,7 @@
 //
 //	admin
 //
-// A connection that the gateway closes is made again after a second. The program prints "ready" when all kinds have begun,
+// Any other connection that the gateway closes is made again after a second. The program prints "ready" when all kinds have begun,
 // continues until SIGTERM, and then prints two lines of JSON: the answers' status codes, {"slow": {"408": 20}, …}, where ""
 // counts connections that were closed without an answer; and the bytes that it sent, {"slow": 1234, …}.
 package main
@@ -77,6 +85,7 @@ type attack struct {
 	end     context.Context
 	address string
 	head    string
+	pause   time.Duration // before a connection is made again
 	kinds   []string
 	mutex   sync.Mutex
 	answers map[string]map[string]int
@@ -90,6 +99,7 @@ func main() {
 	target := flag.String("target", "", "`URL` to attack")
 	kinds := flag.String("kinds", "", "which kinds, separated by commas (all but those that need another flag)")
 	silent := flag.Int("silent", 1100, "connections of the kind silent")
+	costly := flag.Int("costly", 40, "connections of each kind of costly photos")
 	listen := flag.String("listen", "", "`address` for the slow server of photos")
 	admin := flag.String("admin", "", "`address` of the admin port")
 	flag.Parse()
@@ -97,7 +107,7 @@ func main() {
 	if err != nil || parsed.Scheme != "http" || parsed.Host == "" {
 		log.Fatalf("-target %q is no http://host:port/path", *target)
 	}
-	a := &attack{address: parsed.Host, answers: map[string]map[string]int{}, sent: map[string]*atomic.Int64{}}
+	a := &attack{address: parsed.Host, pause: pause, answers: map[string]map[string]int{}, sent: map[string]*atomic.Int64{}}
 	if *kinds != "" {
 		a.kinds = strings.Split(*kinds, ",")
 	}
@@ -111,7 +121,7 @@ func main() {
 
 	a.connections(*silent)
 	a.bodies()
-	a.photos()
+	a.photos(*costly)
 	if *listen != "" {
 		a.slowPhotoServer(*listen)
 	}
@@ -177,12 +187,19 @@ func (a *attack) bodies() {
 	a.start("json", 2, a.sends("application/json", []byte(objects)))
 }
 
-func (a *attack) photos() {
+func (a *attack) photos(costly int) {
 	for _, photo := range hostilePhotos {
 		if a.wanted(photo.kind) {
 			a.start(photo.kind, 2, a.sends(photo.mediaType, photo.make()))
 		}
 	}
+	for _, photo := range costlyPhotos {
+		if a.wanted(photo.kind) {
+			a.pause = photo.pause
+			a.start(photo.kind, costly, a.sends(photo.mediaType, photo.make()))
+		}
+	}
+	a.pause = pause
 }
 
 // slowPhotoServer accepts connections, reads, and never answers; and has the gateway fetch from it.
@@ -251,7 +268,7 @@ func (a *attack) each(name string, count int, use func(net.Conn)) {
 		a.sent[name] = &atomic.Int64{}
 	}
 	sent := a.sent[name]
-	address := a.address
+	address, wait := a.address, a.pause
 	a.begun.Add(count)
 	for range count {
 		go func() {
@@ -262,7 +279,7 @@ func (a *attack) each(name string, count int, use func(net.Conn)) {
 				if err == nil {
 					use(counting{conn, sent})
 				}
-				time.Sleep(pause)
+				time.Sleep(wait)
 			}
 		}()
 	}

@@ -5,6 +5,10 @@ import (
 	"compress/zlib"
 	"encoding/binary"
 	"hash/crc32"
+	"image"
+	"image/jpeg"
+	"math/rand/v2"
+	"time"
 )
 
 // hostilePhotos are small files, or files within the gateway's limit of bytes, that cost much to open or to decode.
@@ -36,11 +40,52 @@ var hostilePhotos = []struct {
 	}},
 }
 
+// costlyPhotos are valid and within every limit; pause is how long a connection waits before it is made again.
+var costlyPhotos = []struct {
+	kind, mediaType string
+	pause           time.Duration
+	make            func() []byte
+}{
+	{"costly", "image/png", pause / 10, func() []byte { return interlaced(8192, 6144, 1, 0, 1) }},
+	{"deep", "image/png", pause / 10, func() []byte { return interlaced(8192, 6144, 16, 6, 4) }},
+	{"refined", "image/jpeg", pause / 10, func() []byte { return manyScans(8192, 6144, 24) }},
+	{"middle", "image/png", pause / 10, func() []byte { return interlaced(1600, 1200, 8, 2, 3) }},
+	{"large", "image/jpeg", pause, noise},
+}
+
 // png is a picture of 8-bit RGB that claims this size, with these chunks.
 func png(width, height uint32, parts ...[]byte) []byte {
+	return pngOf(width, height, 8, 2, 0, parts...)
+}
+
+func pngOf(width, height uint32, depth, colour, interlace byte, parts ...[]byte) []byte {
 	size := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, width), height)
-	photo := append([]byte("\x89PNG\r\n\x1a\n"), part("IHDR", append(size, 8, 2, 0, 0, 0))...)
+	photo := append([]byte("\x89PNG\r\n\x1a\n"), part("IHDR", append(size, depth, colour, 0, 0, interlace))...)
 	return append(append(photo, bytes.Join(parts, nil)...), part("IEND", nil)...)
+}
+
+// interlaced is a black PNG in Adam7's seven passes (PNG, third edition, section 8.2).
+func interlaced(width, height, depth, colour, channels int) []byte {
+	passes := [7][4]int{{0, 0, 8, 8}, {4, 0, 8, 8}, {0, 4, 4, 8}, {2, 0, 4, 4}, {0, 2, 2, 4}, {1, 0, 2, 2}, {0, 1, 1, 2}}
+	count := 0
+	for _, pass := range passes {
+		columns := (width - pass[0] + pass[2] - 1) / pass[2]
+		rows := (height - pass[1] + pass[3] - 1) / pass[3]
+		count += rows * (1 + (columns*channels*depth+7)/8)
+	}
+	return pngOf(uint32(width), uint32(height), byte(depth), byte(colour), 1, part("IDAT", deflated(count)))
+}
+
+// noise is a plain JPEG of 18 MB.
+func noise() []byte {
+	photo := image.NewYCbCr(image.Rect(0, 0, 4000, 3000), image.YCbCrSubsampleRatio420)
+	random := rand.NewChaCha8([32]byte{})
+	random.Read(photo.Y)
+	random.Read(photo.Cb)
+	random.Read(photo.Cr)
+	var coded bytes.Buffer
+	jpeg.Encode(&coded, photo, &jpeg.Options{Quality: 90})
+	return coded.Bytes()
 }
 
 // part is a PNG chunk.

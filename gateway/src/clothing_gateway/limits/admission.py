@@ -1,28 +1,50 @@
 """Admission control: in-flight slots, buffered-bytes budget, decode queue.
 
 The three limits together bound the process's memory (README, "Memory"). The first two never wait: a request over the
-limit is rejected at once. Only the decoder has a queue (FIFO), in which a photo waits until its deadline at most.
+limit is rejected at once. Only the decoder has a queue, in order of client (fair.py), in which a photo waits until its
+deadline at most.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import OutOfTime, Overloaded
+from clothing_gateway.limits.fair import FairQueue
+
+# A photo that takes no more memory is light, and takes under 0.1 s of CPU, whatever its format. So are plain JPEGs of
+# any size (1 ns a pixel, and 9 ns a byte of the file), PNGs of 2 megapixels and WebPs of half a megapixel.
+_LIGHT_BYTES = 12 << 20
+# Memory that only light photos get: for two of the largest, or ten plain JPEGs.
+_RESERVED_BYTES = 24 << 20
+
+
+def slots_in_all(max_in_flight: int) -> int:
+    """In-flight slots of all clients together.
+
+    They are an eighth more than one client may have (GATEWAY_MAX_IN_FLIGHT). So one client, or all clients behind a
+    proxy that hides their addresses, has the whole limit, and no client has the last slots.
+    """
+    return max_in_flight + max(max_in_flight // 8, 1)
 
 
 class ByteBudget:
-    """A limit on the bytes of buffered uploads and downloads, over all requests."""
+    """A limit on buffered bytes over all requests, with a share for each owner.
+
+    The bytes are those of uploads and downloads. One owner alone gets its share of the limit. Where others have taken
+    some, each gets less: at most a multiple of what is free, so that something stays free however many take what they
+    get (dynamic thresholds, as the shared memory of network switches has them: Choudhury, Hahne, IEEE/ACM
+    Transactions on Networking 6 (2), 1998).
+    """
 
     def __init__(self, limit: int, share: int | None = None) -> None:
         self._limit = limit
         self._share = limit if share is None else min(share, limit)  # one owner's limit
         self._reserved = 0
-        self._owned: Counter[str] = Counter()
+        self._owned: dict[str, int] = {}
         self._lock = threading.Lock()
 
     @property
@@ -30,17 +52,27 @@ class ByteBudget:
         """Reserved bytes."""
         return self._reserved
 
+    def fits(self, count: int, owner: str = "") -> bool:
+        """Whether bytes could be reserved for an owner now."""
+        free = self._limit - self._reserved
+        if count > free:
+            return False
+        if not owner:
+            return True
+        owned = self._owned.get(owner, 0) + count
+        return owned <= self._share and owned * (self._limit - self._share) <= self._share * free
+
     def reserve(self, count: int, owner: str = "") -> bool:
         """Reserve bytes for an owner; False over the limit or the owner's share.
 
         Nothing is reserved then.
         """
         with self._lock:
-            if self._reserved + count > self._limit or (owner and self._owned[owner] + count > self._share):
+            if not self.fits(count, owner):
                 return False
             self._reserved += count
             if owner:
-                self._owned[owner] += count
+                self._owned[owner] = self._owned.get(owner, 0) + count
             return True
 
     def release(self, count: int, owner: str = "") -> None:
@@ -48,9 +80,9 @@ class ByteBudget:
         with self._lock:
             self._reserved -= count
             if owner:
-                self._owned[owner] -= count
-                if not self._owned[owner]:
-                    del self._owned[owner]
+                left = self._owned.pop(owner, 0) - count
+                if left:
+                    self._owned[owner] = left
 
 
 class Slots:
@@ -60,7 +92,6 @@ class Slots:
     """
 
     def __init__(self, limit: int, share: int | None = None) -> None:
-        self._limit = limit
         self._budget = ByteBudget(limit, share)
 
     @property
@@ -68,10 +99,9 @@ class Slots:
         """Slots in use."""
         return self._budget.reserved
 
-    @property
-    def full(self) -> bool:
-        """Whether no slot is free."""
-        return self.taken >= self._limit
+    def full(self, owner: str = "") -> bool:
+        """Whether no slot is free for an owner."""
+        return not self._budget.fits(1, owner)
 
     def acquire(self, photos: int = 1, owner: str = "") -> bool:
         """Acquire slots for photos, all or none; whether they were free."""
@@ -115,78 +145,120 @@ class Slot:
 
 
 class _Waiter:
-    __slots__ = ("cost", "turn")
+    __slots__ = ("cost", "number", "turn")
 
-    def __init__(self, cost: int) -> None:
+    def __init__(self, cost: int, number: int) -> None:
         self.cost = cost
+        self.number = number
         self.turn = threading.Event()
 
 
 class DecodeGate:
-    """A concurrency and memory limit on decoders, with a FIFO queue.
+    """A concurrency and memory limit on decoders, with queues in order of client.
 
     Decoding needs a core and, for a large photo, hundreds of megabytes; more decoders than cores only slow each other
-    down. The order is strictly FIFO, also where a later and smaller photo would fit: large photos would starve.
+    down. Light photos wait apart from heavy ones, which take up to seconds and can't be interrupted: where heavy ones
+    hold all decoders, one light photo is decoded beside them, and the kernel divides the cores among their threads. So
+    a light photo waits for light ones only. Within each queue the order is strict, also where a later and smaller photo
+    would fit: large photos would starve. A client is charged by memory, which stands for time as well.
     """
 
     def __init__(self, slots: int, memory_bytes: int) -> None:
-        self.memory_bytes = memory_bytes
-        self._free_slots = slots
+        self._slots = slots
         self._free_bytes = memory_bytes
-        self._waiting: deque[_Waiter] = deque()
+        self._light_bytes = min(_LIGHT_BYTES, memory_bytes // 10)
+        self._reserved_bytes = min(_RESERVED_BYTES, memory_bytes // 5)
+        self.largest = memory_bytes - self._reserved_bytes
+        self._heavy_free_bytes = self.largest
+        self._running = self._light_running = 0
+        self._light: FairQueue[_Waiter] = FairQueue()
+        self._heavy: FairQueue[_Waiter] = FairQueue()
+        self._count = 0
         self._lock = threading.Lock()
 
     @property
     def waiting(self) -> int:
-        """Photos in the queue."""
-        return len(self._waiting)
+        """Photos in the queues."""
+        return len(self._light) + len(self._heavy)
+
+    def light(self, cost: int) -> bool:
+        """Whether a photo of this cost in bytes waits with the light ones."""
+        return cost <= self._light_bytes
 
     @contextmanager
-    def hold(self, cost: int, deadline: Deadline) -> Iterator[None]:
-        """Hold a decoder slot and ``cost`` bytes during the block.
+    def hold(self, cost: int, deadline: Deadline, client: str = "") -> Iterator[None]:
+        """Hold a decoder and ``cost`` bytes during the block.
 
-        Raises OutOfTime if the deadline passes in the queue.
+        ``cost`` is ``largest`` at most. Raises OutOfTime if the deadline passes in the queue.
         """
-        if cost > self.memory_bytes:
-            raise ValueError(f"a photo of {cost} bytes never fits in {self.memory_bytes}")
-        self._enter(cost, deadline)
+        if cost > self.largest:
+            raise ValueError(f"a photo of {cost} bytes never fits in {self.largest}")
+        light = self.light(cost)
+        self._enter(cost, light, deadline, client)
         try:
             yield
         finally:
             with self._lock:
-                self._give_back(cost)
+                self._give_back(cost, light)
 
-    def _enter(self, cost: int, deadline: Deadline) -> None:
+    def _enter(self, cost: int, light: bool, deadline: Deadline, client: str) -> None:  # noqa: FBT001
+        queue = self._light if light else self._heavy
         with self._lock:
-            if not self._waiting and self._fits(cost):
-                self._take(cost)
+            if not self._light and not self._heavy and self._fits(cost, light):
+                self._take(cost, light)
                 return
-            waiter = _Waiter(cost)
-            self._waiting.append(waiter)
-        if waiter.turn.wait(max(deadline.remaining(), 0)):
+            self._count += 1
+            waiter = _Waiter(cost, self._count)
+            queue.push(waiter, client, cost)
+            self._admit()
+        if waiter.turn.is_set() or waiter.turn.wait(max(deadline.remaining(), 0)):
             return
         with self._lock:
             if waiter.turn.is_set():  # its turn came between the end of the wait and here
-                self._give_back(cost)
+                self._give_back(cost, light)
             else:
-                self._waiting.remove(waiter)
+                queue.remove(waiter)
                 self._admit()
         raise OutOfTime("The request's deadline expired in the decode queue; retry later.")
 
-    def _fits(self, cost: int) -> bool:
-        return self._free_slots > 0 and self._free_bytes >= cost
+    def _fits(self, cost: int, light: bool) -> bool:  # noqa: FBT001
+        if light:
+            return cost <= self._free_bytes and (self._running < self._slots or not self._light_running)
+        return cost <= min(self._heavy_free_bytes, self._free_bytes) and self._running < self._slots
 
-    def _take(self, cost: int) -> None:
-        self._free_slots -= 1
+    def _take(self, cost: int, light: bool) -> None:  # noqa: FBT001
+        self._running += 1
         self._free_bytes -= cost
+        if light:
+            self._light_running += 1
+        else:
+            self._heavy_free_bytes -= cost
 
-    def _give_back(self, cost: int) -> None:
-        self._free_slots += 1
+    def _give_back(self, cost: int, light: bool) -> None:  # noqa: FBT001
+        self._running -= 1
         self._free_bytes += cost
+        if light:
+            self._light_running -= 1
+        else:
+            self._heavy_free_bytes += cost
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self._fits(self._waiting[0].cost):
-            waiter = self._waiting.popleft()
-            self._take(waiter.cost)
+        while (self._light or self._heavy) and (queue := self._next()) is not None:
+            waiter = queue.pop()
+            self._take(waiter.cost, queue is self._light)
             waiter.turn.set()
+
+    def _next(self) -> FairQueue[_Waiter] | None:
+        """The queue whose head may start now."""
+        heavy = self._heavy.head if self._heavy and self._running < self._slots else None
+        light = self._light.head if self._light else None
+        kept = 0
+        if heavy is not None and (light is None or heavy.number < light.number):
+            if self._fits(heavy.cost, light=False):
+                return self._heavy
+            # It waits for memory: later light photos have what is reserved for them, and no more.
+            kept = self._heavy_free_bytes
+        if light is not None and self._fits(light.cost, light=True) and light.cost <= self._free_bytes - kept:
+            return self._light
+        return None

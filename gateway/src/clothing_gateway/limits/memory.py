@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from clothing_gateway.limits import cgroup
+from clothing_gateway.limits.admission import slots_in_all
 
 MIB = 1 << 20
 # 80 MiB when idle, and what the two heaps keep for the next photos, 32 MiB each (heap.bound_heap).
@@ -29,7 +30,7 @@ class Bounds(Protocol):
 
     @property
     def max_in_flight(self) -> int:
-        """Photos in flight."""
+        """Photos in flight of one client."""
 
     @property
     def decode_memory_bytes(self) -> int:
@@ -38,7 +39,8 @@ class Bounds(Protocol):
 
 def without_decoders(max_buffered_bytes: int, max_in_flight: int) -> int:
     """Bytes for the process and its requests, without decoding."""
-    return _PROCESS_BYTES + _FILE_COPIES * max_buffered_bytes + _TENSOR_COPIES * _TENSOR_BYTES * max_in_flight
+    photos = slots_in_all(max_in_flight)
+    return _PROCESS_BYTES + _FILE_COPIES * max_buffered_bytes + _TENSOR_COPIES * _TENSOR_BYTES * photos
 
 
 def for_decoders(max_buffered_bytes: int, max_in_flight: int, limit: int | None = None) -> int:

@@ -1,10 +1,10 @@
-"""Thread pool with a concurrency limit and a FIFO queue.
+"""Thread pool with a concurrency limit and a queue in order of client.
 
 It replaces waitress's dispatcher.
 
-It has a thread for each request that may block on the model server or on a photo's server. Of those that don't block,
-one more than there are cores run concurrently: more would only contend for the GIL and the caches, and a FIFO queue is
-fairer than the GIL.
+It has a thread for each request that may block on the model server, on a photo's server or in the decode queue. Of
+those that don't block, one more than there are cores run concurrently: more would only contend for the GIL and the
+caches, and a queue (fair.py) is fairer than the GIL.
 
 The thread that became idle last runs the next task: its stack is still in the cache, and under low load few threads
 are used. waitress wakes the one that has been idle longest, and so cycles through all of them.
@@ -17,6 +17,8 @@ import threading
 import time
 from collections import deque
 from typing import Protocol
+
+from clothing_gateway.limits.fair import FairQueue
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class Blocking:
 
 
 class Workers:
-    """Thread pool with a concurrency limit and a FIFO queue."""
+    """Thread pool with a concurrency limit and a queue in order of client."""
 
     def __init__(self, count: int, at_once: int) -> None:
         self._at_once = at_once
@@ -69,7 +71,7 @@ class Workers:
         self._idle: list[_Worker] = []
         self._working = 0
         self._queued_at = self._finished_at = time.monotonic()  # when a task began to wait, and when one last finished
-        self._queue: deque[Task] = deque()
+        self._queue: FairQueue[Task] = FairQueue()
         self._urgent: deque[Task] = deque()
         self._stopping = False
         self._this = threading.local()
@@ -80,12 +82,18 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
-    def add_task(self, task: Task, *, urgent: bool = False) -> None:
-        """Enqueue a task; urgent ones bypass the concurrency limit and must be cheap."""
+    def add_task(self, task: Task, *, urgent: bool = False, client: str = "") -> None:
+        """Enqueue a client's task.
+
+        Urgent ones bypass the order and the concurrency limit, and must be cheap.
+        """
         with self._lock:
             if not self._queue and not self._urgent:
                 self._queued_at = time.monotonic()
-            (self._urgent if urgent else self._queue).append(task)
+            if urgent:
+                self._urgent.append(task)
+            else:
+                self._queue.push(task, client)
             worker = self._next()
         if worker is not None:
             worker.wake.release()
@@ -129,9 +137,8 @@ class Workers:
             self._stopping = True
             pending: list[Task] = []
             if cancel_pending:
-                pending = [*self._urgent, *self._queue]
+                pending = [*self._urgent, *self._queue.clear()]
                 self._urgent.clear()
-                self._queue.clear()
             idle, self._idle = self._idle, []
         for worker in idle:
             worker.wake.release()
@@ -154,7 +161,7 @@ class Workers:
         if self._urgent:
             worker.task, worker.counts = self._urgent.popleft(), False
         elif self._queue and self._working < self._at_once:
-            worker.task, worker.counts = self._queue.popleft(), True
+            worker.task, worker.counts = self._queue.pop(), True
             self._working += 1
         else:
             worker.task = None

@@ -74,7 +74,7 @@ class Photos:
             context.client = self._clients.admit(
                 environ.get("REMOTE_ADDR", ""), environ.get("HTTP_AUTHORIZATION"), environ.get("HTTP_X_FORWARDED_FOR")
             )
-        slot = context.slot = context.slot or self._slots.slot()
+        slot = context.slot = context.slot or self._slots.slot(context.client.identity)
         try:
             if not slot.held:
                 raise Overloaded

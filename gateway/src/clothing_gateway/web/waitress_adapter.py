@@ -526,15 +526,16 @@ class Server(TcpWSGIServer):
         """Enqueue a connection's request.
 
         A photo's slot is acquired or denied here, before the request waits for a thread, so that those that wait have
-        one. Whatever is no photo with a slot is answered at once.
+        one; its client's share counts. Whatever is no photo with a slot is answered at once.
         """
         request, limits = task.requests[0], self.limits
         if limits.slots is not None and request.error is None and request.slotted:
-            if request.json and limits.fetching is not None and not limits.slots.full:
+            if request.json and limits.fetching is not None and not limits.slots.full(request.owner):
                 request.slot = limits.fetching.slot(request.owner)
             else:
-                request.slot = limits.slots.slot()
-        self.task_dispatcher.add_task(task, urgent=request.slot is None or not request.slot.held)
+                request.slot = limits.slots.slot(request.owner)
+        urgent = request.slot is None or not request.slot.held
+        self.task_dispatcher.add_task(task, urgent=urgent, client=request.owner)
 
     def watch(self, channel: _Channel) -> None:
         """Wait for a new connection's first request."""
