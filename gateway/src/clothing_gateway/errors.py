@@ -367,7 +367,10 @@ class Overloaded(Unavailable):
 
 
 class ModelBusy(Unavailable):
-    """The model servers are busy: no thread became free in time, or a call beside others did not end in time."""
+    """The model servers are busy.
+
+    No thread became free in time, or a call beside others did not end in time.
+    """
 
     code = "model-busy"
     title = "Model busy"

@@ -21,7 +21,10 @@ _MAX_CLIENTS = 1000
 
 
 class FairQueue(Generic[Item]):
-    """A queue with an order by client; its user holds a lock. An item costs 1 us, whatever waits."""
+    """A fair queue, ordered by client; its user holds a lock.
+
+    An item costs 1 us, whatever waits.
+    """
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, float, Item]] = []

@@ -138,7 +138,10 @@ class CallSlots:
             self._admit()
 
     def release_expired(self, began: float) -> None:
-        """Give back the slot of a call that ended at its deadline; the limit falls once for all calls in flight."""
+        """Return the slot of a call that ended at its deadline; lowers the limit.
+
+        It falls once for all calls in flight.
+        """
         with self._lock:
             if began >= self._halved:
                 self._limit = max(min(self._limit, self._in_flight) * _EXPIRED_DECREASE, 1.0)

@@ -240,7 +240,10 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _is_half(source: Source) -> bool:
-    """Whether a SavedModel takes or gives numbers of 16 bits, as mixed precision's do: it is wrapped in float32."""
+    """Whether a SavedModel's input or output has 16 bits, as in mixed precision.
+
+    Such a model is wrapped in float32.
+    """
     found = photo_signature(savedmodel.read(source.path))
     return found is not None and any(tensor.dtype in ("DT_HALF", "DT_BFLOAT16") for tensor in found)
 

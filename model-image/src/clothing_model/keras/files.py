@@ -234,7 +234,10 @@ def _load_saved_model(source: Source) -> KerasModel:
 
 
 def _scores_name(source: Source, outputs: list[str]) -> str:
-    """The output to keep: the only one, the one that is asked for, or the only one that can hold scores."""
+    """Name of the output to keep.
+
+    It is the only one, the requested one, or the only one that can hold scores.
+    """
     if len(outputs) == 1 or source.output_name in outputs:
         return str(source.output_name if source.output_name in outputs else outputs[0])
     possible = savedmodel.score_outputs(savedmodel.read(source.path))

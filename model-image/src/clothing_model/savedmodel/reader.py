@@ -179,7 +179,9 @@ def needs_xla(folder: Path) -> bool:
 
 
 def score_outputs(model: SavedModel) -> list[str]:
-    """The outputs of the default signature that can hold scores, by type and shape; of several, most likely one.
+    """Outputs of the default signature that can hold scores, by type and shape.
+
+    Of several outputs, usually one remains.
 
     That is the output that the description names, else floating-point numbers of (batch, classes), as many as the
     labels where these are known. Classes by number or name, embeddings and images are none, whatever their names.
@@ -199,7 +201,10 @@ def score_outputs(model: SavedModel) -> list[str]:
 
 
 def photo_signature(model: SavedModel) -> tuple[Tensor, Tensor] | None:
-    """The one input of the default signature, and its scores: of several possible outputs the first."""
+    """The one input of the default signature, and its scores.
+
+    Of several possible outputs, the first has the scores.
+    """
     signature = model.signatures.get(DEFAULT_SIGNATURE)
     if signature is None or len(signature.inputs) != 1 or not signature.outputs:
         return None
