@@ -192,7 +192,8 @@ def test_networks_that_compute_are_none_of_it(tmp_path: Path, library: str, suff
     model.save(tmp_path / f"model{suffix}")
     found = config.read(tmp_path / f"model{suffix}")
     assert (config.unsafe(found), config.foreign(found)) == ([], [])
-    assert config.outline(found) == config.Outline(((None, 16, 16, 3),), (5,))
+    outline = config.outline(found)
+    assert (list(outline.inputs.values()), list(outline.widths.values())) == ([(None, 16, 16, 3)], [5])
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

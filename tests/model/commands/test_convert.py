@@ -397,6 +397,108 @@ def test_refuses_several_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert nothing_left(tmp_path / "out")
 
 
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+@pytest.mark.parametrize("library", ["tf_keras", "keras"])
+@pytest.mark.parametrize("kind", ["functional", "sequential", "nested", "activation"])
+def test_what_the_file_tells_is_refused_before_tensorflow_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, library: str, suffix: str
+) -> None:
+    """Labels, sizes, ranks, the number of inputs and outputs: seconds, in place of a minute."""
+    import importlib
+
+    keras = importlib.import_module(library)
+    layers = keras.layers
+    photo = keras.Input((8, 8, 3))
+    scores = layers.Dense(4)(layers.Flatten()(photo))
+    if kind == "functional":
+        model = keras.Model(photo, scores)
+    elif kind == "activation":
+        model = keras.Model(photo, layers.Activation("softmax")(layers.Dropout(0.1)(scores)))
+    else:
+        body = [keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(4)]
+        model = keras.Sequential([keras.Sequential(body)] if kind == "nested" else body)
+        model(np.zeros((1, 8, 8, 3), np.float32))
+    flat = keras.Model(first := keras.Input((8,)), layers.Dense(2)(first))
+    one, two = keras.Input((8, 8, 3), name="left"), keras.Input((8, 8, 3), name="right")
+    pair = keras.Model([one, two], [layers.Flatten()(one), layers.Flatten()(layers.Add()([one, two]))])
+    open_size = keras.Model(any_photo := keras.Input((None, None, 3)), layers.GlobalAveragePooling2D()(any_photo))
+    with warnings.catch_warnings(action="ignore"):
+        for name, each in {"model": model, "flat": flat, "pair": pair, "open": open_size}.items():
+            each.save(tmp_path / f"{name}{suffix}")
+    (tmp_path / "file").touch()
+    for name, options, message in [
+        ("model", ["--labels", "a,b,c"], "3 labels (a, b, c), but the model has 4 classes"),
+        ("model", ["--image-size", "16"], "takes photos of 8x8 only"),
+        ("model", ["--input-name", "a b"], "letters, digits and '_'"),
+        ("flat", [], "a photo's is (batch, height, width, channels)"),
+        ("pair", [], "has 2 inputs (left, right) and 2 outputs"),
+        ("open", ["--input", "encoded", "--preprocessing", "tf"], "give --image-size"),
+    ]:
+        assert convert(tmp_path / f"{name}{suffix}", tmp_path / "out", *options) == 1
+        said = capsys.readouterr().err
+        assert message in said
+        assert "loading TensorFlow" not in said
+    assert nothing_left(tmp_path / "out")
+
+
+def test_a_destination_that_cannot_take_it(
+    models: dict[str, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    assert convert(models["keras3"].version, tmp_path / "file") == 1
+    assert "file/m can't be written, and is as it was" in capsys.readouterr().err
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=999))
+    for source in (models["keras3"].source, models["course"].source, models["keras3"].version):
+        assert convert(source, tmp_path / "full") == 1
+        said = capsys.readouterr().err
+        assert "0.0 MB are free there" in said
+        assert "loading TensorFlow" not in said
+    assert nothing_left(tmp_path / "full")
+
+
+@pytest.mark.parametrize("kind", ["source", "version"])
+def test_a_disk_that_fills_up(models: dict[str, Made], tmp_path: Path, kind: str) -> None:
+    """As a limit of a file's size does: what is half written is removed, the version before stays."""
+    assert convert(models["keras3"].version, tmp_path, "--version", "1") == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); "
+        "from clothing_model.commands.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    options = ["convert", str(getattr(models["keras3"], kind)), "--name", "m", "--output", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *options, "--version", "1", "--force"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "can't be written, and is as it was" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}.keys() == before.keys()
+
+
+def test_force_loses_no_version(models: dict[str, Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = models["keras3"].version
+    assert convert(source, tmp_path, "--version", "7") == 0
+    before = (tmp_path / "m/7/saved_model.pb").stat().st_ino
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if Path(target).name == "7" and "-old-" not in self.name:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing)
+        assert convert(source, tmp_path, "--version", "7", "--force") == 1
+    assert (tmp_path / "m/7/saved_model.pb").stat().st_ino == before
+    # Killed between the renames: the next run puts it back.
+    (tmp_path / "m/7").rename(tmp_path / "m/.converting-1-old-7")
+    assert convert(source, tmp_path) == 0
+    assert {child.name for child in (tmp_path / "m").iterdir()} == {"7", "8"}
+    assert (tmp_path / "m/7/saved_model.pb").stat().st_ino == before
+
+
 def test_a_sequential_model(tmp_path: Path) -> None:
     import keras
 

@@ -32,6 +32,7 @@ from clothing_model.savedmodel import photo_signature, usability_problems, warmu
 INPUTS = ("float32", "uint8", "encoded")
 WEIGHTS = ("float32", "float16")
 TEMPORARY = ".converting-"
+OLD = "-old-"  # the version that --force replaces, by its number
 TOLERANCE = {"float32": 1e-4, "float16": 1e-3}  # of the largest score, by how the weights are stored
 WHY_DIFFERENT = {
     "float32": "the model may be random at inference, or depend on the batch",
@@ -120,8 +121,6 @@ def run(args: argparse.Namespace) -> int:
     size = image_size(args.image_size)
     source = replace(keras_files.identify(args.source), trusted=args.trust, output_name=args.output_name)
     _say(f"reading {source}")
-    if source.kind != keras_files.SAVED_MODEL and not source.trusted:
-        keras_config.refuse(source.path, keras_config.read(source.path))
     known = _known(source)
     labels = labels or tuple(known.get("labels", ())) or None
     preprocessing = args.preprocessing or known.get("preprocessing")
@@ -130,25 +129,78 @@ def run(args: argparse.Namespace) -> int:
     model_folder: Path = args.output / args.name
     if args.version is not None and not args.force and (model_folder / str(args.version)).exists():
         raise ModelError(_exists(model_folder / str(args.version)))
-    with _temporary_folder(model_folder) as folder:
-        as_it_is = (args.input, args.weights, args.input_name, args.output_name) == (INPUTS[0], WEIGHTS[0], None, None)
-        if source.kind == keras_files.SAVED_MODEL and as_it_is and not _is_half(source):
-            facts = _copy_saved_model(source, folder)
-        else:
-            given = Interface(args.input, preprocessing, args.input_name, args.output_name, size)
-            facts = _write_saved_model(source, folder, given, args.weights)
-        noted = {
-            "labels": labels and list(labels),
-            "preprocessing": preprocessing,
-            "imageSize": size and size_text(size),
-        }
-        _describe(folder, args.name, source, facts, {key: value for key, value in noted.items() if value is not None})
-        _write_warmup(folder, args.name, batch_sizes)
-        target = _publish(folder, model_folder, args.version, args.force)
+    given = Interface(args.input, preprocessing, args.input_name, args.output_name, size)
+    as_it_is = (args.input, args.weights, args.input_name, args.output_name) == (INPUTS[0], WEIGHTS[0], None, None)
+    copied = source.kind == keras_files.SAVED_MODEL and as_it_is and not _is_half(source)
+    _refuse_early(source, given, labels, copied=copied)
+    _require_space(source, model_folder, args.weights)
+    noted = {
+        "labels": labels and list(labels),
+        "preprocessing": preprocessing,
+        "imageSize": size and size_text(size),
+    }
+    try:
+        with _temporary_folder(model_folder) as folder:
+            if copied:
+                facts = _copy_saved_model(source, folder)
+            else:
+                facts = _write_saved_model(source, folder, given, args.weights, labels)
+            _describe(folder, args.name, source, facts, {key: value for key, value in noted.items() if value})
+            _write_warmup(folder, args.name, batch_sizes)
+            target = _publish(folder, model_folder, args.version, args.force)
+    except OSError as error:
+        raise ModelError(f"{model_folder} can't be written, and is as it was: {error}") from error
     _say(f"wrote {target} ({sum(f.stat().st_size for f in target.rglob('*') if f.is_file()) / 1e6:.1f} MB) "
          f"in {time.monotonic() - started:.0f} s")  # fmt: skip
     _say(f"its signature, and the values for the chart: clothing-model inspect {target}")
     return 0
+
+
+def _refuse_early(source: Source, given: Interface, labels: Sequence[str] | None, *, copied: bool) -> None:
+    """Refuse what the source itself tells, before TensorFlow is imported and anything is written."""
+    _require_names(given.input_name, given.output_name)
+    if source.kind == keras_files.SAVED_MODEL:
+        model = _refuse_unusable(source)
+        if not copied:
+            keras_files.scores_name(source, list(model.signatures[savedmodel.DEFAULT_SIGNATURE].outputs))
+        found = photo_signature(replace(model, description={**model.description, "labels": labels or ()}))
+        if found:
+            _require_labels(labels, savedmodel.width(found[1]))
+        return
+    config = keras_config.read(source.path)
+    if not source.trusted:
+        keras_config.refuse(source.path, config)
+    outline = keras_config.outline(config)
+    if not outline.inputs or not outline.widths:
+        return
+    keras_files.require_one_of_each(source, list(outline.inputs), list(outline.widths))
+    ((shape,), (width,)) = outline.inputs.values(), outline.widths.values()
+    _require_labels(labels, width)
+    if shape is not None:
+        photo = _photo_shape(source, shape, given.size)
+        if given.input == "encoded":
+            _fixed(photo)
+
+
+def _require_labels(labels: Sequence[str] | None, width: int | None) -> None:
+    if labels and width not in (None, len(labels)):
+        raise ModelError(f"--labels: {len(labels)} labels ({', '.join(labels)}), but the model has {width} classes")
+
+
+def _require_space(source: Source, model_folder: Path, weights: str) -> None:
+    """Refuse a destination with less free space than the weights take."""
+    if source.kind == keras_files.SAVED_MODEL:
+        size = sum(file.stat().st_size for file in source.path.rglob("*") if file.is_file())
+    else:
+        size = keras_config.weights_bytes(source.path)
+    size //= 1 if weights == WEIGHTS[0] else 2
+    there = next(folder for folder in (model_folder, *model_folder.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if size > free:
+        raise ModelError(
+            f"{model_folder}: the model takes {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free there: "
+            "make room, or choose another --output"
+        )
 
 
 def _batch_sizes(argument: str) -> list[int]:
@@ -200,8 +252,12 @@ def _temporary_folder(model_folder: Path) -> Iterator[Path]:
     created = [folder for folder in (model_folder, *model_folder.parents) if not folder.exists()]
     model_folder.mkdir(parents=True, exist_ok=True)
     for stale in model_folder.glob(f"{TEMPORARY}*"):
+        _, replaced, version = stale.name.partition(OLD)
         with contextlib.suppress(OSError), _lock(stale):
-            shutil.rmtree(stale)
+            if replaced and not (model_folder / version).exists():  # killed between the two renames of _replace
+                stale.rename(model_folder / version)
+            else:
+                shutil.rmtree(stale)
     folder = model_folder / f"{TEMPORARY}{os.getpid()}"
 
     def remove() -> None:
@@ -282,7 +338,9 @@ class Interface:
     size: tuple[int, int] | None  # height, width
 
 
-def _write_saved_model(source: Source, folder: Path, given: Interface, weights: str) -> dict[str, Any]:
+def _write_saved_model(
+    source: Source, folder: Path, given: Interface, weights: str, labels: Sequence[str] | None
+) -> dict[str, Any]:
     quiet_tensorflow()
     _say("loading TensorFlow")
     import tensorflow as tf
@@ -296,7 +354,8 @@ def _write_saved_model(source: Source, folder: Path, given: Interface, weights: 
     library = {keras_files.SAVED_MODEL: "TensorFlow"}.get(source.kind, "tf-keras" if source.keras_2 else "Keras 3")
     _say(f"loading the model with {library}")
     model = keras_files.load(source)
-    shape = _photo_shape(source, model, given.size)
+    _require_labels(labels, model.output_shape[-1])
+    shape = _photo_shape(source, model.input_shape, given.size)
     input_name, output_name = _names(given, model)
     preprocessing = given.preprocessing or "none"
     scaling = Scaling(preprocessing)
@@ -321,7 +380,10 @@ def _write_saved_model(source: Source, folder: Path, given: Interface, weights: 
     module.serve = tf.function(serve, input_signature=[signature])
     _say(f"writing: {input_name} {given.input} {tuple(s or -1 for s in signature.shape)} -> {output_name} "
          f"{tuple(s or -1 for s in model.output_shape)}")  # fmt: skip
-    tf.saved_model.save(module, str(folder), signatures={savedmodel.DEFAULT_SIGNATURE: module.serve})
+    try:
+        tf.saved_model.save(module, str(folder), signatures={savedmodel.DEFAULT_SIGNATURE: module.serve})
+    except tf.errors.OpError as error:  # as a full disk
+        raise OSError(error.message) from error
     difference = _largest_difference(folder, model, shape, given.input, preprocessing)
     if not difference <= TOLERANCE[weights]:
         raise ModelError(
@@ -339,10 +401,14 @@ def _write_saved_model(source: Source, folder: Path, given: Interface, weights: 
 def _names(given: Interface, model: KerasModel) -> tuple[str, str]:
     """The signature's names of input and output."""
     names = given.input_name or model.input_name, given.output_name or model.output_name
-    for option, name in zip(("--input-name", "--output-name"), names, strict=True):
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-            raise ModelError(f"{option}={name}: a name is made of letters, digits and '_'")
+    _require_names(*names)
     return names
+
+
+def _require_names(input_name: str | None, output_name: str | None) -> None:
+    for option, name in (("--input-name", input_name), ("--output-name", output_name)):
+        if name is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+            raise ModelError(f"{option}={name}: a name is made of letters, digits and '_'")
 
 
 def _fixed(shape: tuple[int | None, ...]) -> tuple[int, int]:
@@ -357,12 +423,13 @@ def _fixed(shape: tuple[int | None, ...]) -> tuple[int, int]:
     return height, width
 
 
-def _photo_shape(source: Source, model: KerasModel, size: tuple[int, int] | None) -> tuple[int | None, ...]:
-    shape = model.input_shape[1:]
+def _photo_shape(
+    source: Source, input_shape: tuple[int | None, ...], size: tuple[int, int] | None
+) -> tuple[int | None, ...]:
+    shape = input_shape[1:]
     if len(shape) != 3:
         raise ModelError(
-            f"{source.path} takes an input of the shape {model.input_shape}: "
-            "a photo's is (batch, height, width, channels)"
+            f"{source.path} takes an input of the shape {input_shape}: a photo's is (batch, height, width, channels)"
         )
     if size is None:
         return shape
@@ -428,9 +495,7 @@ def _describe(folder: Path, name: str, source: Source, facts: dict[str, Any], no
         "input": {"name": next(iter(signature.inputs)), "dtype": photo.dtype, "shape": photo.shape},
         "output": {"name": next(iter(signature.outputs)), "dtype": scores.dtype, "shape": scores.shape},
     }
-    labels, width = noted.get("labels"), scores.shape[-1] if scores.shape else -1
-    if labels is not None and width not in (-1, len(labels)):
-        raise ModelError(f"--labels: {len(labels)} labels ({', '.join(labels)}), but the model has {width} classes")
+    _require_labels(noted.get("labels"), savedmodel.width(scores))
     description |= noted
     (folder / savedmodel.DESCRIPTION).parent.mkdir(exist_ok=True)
     (folder / savedmodel.DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -491,10 +556,7 @@ def _publish(folder: Path, model_folder: Path, version: int | None, force: bool)
         number = version or max(savedmodel.version_folders(model_folder), default=0) + 1
         target = model_folder / str(number)
         if version is not None and force and target.exists():
-            old = folder.with_name(f"{folder.name}-old")
-            target.rename(old)
-            folder.rename(target)
-            shutil.rmtree(old)
+            _replace(folder, target)
             return target
         try:
             folder.rename(target)
@@ -505,3 +567,21 @@ def _publish(folder: Path, model_folder: Path, version: int | None, force: bool)
                 raise ModelError(_exists(target)) from error
             continue  # another convert took the number meanwhile
         return target
+
+
+def _replace(folder: Path, target: Path) -> None:
+    """Put a folder in a version's place, which stays where that fails, or is put back by the next run."""
+    old = folder.with_name(f"{folder.name}{OLD}{target.name}")
+    signals = {signal.SIGTERM, signal.SIGINT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        with _lock(target):
+            target.rename(old)
+            try:
+                folder.rename(target)
+            except OSError:
+                old.rename(target)
+                raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    shutil.rmtree(old, ignore_errors=True)

@@ -14,7 +14,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -198,11 +198,11 @@ class Outline:
     """Inputs and outputs as the config tells them, before anything is loaded.
 
     `inputs` are the shapes, the batch first, None where it isn't known; `widths` are the outputs' classes, None where
-    only the loaded model tells. An empty tuple: the config has another form.
+    only the loaded model tells. Empty: the config has another form.
     """
 
-    inputs: tuple[tuple[int | None, ...] | None, ...] = ()
-    widths: tuple[int | None, ...] = ()
+    inputs: dict[str, tuple[int | None, ...] | None] = field(default_factory=dict)
+    widths: dict[str, int | None] = field(default_factory=dict)
 
 
 def outline(config: dict[str, Any]) -> Outline:
@@ -210,16 +210,43 @@ def outline(config: dict[str, Any]) -> Outline:
     layers = _layers(config)
     if not layers:
         return Outline()
-    names = {str(_dict(layer.get("config")).get("name") or layer.get("name")): layer for layer in layers}
+    names = {_layers_name(layer): layer for layer in layers}
     inner = _dict(config.get("config"))
     if "output_layers" not in inner:  # Sequential
         shape = _input_shape(layers[0]) or _shape(inner, "build_input_shape")
-        return Outline((shape,), (_width(layers[-1], layers[:-1]),))
-    inputs = [names[name] for name in _ends(inner.get("input_layers")) if name in names]
-    outputs = [names[name] for name in _ends(inner["output_layers"]) if name in names]
+        return Outline({_layers_name(layers[0]): shape}, {_layers_name(layers[-1]): _width(layers[-1], layers[:-1])})
     return Outline(
-        tuple(_input_shape(layer) for layer in inputs), tuple(_width(layer, list(names.values())) for layer in outputs)
+        {name: _input_shape(names[name]) for name in _ends(inner.get("input_layers")) if name in names},
+        {name: _width(names[name], layers) for name in _ends(inner["output_layers"]) if name in names},
     )
+
+
+def weights_bytes(path: Path) -> int:
+    """The bytes of a model's weights as the file holds them, without the optimizer's; 0 where it doesn't tell."""
+    import h5py
+
+    def measured(file: Any) -> int:
+        sizes: list[int] = []
+
+        def visit(name: str, item: Any) -> None:
+            if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
+                sizes.append(item.nbytes)
+
+        file.visititems(visit)
+        return sum(sizes)
+
+    try:
+        if not zipfile.is_zipfile(path):
+            with h5py.File(path, "r") as file:
+                return measured(file)
+        with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as member, h5py.File(member) as file:
+            return measured(file)
+    except (KeyError, OSError, zipfile.BadZipFile):  # it is said when it is loaded
+        return 0
+
+
+def _layers_name(layer: dict[str, Any]) -> str:
+    return str(_dict(layer.get("config")).get("name") or layer.get("name"))
 
 
 # Layers whose output is as wide as their input.
@@ -236,14 +263,14 @@ def _width(layer: dict[str, Any], others: list[dict[str, Any]]) -> int | None:
         units = config.get("units")
         return units if isinstance(units, int) else None
     if class_name in ("Sequential", "Functional", "Model"):
-        widths = outline(layer).widths
+        widths = list(outline(layer).widths.values())
         return widths[0] if len(widths) == 1 else None
     if class_name not in _SAME_WIDTH:
         return None
     before = [name for name in _sources(layer.get("inbound_nodes")) if name != config.get("name")]
     if "inbound_nodes" not in layer:  # of a Sequential
         return _width(others[-1], others[:-1]) if others else None
-    found = [each for each in others if (_dict(each.get("config")).get("name") or each.get("name")) in before[:1]]
+    found = [each for each in others if _layers_name(each) in before[:1]]
     return _width(found[0], [each for each in others if each is not layer]) if found else None
 
 
@@ -287,7 +314,7 @@ def _ends(value: Any) -> list[str]:
 
 def _input_shape(layer: dict[str, Any]) -> tuple[int | None, ...] | None:
     if layer.get("class_name") in ("Sequential", "Functional", "Model"):
-        inputs = outline(layer).inputs
+        inputs = list(outline(layer).inputs.values())
         return inputs[0] if len(inputs) == 1 else None
     config = _dict(layer.get("config"))
     return _shape(config, "batch_shape") or _shape(config, "batch_input_shape")

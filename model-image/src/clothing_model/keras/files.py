@@ -214,7 +214,7 @@ def _load_saved_model(source: Source) -> KerasModel:
     signature = model.signatures[savedmodel.DEFAULT_SIGNATURE]
     ((input_name, photo),) = signature.structured_input_signature[1].items()
     outputs = signature.structured_outputs
-    output_name = _scores_name(source, list(outputs))
+    output_name = scores_name(source, list(outputs))
     if photo.dtype not in _FLOATS or photo.shape.rank is None or photo.shape[0] is not None:
         raise ModelError(
             f"{source.path} takes {photo.dtype.name} {photo.shape}: another input or other names can be given only to "
@@ -233,7 +233,7 @@ def _load_saved_model(source: Source) -> KerasModel:
     )
 
 
-def _scores_name(source: Source, outputs: list[str]) -> str:
+def scores_name(source: Source, outputs: list[str]) -> str:
     """Name of the output to keep.
 
     It is the only one, the requested one, or the only one that can hold scores.
@@ -291,15 +291,20 @@ def _cause(error: Exception, config: dict[str, Any]) -> str:
     return f"{type(error).__name__}: {first[:500]}"
 
 
-def _described(
-    source: Source, model: Any, library: str, variables: list[Any], *, inputs: list[str], outputs: list[str]
-) -> KerasModel:
+def require_one_of_each(source: Source, inputs: list[str], outputs: list[str]) -> None:
+    """Refuse a model that has not one input and one output."""
     if len(inputs) != 1 or len(outputs) != 1:
         raise ModelError(
             f"{source.path} has {len(inputs)} inputs ({', '.join(inputs)}) and {len(outputs)} outputs "
             f"({', '.join(outputs)}): a photo classifier has one of each. "
             "Save the part that classifies as a model of its own"
         )
+
+
+def _described(
+    source: Source, model: Any, library: str, variables: list[Any], *, inputs: list[str], outputs: list[str]
+) -> KerasModel:
+    require_one_of_each(source, inputs, outputs)
     return KerasModel(
         library=library,
         call=lambda photos: model(photos, training=False),
