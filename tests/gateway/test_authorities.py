@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import ssl
 import subprocess
@@ -12,6 +13,7 @@ from fakes import PhotoServer
 
 from clothing_gateway.authorities import tls_context
 from clothing_gateway.client import Client, NoAnswer, UnexpectedAnswer
+from clothing_gateway.commands import download
 
 DEFAULT_CONTEXT = ssl.create_default_context
 
@@ -97,3 +99,16 @@ def test_the_python_client_trusts_it(folder, server, python, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "other.pem"))
     with Client(f"https://localhost:{server.port}", attempts=1) as client, pytest.raises(NoAnswer, match="TLS"):
         client.classify(b"x")
+
+
+def test_the_download_trusts_it(folder, server, monkeypatch, tmp_path):
+    """By rustls, which no flag of Python's reaches."""
+    server.paths["/model.zip"] = b"model"
+    archive = download.Archive(f"https://localhost:{server.port}/model.zip", hashlib.sha256(b"model").hexdigest())
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "root.pem"))
+    download.fetch(archive, tmp_path / "model.zip", 1000)
+    assert (tmp_path / "model.zip").read_bytes() == b"model"
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "other.pem"))
+    monkeypatch.setattr(download, "_ATTEMPTS", 1)
+    with pytest.raises(download.DownloadError, match="certificate is refused"):
+        download.fetch(archive, tmp_path / "model.zip", 1000)

@@ -245,10 +245,13 @@ def test_cores_are_those_of_the_container(text, cores, tmp_path):
 @pytest.mark.parametrize(
     ("given", "advice"),
     [
-        ("http://localhost:8500", "must be HOST:PORT of gRPC with no http://, as in localhost:8500"),
-        ("https://model:8501/", "must be HOST:PORT of gRPC with no https://, as in model:8501"),
-        ("grpc://[::1]:8500", "must be HOST:PORT of gRPC with no grpc://, as in [::1]:8500"),
-        ("http://", "must be HOST:PORT of gRPC with no http://, as in localhost:8500"),
+        (
+            "http://localhost:8500",
+            "must be HOST:PORT of gRPC, no URL: leave out the scheme http://, as in localhost:8500",
+        ),
+        ("https://model:8501/", "must be HOST:PORT of gRPC, no URL: leave out the scheme https://, as in model:8501"),
+        ("grpc://[::1]:8500", "must be HOST:PORT of gRPC, no URL: leave out the scheme grpc://, as in [::1]:8500"),
+        ("http://", "must be HOST:PORT of gRPC, no URL: leave out the scheme http://, as in localhost:8500"),
     ],
 )
 def test_a_url_of_the_model_server_is_named_for_what_it_is(given, advice):

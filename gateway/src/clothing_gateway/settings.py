@@ -185,7 +185,8 @@ def _address(value: str) -> str:
         return value
     scheme, separator, rest = value.partition("://")
     if separator:
-        raise ValueError(f"must be HOST:PORT of gRPC with no {scheme}://, as in {rest.strip('/') or 'localhost:8500'}")
+        example = rest.strip("/") or "localhost:8500"
+        raise ValueError(f"must be HOST:PORT of gRPC, no URL: leave out the scheme {scheme}://, as in {example}")
     host, colon, port = value.rpartition(":")
     if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise ValueError("must be HOST:PORT")
