@@ -122,8 +122,8 @@ class Gateway:
             clients.close()
             raise
         self.metrics = Metrics(jpeg_decoder())
-        # A client has half of it at most, and room for two bodies.
-        share = max(settings.max_buffered_bytes // 2, 2 * settings.max_body_bytes)
+        # A client has half of it at most, and room for two photos.
+        share = max(settings.max_buffered_bytes // 2, 2 * max(settings.max_body_bytes, settings.fetch_max_bytes))
         budget = ByteBudget(settings.max_buffered_bytes, share)
         slots = Slots(slots_in_all(settings.max_in_flight), settings.max_in_flight)
         fetching = Slots(fetching_limit(settings), settings.max_in_flight)

@@ -134,7 +134,7 @@ class Classifier:
             else:
                 context.require_client()
                 with context.stage("fetch"), context.blocking():
-                    fetched = self._fetcher.fetch(source, context.deadline, context.client_gone)
+                    fetched = self._fetcher.fetch(source, context.deadline, context.client_gone, context.owner)
                 try:
                     self._enter(context)
                     self._decode(fetched.data, model, context, one)

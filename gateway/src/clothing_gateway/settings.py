@@ -563,7 +563,7 @@ class Settings:
         str(128 * MIB),
         _BYTES,
         "bytes",
-        "Memory for uploads and downloads in flight, over all requests; above it 503. One client's uploads have half.",
+        "Memory for uploads and downloads in flight, over all requests; above it 503. One client has half.",
     )
     max_connections: int = _setting(
         "1000",

@@ -379,6 +379,26 @@ def test_fetched_bytes_in_memory_are_limited_across_requests(make, photo_server,
     assert budget.reserved == (1 << 20) - 49_999
 
 
+def test_one_client_has_its_share_of_the_fetched_bytes(photo_server, stack):
+    photo_server.paths["/a"] = b"x" * 50_000
+    budget = ByteBudget(160_000, 100_000)
+    policy = Policy(frozenset({photo_server.port}), (ip_network("127.0.0.1/32"),))
+    fetcher = Fetcher(policy, budget, timeout_seconds=5, max_bytes=100_000, max_redirects=0)
+    stack.callback(fetcher.close)
+
+    def fetch(owner):
+        return fetcher.fetch(photo_server.url + "/a", Deadline.after(5), owner=owner)
+
+    held = [fetch("a"), fetch("a")]
+    with pytest.raises(Overloaded):
+        fetch("a")
+    held.append(fetch("b"))
+    assert budget.reserved == 150_000
+    for photo in held:
+        photo.close()
+    assert budget.reserved == 0
+
+
 def raw_server(stack, talk):
     """A server that says what no HTTP library would."""
     listener = socket.create_server(("127.0.0.1", 0))

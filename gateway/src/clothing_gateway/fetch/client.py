@@ -80,17 +80,18 @@ class _Limit(Deadline):
 class _Hold:
     """Bytes reserved in the memory budget for one photo."""
 
-    def __init__(self, budget: ByteBudget) -> None:
+    def __init__(self, budget: ByteBudget, owner: str) -> None:
         self._budget = budget
+        self._owner = owner
         self._held = 0
 
     def grow(self, count: int) -> None:
-        if not self._budget.reserve(count):
+        if not self._budget.reserve(count, self._owner):
             raise Overloaded(cause="GATEWAY_MAX_BUFFERED_BYTES are in use")
         self._held += count
 
     def release(self) -> None:
-        self._budget.release(self._held)
+        self._budget.release(self._held, self._owner)
         self._held = 0
 
 
@@ -180,12 +181,12 @@ class Fetcher:
         self._lock = threading.Lock()
         self._idle: deque[tuple[_Key, float, HTTPConnection]] = deque()
 
-    def fetch(self, url: str, deadline: Deadline, has_left: HasLeft = lambda: False) -> Photo:
+    def fetch(self, url: str, deadline: Deadline, has_left: HasLeft = lambda: False, owner: str = "") -> Photo:
         """Return the photo at ``url``; raise a GatewayError.
 
-        The error is ClientLeft when the client has disconnected.
+        The error is ClientLeft when the client has disconnected. The bytes are of the owner's share of the budget.
         """
-        hold = _Hold(self._budget)
+        hold = _Hold(self._budget, owner)
         limit = _Limit(deadline.sooner(self._timeout).at, has_left)
         result = "failed"
         try:
