@@ -69,6 +69,9 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
     answer_outputs: tuple | None = None
     fail: list = field(default_factory=list)  # statuses to abort the next Predict calls with
     fail_metadata: object = None
+    fail_probe: object = None
+    probes: list = field(default_factory=list)
+    method_name: str = ""
     delay: float = 0.0
     calls: list = field(default_factory=list)
     metadata: list = field(default_factory=list)
@@ -85,6 +88,7 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
         response.model_spec.version.value = version
         signatures = get_model_metadata_pb2.SignatureDefMap()
         signature = signatures.signature_def[self.signature_name]
+        signature.method_name = self.method_name
         inputs = self.inputs_of.get(version, self.inputs)
         for there, described in ((signature.inputs, inputs), (signature.outputs, self.outputs)):
             for name, (dtype, shape) in described.items():
@@ -125,6 +129,8 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
         return spec.version.value
 
     def Predict(self, request, context):  # noqa: N802
+        if ("x-request-id", "readiness-probe") in context.invocation_metadata():
+            return self._probed(request, context)
         self.calls.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
         if self.fail:
@@ -138,6 +144,16 @@ class FakeModel(prediction_service_pb2_grpc.PredictionServiceServicer):
             if not context.is_active():
                 self.cancelled.set()
         self.ended += 1
+        return self._answer(request, context)
+
+    def _probed(self, request, context):
+        """The gateway's own question before it is ready, apart from the calls that a test counts, delays or fails."""
+        self.probes.append(request)
+        if self.fail_probe:
+            context.abort(*self.fail_probe)
+        return self._answer(request, context)
+
+    def _answer(self, request, context):
         ((name, tensor),) = request.inputs.items()
         version = self._version(request.model_spec, context)
         if name not in self.inputs_of.get(version, self.inputs):

@@ -90,7 +90,7 @@ def test_url_form_and_body_give_the_same(gateway: processes.Running, photos_at: 
     assert raw.status == form.status == url.status == 200, (raw.data, form.data, url.data)
     assert raw.json() == form.json() == url.json()
     named = gateway.post("/classify?top=3", body=SAMPLE.read_bytes(), headers=PNG).json()
-    assert named["model"] == {"name": "clothing-model", "version": "1"}
+    assert named["model"] == {"name": "clothing-model", "version": "1", "scores": "logits"}
     best = sorted(raw.json(), key=raw.json().get, reverse=True)[:3]
     assert [found["label"] for found in named["predictions"]] == best
 

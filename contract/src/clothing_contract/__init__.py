@@ -8,6 +8,7 @@ from clothing_contract.contract import (
     FITS,
     PREPROCESSINGS,
     RESAMPLINGS,
+    SCORES,
     ContractError,
     Input,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "FITS",
     "PREPROCESSINGS",
     "RESAMPLINGS",
+    "SCORES",
     "ContractError",
     "Input",
 ]

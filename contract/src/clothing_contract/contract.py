@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,6 +23,11 @@ CHANNELS = ("rgb", "bgr", "grey")
 RESAMPLINGS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 # How a photo of another shape becomes the model's: stretched, as keras-image-helper and load_img do.
 FITS = ("stretch",)
+
+AUTO, SOFTMAX, LOGITS, SIGMOID, INDEPENDENT = "auto", "softmax", "logits", "sigmoid", "independent"
+# What a model's numbers are: probabilities that sum to 1; numbers before a softmax (or, one alone, before a sigmoid);
+# one probability, of the second of two labels or of the only one; for each label its own.
+SCORES = (AUTO, SOFTMAX, LOGITS, SIGMOID, INDEPENDENT)
 
 
 class ContractError(ValueError):
@@ -126,6 +131,26 @@ def input_problems(preprocessing: str, mean: tuple[float, ...], std: tuple[float
     if 0 in std:
         problems.append("std has a 0, and is divided by")
     return problems
+
+
+def scores_problem(kind: str, width: int | None, labels: int, say: Callable[[str], str]) -> str | None:
+    """Why an output can't give scores of a kind for the labels; None where it can.
+
+    Its width is None where the signature leaves it open.
+    ``say`` names a value as its users know it: "labels" as GATEWAY_LABELS, or as model.labels.
+    """
+    change = f"change {say('scores')} to {INDEPENDENT}"
+    if kind == SIGMOID and labels > 2:
+        return f"is one probability by {say('scores')}, for one label or two, and there are {labels} labels: {change}"
+    if kind == SIGMOID and width not in (None, 1):
+        return f"gives {width} scores, and by {say('scores')} it is one probability (sigmoid): {change} or {SOFTMAX}"
+    if width == 1 and labels == 2:
+        if kind in (AUTO, LOGITS, SIGMOID):
+            return None
+        return f"gives 1 score for 2 labels, and {say('scores')} is {kind}: change it to {SIGMOID} or {LOGITS}"
+    if width in (None, labels):
+        return None
+    return f"gives {width} score{'' if width == 1 else 's'}, and {say('labels')} names {labels} labels"
 
 
 def parse_numbers(value: str) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clothing_contract.scores import probabilities
 from clothing_gateway.context import RequestContext
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import GatewayError, ModelRefused, Overloaded
@@ -186,22 +187,15 @@ def read_header(data: bytes, settings: Settings, max_cost: int, size: tuple[int,
 
 def prepare(data: bytes, header: decode.Header, model: Model, deadline: Deadline | None = None) -> Element:
     """One photo as an element of the model's input."""
-    element = decode.decode(data, header, model.size, model.scaling, deadline)
-    return data if element is None else element  # decoded to validate it only: the model takes the file
+    element = decode.decode(data, header, model.size, model.scaling if model.is_plain else None, deadline)
+    if element is None:
+        return data  # decoded to validate it only: the model takes the file
+    return element if model.is_plain else model.arranged(element)
 
 
-def probabilities(scores: Scores) -> Scores:
-    """Scores as probabilities: logits by softmax, a distribution unchanged."""
-    wide = scores.astype(np.float64)
-    if (wide >= 0).all() and abs(wide.sum() - 1) < 1e-3:
-        return wide
-    powers = np.exp(wide - wide.max())
-    return np.asarray(powers / powers.sum())
-
-
-def ranked(labels: Sequence[str], scores: Scores, top: int | None = None) -> list[dict[str, str | float]]:
+def ranked(labels: Sequence[str], scores: Scores, kind: str, top: int | None = None) -> list[dict[str, str | float]]:
     """Labels with probability and score, best first; ties in the order of the labels."""
-    chances = probabilities(scores)
+    chances = probabilities(scores, kind)
     order = np.argsort(-scores, kind="stable")[:top]
     return [
         {"label": labels[index], "probability": float(chances[index]), "score": float(scores[index])} for index in order

@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from clothing_contract import CHANNELS, PREPROCESSINGS, RESAMPLINGS, contract
+from clothing_contract import CHANNELS, PREPROCESSINGS, RESAMPLINGS, SCORES, contract
 from clothing_gateway.limits import cgroup, memory
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -509,6 +509,16 @@ class Settings:
         ", ".join(CHANNELS),
         "Order of the model's channels; caffe is always BGR, and an input of one channel always grey.",
         chart="model.channels",
+        classify=True,
+    )
+    scores: str = _setting(
+        contract.AUTO,
+        _choice(*SCORES),
+        ", ".join(SCORES),
+        "What the output's numbers are: softmax (probabilities that sum to 1), logits, sigmoid (one probability, of "
+        "the second label or the only one), independent (each label's own probability). auto asks the model about "
+        "three pictures and decides where it can't be otherwise; else the gateway is not ready, and says so.",
+        chart="model.scores",
         classify=True,
     )
     resampling: str = _setting(

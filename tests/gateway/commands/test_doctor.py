@@ -148,7 +148,7 @@ SICK = {
         report.WARNING,
     ),
     "broken scores": Sick(
-        "predict", "not finite", "model", {"scores": lambda batch: [[float("nan")] * 10 for _ in batch]}, {}
+        "signature", "not finite", "model", {"scores": lambda batch: [[float("nan")] * 10 for _ in batch]}, {}
     ),
     "out of memory": Sick(
         "predict",
@@ -206,10 +206,10 @@ def test_a_first_call_that_is_slow(model_server, monkeypatch):
     model = model_server.model
 
     def scores(batch):
-        model.delay = 0
+        time.sleep(waits.pop() if waits else 0)
         return model._echo(batch)
 
-    model.delay, model.scores = 0.5, scores
+    waits, model.scores = [0.5], scores
     found = only(look(model_server.address), *MODEL)
     assert (found.check, found.state) == ("predict", report.WARNING)
     assert found.change.startswith("server.flags.enable_model_warmup")

@@ -38,7 +38,7 @@ def test_scores_are_returned_as_the_model_gave_them(make, model_server):
     assert not request.model_spec.HasField("version")
     assert list(request.output_filter) == ["dense_7"]
     assert model_server.model.metadata[0]["x-request-id"] == "req-1"
-    assert predictor.counted == [("GetModelMetadata", "OK"), ("Predict", "OK")]
+    assert predictor.counted == [("GetModelMetadata", "OK"), ("Probe", "OK"), ("Predict", "OK")]
 
 
 def test_tensor_content_is_read_as_well(make, model_server):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import predict_pb2
 
 from clothing_gateway.model import signature, tensor
 from clothing_gateway.model.signature import Misfit
-from clothing_gateway.pipeline import probabilities, ranked
+from clothing_gateway.pipeline import ranked
 from clothing_gateway.settings import Settings
 
 FLOAT, UINT8, STRING, INT64, DOUBLE = (
@@ -80,8 +81,25 @@ def test_models_that_fit(inputs, settings, expected):
         (None, {"dense": (FLOAT, (-1, 5, 5, 10))}, {}, ["two dimensions"]),
         (None, {"dense": (INT64, (-1, 10))}, {}, ["DT_INT64"]),
         ({"x": (INT64, (-1, 9, 9, 3))}, None, {}, ["DT_INT64", "DT_UINT8"]),
-        ({"x": (FLOAT, (-1, 3, 299, 299))}, None, {}, ["channels first"]),
-        ({"x": (FLOAT, (-1, 299, 299, 1))}, None, {}, ["(-1, 299, 299, 1)"]),
+        ({"x": (FLOAT, (-1, 299, 299, 2))}, None, {}, ["(-1, 299, 299, 2)", "of 3 channels or 1"]),
+        (
+            {"x": (FLOAT, (-1, 28, 28, 1))},
+            None,
+            {"preprocessing": "torch"},
+            ["channels is grey", "GATEWAY_PREPROCESSING"],
+        ),
+        ({"x": (FLOAT, (-1, 28, 28, 1))}, None, {"channels": "bgr"}, ["one channel", "GATEWAY_CHANNELS"]),
+        ({"x": (FLOAT, (-1, 3, 28, 28))}, None, {"channels": "grey"}, ["three channels", "GATEWAY_CHANNELS"]),
+        (
+            {"x": (FLOAT, (-1, 9, 9, 3)), "keep_prob": (FLOAT, ())},
+            None,
+            {"input_name": "x"},
+            ["requires 'keep_prob'", "constants in their place", "GATEWAY_SIGNATURE_NAME"],
+        ),
+        (None, {"d": (FLOAT, (-1, 1))}, {"labels": ("a", "b", "c")}, ["1 score, and GATEWAY_LABELS names 3 labels"]),
+        (None, {"d": (FLOAT, (-1, 1))}, {"labels": ("a", "b"), "scores": "softmax"}, ["1 score for 2 labels"]),
+        (None, None, {"scores": "sigmoid"}, ["10 labels", "independent", "GATEWAY_SCORES"]),
+        (None, {"d": (FLOAT, (-1, 2))}, {"labels": ("a", "b"), "scores": "sigmoid"}, ["gives 2 scores", "independent"]),
         ({"x": (FLOAT, (-1, 100))}, None, {}, ["(-1, 100)"]),
         ({"x": (FLOAT, (-1, -1, -1, 3))}, None, {}, ["GATEWAY_IMAGE_SIZE"]),
         ({"x": (FLOAT, None)}, None, {}, ["GATEWAY_IMAGE_SIZE"]),
@@ -98,9 +116,65 @@ def test_mismatching_model_names_the_setting_to_change(inputs, outputs, settings
 
 
 def test_names_choose_among_several():
-    several = {"a": (FLOAT, (-1, 9, 9, 3)), "b": (FLOAT, (-1, 8, 8, 3))}
-    model = describe(several, {"p": (FLOAT, (-1, 10)), "q": (DOUBLE, (-1, 3))}, input_name="b", output_name="p")
+    photo = {"b": (FLOAT, (-1, 8, 8, 3))}
+    model = describe(photo, {"p": (FLOAT, (-1, 10)), "q": (DOUBLE, (-1, 3))}, input_name="b", output_name="p")
     assert (model.input_name, model.size, model.output_name) == ("b", (8, 8), "p")
+
+
+def test_a_further_input_with_a_default_may_be_left_out():
+    """SignatureDef.defaults, field 4, which this version of the messages doesn't know: map<string, TensorProto>."""
+    made = meta_graph_pb2.SignatureDef()
+    for name, shape in (("photo", (-1, 8, 8, 3)), ("keep_prob", ())):
+        made.inputs[name].dtype = FLOAT
+        for size in shape:
+            made.inputs[name].tensor_shape.dim.add().size = size
+    made.outputs["p"].dtype = FLOAT
+    made.outputs["p"].tensor_shape.unknown_rank = True
+    entry = b"\x0a\x09keep_prob\x12\x02\x08\x01"
+    made.MergeFromString(b"\x22" + bytes([len(entry)]) + entry)
+    model = signature.describe("m", 1, {"serving_default": made}, Settings(input_name="photo"))
+    assert model.input_name == "photo"
+
+
+@pytest.mark.parametrize("kind", ["classify", "regress"])
+def test_signatures_for_examples_are_no_signatures_for_photos(kind):
+    made = meta_graph_pb2.SignatureDef(method_name=f"tensorflow/serving/{kind}")
+    made.inputs["inputs"].dtype = STRING
+    made.inputs["inputs"].tensor_shape.dim.add().size = -1
+    signatures = {"serving_default": made, "predict": meta_graph_pb2.SignatureDef()}
+    with pytest.raises(Misfit, match=r"takes tf.Example, not photos: name one .* GATEWAY_SIGNATURE_NAME .*'predict'"):
+        signature.describe("m", 1, signatures, Settings())
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "layout", "channels", "size"),
+    [
+        ((-1, 3, 32, 48), {}, "nchw", "rgb", (48, 32)),
+        ((-1, 3, -1, -1), {"image_size": (48, 32)}, "nchw", "rgb", (48, 32)),
+        ((-1, 32, 48, 3), {"channels": "bgr"}, "nhwc", "bgr", (48, 32)),
+        ((-1, 28, 28, 1), {"preprocessing": "rescale"}, "nhwc", "grey", (28, 28)),
+        ((-1, 1, 28, 28), {"preprocessing": "rescale", "mean": (0.1307,), "std": (0.3081,)}, "nchw", "grey", (28, 28)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [FLOAT, UINT8])
+def test_layouts_and_channels(shape, settings, layout, channels, size, dtype):
+    model = describe({"x": (dtype, shape)}, **settings)
+    assert (model.layout, model.channels, model.size) == (layout, channels, size)
+    pixels = np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), np.uint8)
+    wanted = {
+        "rgb": pixels,
+        "bgr": pixels[..., ::-1],
+        "grey": np.asarray(Image.fromarray(pixels).convert("L"))[..., None],
+    }
+    expected = wanted[channels]
+    if dtype == FLOAT:
+        expected = model.scaling.scaled(expected)
+    found = model.arranged(pixels)
+    assert found.flags.c_contiguous
+    assert found.dtype == expected.dtype
+    assert np.array_equal(found, expected.transpose(2, 0, 1) if layout == "nchw" else expected)
+    assert model.payload_bytes(2, 0) == 2 * found.nbytes
+    assert model.is_plain == (layout == "nhwc" and (channels == "rgb" or (channels == "bgr" and dtype == FLOAT)))
 
 
 @pytest.mark.parametrize("shape", [(-1, -1), None])
@@ -201,24 +275,9 @@ def test_inconsistent_tensors_are_refused(proto):
         tensor.read(proto)
 
 
-def test_probabilities_are_the_softmax_of_logits():
-    logits = np.float32([-1.868, -4.761, -2.317, -1.063, 9.887, -2.812, -3.666, 3.2, -2.602, -4.835])
-    chances = probabilities(logits)
-    assert chances.sum() == pytest.approx(1)
-    assert np.allclose(chances, np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum())
-    assert probabilities(np.float32([1000, -1000])).tolist() == [1, 0]
-
-
-def test_a_distribution_is_not_changed():
-    given = np.float32([0.1, 0.2, 0.7])
-    assert np.array_equal(probabilities(given), given)
-    for not_one in ([0.5, 0.2, 0.7], [-0.1, 0.4, 0.7]):
-        assert not np.array_equal(probabilities(np.float32(not_one)), np.float32(not_one))
-
-
 def test_scores_are_sorted_and_ties_keep_the_labels_order():
-    order = ranked(("a", "b", "c", "d"), np.float32([1, 3, 1, 2]))
+    order = ranked(("a", "b", "c", "d"), np.float32([1, 3, 1, 2]), "logits")
     assert [one["label"] for one in order] == ["b", "d", "a", "c"]
     assert order[0]["score"] == 3
-    assert len(ranked(("a", "b", "c"), np.float32([1, 3, 1]), 2)) == 2
-    assert len(ranked(("a", "b", "c"), np.float32([1, 3, 1]), 9)) == 3
+    assert len(ranked(("a", "b", "c"), np.float32([1, 3, 1]), "logits", 2)) == 2
+    assert len(ranked(("a", "b", "c"), np.float32([1, 3, 1]), "logits", 9)) == 3

@@ -182,7 +182,7 @@ def test_another_version_that_takes_the_same_photos_answers_without_a_second_cal
     for _ in range(3):
         assert ask(predictor).version == 2
     methods = [method for method, _ in predictor.counted]
-    assert methods == ["GetModelMetadata", "Predict", "GetModelMetadata", "Predict", "Predict"]
+    assert methods == ["GetModelMetadata", "Probe", "Predict", "GetModelMetadata", "Probe", "Predict", "Predict"]
 
 
 @pytest.mark.parametrize("name", ["input_8", "input_16"], ids=["computed", "refused"])

@@ -133,7 +133,7 @@ def test_photo_by_each_kind_of_request(gateway, photos, document, route, way):
         assert answer == dict(zip(LABELS, expected_scores(PHOTO), strict=True))
         check(document, "Scores", answer)
     else:
-        assert answer["model"] == {"name": "clothing-model", "version": "1"}
+        assert answer["model"] == {"name": "clothing-model", "version": "1", "scores": "logits"}
         assert {one["label"]: one["score"] for one in answer["predictions"]} == dict(
             zip(LABELS, expected_scores(PHOTO), strict=True)
         )
@@ -173,7 +173,7 @@ def test_model_version_by_canary_and_header(start_gateway, stack, route):
         assert (status, headers["X-Model-Name"]) == (200, "mod%C3%A8le")
         answers.add(headers["X-Model-Version"])
         if route == "/classify":
-            assert body["model"] == {"name": "modèle", "version": headers["X-Model-Version"]}
+            assert body["model"] == {"name": "modèle", "version": headers["X-Model-Version"], "scores": "logits"}
     assert answers == {"1", "2"}
     assert gateway.post(route, PHOTO, **{"X-Model-Version": "2"})[2]["X-Model-Version"] == "2"
     status, body, headers = gateway.post(route, PHOTO, **{"X-Model-Version": "1"})
@@ -746,7 +746,7 @@ def test_another_model_by_settings_alone(start_gateway, model_server):
     )
     status, answer, _ = gateway.post("/classify", OTHER, "image/png")
     assert status == 200
-    assert answer["model"] == {"name": "kitchen", "version": "42"}
+    assert answer["model"] == {"name": "kitchen", "version": "42", "scores": "logits"}
     image = Image.open(io.BytesIO(OTHER)).resize((16, 9), Image.Resampling.NEAREST)
     expected = Scaling("caffe").numbers(np.array(image)).ravel()[:20].tolist()
     assert {one["label"]: one["score"] for one in answer["predictions"]} == {

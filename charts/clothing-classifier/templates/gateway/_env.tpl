@@ -24,6 +24,7 @@
   (list "GATEWAY_MEAN" (join "," .Values.model.mean))
   (list "GATEWAY_STD" (join "," .Values.model.std))
   (list "GATEWAY_CHANNELS" .Values.model.channels)
+  (list "GATEWAY_SCORES" .Values.model.scores)
   (list "GATEWAY_RESAMPLING" .Values.model.resampling)
   (list "GATEWAY_EXIF_ORIENTATION" (ternary "on" "off" .Values.model.exifOrientation))
   (list "GATEWAY_JPEG_SCALING" (ternary "on" "off" .Values.gateway.jpegScaling))
@@ -73,6 +74,7 @@ GATEWAY_PREPROCESSING: model.preprocessing
 GATEWAY_MEAN: model.mean
 GATEWAY_STD: model.std
 GATEWAY_CHANNELS: model.channels
+GATEWAY_SCORES: model.scores
 GATEWAY_RESAMPLING: model.resampling
 GATEWAY_EXIF_ORIENTATION: model.exifOrientation
 GATEWAY_JPEG_SCALING: gateway.jpegScaling

@@ -165,7 +165,7 @@ def by_server(settings: Settings) -> Iterator[Ask]:
         return Classification(
             model=model.name,
             version=str(answer.version),
-            predictions=tuple(Prediction(**one) for one in ranked(settings.labels, answer.scores[0])),  # type: ignore[arg-type]
+            predictions=tuple(Prediction(**one) for one in ranked(settings.labels, answer.scores[0], model.scores)),  # type: ignore[arg-type]
             request_id="",
             milliseconds={
                 step: (times[number + 1] - times[number]) * 1000

@@ -13,6 +13,8 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from clothing_contract.contract import LOGITS
+from clothing_contract.scores import contradiction, expanded
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import (
     ClientLeft,
@@ -285,6 +287,8 @@ class Predictor:
     def _scores(self, model: Model, response: Any, photos: int) -> npt.NDArray[np.floating[Any]]:  # noqa: ANN401
         scores = self._dialect.scores(response, model)
         labels = len(self._settings.labels)
+        if scores.ndim == 2:
+            scores = expanded(scores, model.scores, labels)
         if scores.shape != (photos, labels):
             self.watcher.request_check()
             raise ModelAnswerUnusable(
@@ -292,4 +296,6 @@ class Predictor:
             )
         if not np.isfinite(scores).all():
             raise ModelAnswerUnusable(cause=f"output {model.output_name!r} holds numbers that are not finite")
+        if model.scores != LOGITS and (problem := contradiction(scores, model.scores)):
+            raise ModelAnswerUnusable(cause=f"output {model.output_name!r} {problem}: set GATEWAY_SCORES")
         return scores

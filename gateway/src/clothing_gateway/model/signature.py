@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from google.protobuf import unknown_fields, wrappers_pb2
+
+from clothing_contract import ContractError, contract, signature
 from clothing_contract.scaling import Scaling
 from clothing_gateway.model import tensor
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from clothing_gateway.settings import Settings
 
-_INPUT_TYPES = {tensor.DT_FLOAT: "float32", tensor.DT_UINT8: "uint8", tensor.DT_STRING: "string"}
+_DEFAULTS = 4  # SignatureDef.defaults (meta_graph.proto), newer than the messages of tensorflow-protobuf
 
 
 class Misfit(Exception):
@@ -32,130 +39,112 @@ class Model:
     output_name: str
     width: int | None  # scores for each photo; None where the signature leaves it open
     scaling: Scaling | None = None  # how float32 is made of pixels; None for the other types
+    layout: str = signature.NHWC
+    channels: str = "rgb"
+    scores: str = contract.AUTO  # what the output's numbers are; auto until the model was asked
     track: str = "stable"  # the name under which this version is requested
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it takes height x width x 3, in the order that the decoder writes."""
+        return self.layout == signature.NHWC and (
+            self.channels == "rgb" or (self.channels == "bgr" and self.scaling is not None)
+        )
+
+    def arranged(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """RGB pixels (height, width, 3) in the model's channels, scale and layout."""
+        scaling = self.scaling or Scaling("none", channels=self.channels)
+        ordered = scaling.ordered(pixels)
+        numbers = ordered if self.scaling is None else scaling.scaled(ordered)
+        return np.ascontiguousarray(numbers.transpose(2, 0, 1) if self.layout == signature.NCHW else numbers)
 
     def takes_photos_of(self, other: Model) -> bool:
         """Whether photos prepared for another version fit this one.
 
-        The output must have the same name, too.
+        The output must have the same name and meaning, too.
         """
-        return self._prepared_as == other._prepared_as
+        return self._contract == other._contract
 
     @property
-    def _prepared_as(self) -> tuple[object, ...]:
-        return self.input_name, self.input_type, self.size, self.scaling, self.output_name
+    def _contract(self) -> tuple[object, ...]:
+        took = self.input_name, self.input_type, self.size, self.scaling, self.layout, self.channels
+        return *took, self.output_name, self.scores
 
     def payload_bytes(self, photos: int, file_bytes: int) -> int:
         """The size of the input tensor of a number of photos."""
         if self.size is None:
             return photos * file_bytes
-        return photos * self.size[0] * self.size[1] * 3 * (4 if self.input_type == "float32" else 1)
+        depth = (1 if self.channels == "grey" else 3) * (4 if self.input_type == "float32" else 1)
+        return photos * math.prod(self.size) * depth
 
 
 def describe(
     name: str, version: int, signatures: Mapping[str, Any], settings: Settings, track: str = "stable"
 ) -> Model:
     """Derive the model from its signatures; Misfit where it does not fit the settings."""
-    signature = signatures.get(settings.signature_name)
-    if signature is None:
+    found = signatures.get(settings.signature_name)
+    if found is None:
         raise Misfit(
-            f"the model has no signature {settings.signature_name!r}, only {_names(signatures)}: "
+            f"the model has no signature {settings.signature_name!r}, only {signature.listed(signatures)}: "
             "set GATEWAY_SIGNATURE_NAME"
         )
-    input_name = _choose("input", settings.input_name, signature.inputs)
-    output_name = _choose("output", settings.output_name, signature.outputs)
-    info = signature.inputs[input_name]
-    input_type = _INPUT_TYPES.get(info.dtype)
-    if input_type is None:
-        raise Misfit(
-            f"input {input_name!r} is {tensor.dtype_name(info.dtype)}; the gateway sends DT_FLOAT, DT_UINT8, DT_STRING"
-        )
-    shape = _shape(info)
-    if input_type == "string":
-        if shape is not None and len(shape) != 1:
-            raise Misfit(
-                f"input {input_name!r} has the shape {shape}; one of encoded photos has one dimension, the batch"
-            )
-        size = None
-    else:
-        size = _size(input_name, shape, settings.image_size)
-    output = signature.outputs[output_name]
-    if output.dtype not in (tensor.DT_FLOAT, tensor.DT_DOUBLE):
-        raise Misfit(f"output {output_name!r} is {tensor.dtype_name(output.dtype)}; scores are DT_FLOAT or DT_DOUBLE")
+    others = set(signatures) - {settings.signature_name}
+    inputs, outputs = _tensors(found.inputs), _tensors(found.outputs)
+    try:
+        signature.require_photos(settings.signature_name, found.method_name, others, say)
+        input_name = signature.choose("input", settings.input_name, inputs, say)
+        output_name = signature.choose("output", settings.output_name, outputs, say)
+        signature.require_alone(input_name, inputs, _defaults(found), say)
+        photo = signature.photo(input_name, inputs[input_name], settings.image_size, settings.channels, say)
+        scaling = _scaling(photo.channels, settings) if photo.type == "float32" else None
+        width = signature.width(output_name, outputs[output_name])
+    except ContractError as error:
+        raise Misfit(str(error)) from None
+    if problem := contract.scores_problem(settings.scores, width, len(settings.labels), say):
+        raise Misfit(f"output {output_name!r} {problem}")
     return Model(
         name=name,
         version=version,
         input_name=input_name,
-        input_type=input_type,
-        size=size,
-        batch_limit=_batch_limit(input_name, shape),
+        input_type=photo.type,
+        size=photo.size,
+        batch_limit=photo.batch_limit,
         output_name=output_name,
-        width=_width(output_name, _shape(output), settings.labels),
-        scaling=Scaling(settings.preprocessing, settings.mean, settings.std, settings.channels)
-        if input_type == "float32"
-        else None,
+        width=width,
+        scaling=scaling,
+        layout=photo.layout,
+        channels=photo.channels,
+        scores=settings.scores,
         track=track,
     )
 
 
-def _choose(kind: str, wanted: str, there: Mapping[str, Any]) -> str:
-    setting = f"GATEWAY_{kind.upper()}_NAME"
-    if wanted:
-        if wanted not in there:
-            raise Misfit(f"{setting} is {wanted!r}, and the model's {kind}s are {_names(there)}")
-        return wanted
-    if len(there) != 1:
-        raise Misfit(f"the model has {len(there)} {kind}s, {_names(there)}: choose one with {setting}")
-    return next(iter(there))
+def _scaling(channels: str, settings: Settings) -> Scaling:
+    given = settings.preprocessing, settings.mean, settings.std
+    signature.require_scaling(channels, *given, say)
+    return Scaling(*given, channels)
 
 
-def _names(there: Mapping[str, Any]) -> str:
-    return ", ".join(repr(name) for name in sorted(there)) or "none"
+def say(name: str) -> str:
+    """The setting of a value of the contract: image_size is GATEWAY_IMAGE_SIZE."""
+    return f"GATEWAY_{name.upper()}"
+
+
+def _tensors(there: Mapping[str, Any]) -> dict[str, signature.Tensor]:
+    return {name: signature.Tensor(tensor.dtype_name(info.dtype), _shape(info)) for name, info in there.items()}
+
+
+def _defaults(found: Any) -> set[str]:  # noqa: ANN401
+    """Inputs with a default, which a request may omit (TensorFlow Serving 2.14)."""
+    unknown: Any = unknown_fields.UnknownFieldSet(found)
+    return {
+        wrappers_pb2.StringValue.FromString(entry.data).value  # a map's entry: its key is field 1
+        for entry in unknown
+        if entry.field_number == _DEFAULTS
+    }
 
 
 def _shape(info: Any) -> tuple[int, ...] | None:  # noqa: ANN401 - a TensorInfo, for which there are no types
     if info.tensor_shape.unknown_rank:
         return None
     return tuple(dim.size for dim in info.tensor_shape.dim)
-
-
-def _size(name: str, shape: tuple[int, ...] | None, configured: tuple[int, int] | None) -> tuple[int, int]:
-    if shape is None:
-        shape = (-1, -1, -1, 3)
-    if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
-        raise Misfit(f"input {name!r} has the shape {shape}, channels first; the gateway sends height, width, 3")
-    if len(shape) != 4 or shape[3] not in (3, -1):
-        raise Misfit(f"input {name!r} has the shape {shape}; the gateway sends (batch, height, width, 3)")
-    _, height, width, _ = shape
-    if configured is None:
-        if height < 1 or width < 1:
-            raise Misfit(f"input {name!r} has the shape {shape}, which leaves the size open: set GATEWAY_IMAGE_SIZE")
-        return width, height
-    if (width > 0 and width != configured[0]) or (height > 0 and height != configured[1]):
-        raise Misfit(
-            f"GATEWAY_IMAGE_SIZE is {configured[0]}x{configured[1]} (width x height), "
-            f"and input {name!r} has the shape {shape} (batch, height, width, 3)"
-        )
-    return configured
-
-
-def _batch_limit(name: str, shape: tuple[int, ...] | None) -> int | None:
-    if shape is None or shape[0] < 1:
-        return None
-    if shape[0] > 1:
-        raise Misfit(
-            f"input {name!r} has the shape {shape}: a batch of exactly {shape[0]}; export it with an open batch"
-        )
-    return 1
-
-
-def _width(name: str, shape: tuple[int, ...] | None, labels: tuple[str, ...]) -> int | None:
-    if shape is None:
-        return None
-    if len(shape) != 2:
-        raise Misfit(f"output {name!r} has the shape {shape}; scores have two dimensions, batch and labels")
-    if shape[1] < 1:
-        return None
-    if shape[1] != len(labels):
-        raise Misfit(f"output {name!r} gives {shape[1]} scores, and GATEWAY_LABELS names {len(labels)} labels")
-    return shape[1]

@@ -18,10 +18,14 @@ DT_FLOAT: int = types_pb2.DT_FLOAT
 DT_DOUBLE: int = types_pb2.DT_DOUBLE
 DT_UINT8: int = types_pb2.DT_UINT8
 DT_STRING: int = types_pb2.DT_STRING
+DT_HALF: int = types_pb2.DT_HALF
+DT_BFLOAT16: int = types_pb2.DT_BFLOAT16
 
 _NUMBERS: dict[int, tuple[np.dtype[Any], str]] = {
     DT_FLOAT: (np.dtype("<f4"), "float_val"),
     DT_DOUBLE: (np.dtype("<f8"), "double_val"),
+    DT_HALF: (np.dtype("<u2"), "half_val"),  # bits, as those of bfloat16
+    DT_BFLOAT16: (np.dtype("<u2"), "half_val"),
 }
 _DTYPES = {np.dtype("<f4"): DT_FLOAT, np.dtype("<f8"): DT_DOUBLE, np.dtype("u1"): DT_UINT8}
 _TENSOR_CONTENT: int = tensor_pb2.TensorProto.TENSOR_CONTENT_FIELD_NUMBER
@@ -101,7 +105,7 @@ def read(proto: tensor_pb2.TensorProto) -> npt.NDArray[np.floating[Any]]:
     TensorFlow Serving answers in ``float_val``, or in ``tensor_content`` (from 2.19, where it is told to).
     """
     if proto.dtype not in _NUMBERS:
-        raise TensorError(f"{dtype_name(proto.dtype)} is none of DT_FLOAT, DT_DOUBLE")
+        raise TensorError(f"{dtype_name(proto.dtype)} is none of DT_FLOAT, DT_DOUBLE, DT_HALF, DT_BFLOAT16")
     dtype, values_name = _NUMBERS[proto.dtype]
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
     if proto.tensor_content:
@@ -115,4 +119,8 @@ def read(proto: tensor_pb2.TensorProto) -> npt.NDArray[np.floating[Any]]:
             flat = np.full(size, flat[0], dtype)
     if proto.tensor_shape.unknown_rank or flat.size != math.prod(shape):
         raise TensorError(f"{flat.size} numbers in a shape of {shape}")
+    if proto.dtype == DT_HALF:
+        flat = flat.view(np.float16).astype(np.float32)
+    elif proto.dtype == DT_BFLOAT16:  # the upper half of a float32
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
     return flat.reshape(shape)

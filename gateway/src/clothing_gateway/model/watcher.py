@@ -6,19 +6,27 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
+import numpy as np
+import numpy.typing as npt
 
 from clothing_gateway.deadline import Deadline
+from clothing_gateway.errors import ModelAnswerUnusable, ModelRefused, OutOfTime, TooManyBytes
+from clothing_gateway.model import probe
 from clothing_gateway.model.channels import Channels
 from clothing_gateway.model.dialect import OPERATOR_FAULTS, Dialect
 from clothing_gateway.model.signature import Misfit, Model
+from clothing_gateway.model.tensor import Element
 from clothing_gateway.model.tls import TlsError
 from clothing_gateway.model.versions import ModelVersion, Versions
 from clothing_gateway.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+Scores = npt.NDArray[np.floating[Any]]
 
 _CHECK_TIMEOUT_SECONDS = 5.0
 # While there is no model: often, so that the gateway is ready as soon as the model is.
@@ -31,6 +39,10 @@ _SLOT_SECONDS = 1.0
 _DESCRIBE_ATTEMPTS, _DESCRIBE_PAUSE_SECONDS = 10, 0.05
 # One failed check may be a busy server; so many in a row are an absent one.
 _LOST_AFTER = 3
+# What a probing Predict is told apart by, in the server's logs and in tests.
+PROBE = (("x-request-id", "readiness-probe"),)
+# By a probe that meets servers without its version: while two servers differ, that is one in 16.
+_SERVERS_TRIED = 4
 # Between two checks, so that many failing requests ask for one check, not for as many.
 _PAUSE_SECONDS = 0.02
 
@@ -110,7 +122,8 @@ class Watcher:
                 if number in version.known or deadline.remaining() <= 0:
                     break
                 try:
-                    self._remember(version, self._dialect.describe(self._ask(named), named))
+                    found = self._dialect.describe(self._ask(named), named)
+                    self._remember(version, self._probed(version, found))
                 except (grpc.RpcError, ValueError):  # ValueError: the channel was closed
                     time.sleep(_DESCRIBE_PAUSE_SECONDS)
                 except Misfit as misfit:
@@ -167,10 +180,14 @@ class Watcher:
             version.checked = time.monotonic()
         self._reached(version)
         try:
-            model = self._dialect.describe(response, version)
+            model = self._probed(version, self._dialect.describe(response, version))
         except Misfit as misfit:
             _settle(version, str(misfit))
             return True
+        except grpc.RpcError as error:
+            return self._fail(version, error.code(), error.details() or "", began)
+        except ValueError:
+            return False
         self._remember(version, model)
         _settle(version, model)
         return True
@@ -198,6 +215,67 @@ class Watcher:
         finally:
             if code:
                 self._count(method.name, code)
+            if has_slot:
+                slots.release()
+
+    def _probed(self, version: ModelVersion, model: Model) -> Model:
+        """The model with the kind of its scores, as known or probed; Misfit, RpcError."""
+        known = version.known.get(model.version)
+        if known is not None and replace(known, scores=model.scores) == model:
+            return known
+        # By its number: of servers that differ, the next may well have another version under the same name.
+        named = ModelVersion(version.name, model.version)
+
+        def ask(picture: Element) -> Scores:
+            response = self._probe(self._dialect.predict_request(model, named, [picture]))
+            try:
+                return self._dialect.scores(response, model)
+            except ModelAnswerUnusable as error:
+                raise Misfit(str(error.cause)) from None
+
+        try:
+            return probe.examine(model, len(self._settings.labels), ask)
+        except Misfit as misfit:
+            raise Misfit(f"model {model.name!r}, version {model.version}: {misfit}") from None
+
+    def _probe(self, message: bytes) -> Any:  # noqa: ANN401 - a message of the dialect
+        """A server's answer to a picture; Misfit where it refuses the picture."""
+        for _ in range(_SERVERS_TRIED - 1):
+            try:
+                return self._predict(message)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise
+        return self._predict(message)
+
+    def _predict(self, message: bytes) -> Any:  # noqa: ANN401
+        slots = self._channels.slots
+        has_slot = slots.acquire(time.monotonic() + _SLOT_SECONDS, first=True)
+        code = "OK"
+        try:
+            channel = self._channels.pool().take()
+            try:
+                return channel.predict(message, timeout=self._settings.request_timeout_seconds, metadata=PROBE)
+            finally:
+                channel.give_back()
+        except grpc.RpcError as error:
+            code = error.code().name
+            failure = self._dialect.failure(error.code(), error.details() or "")
+            if isinstance(failure, OutOfTime):
+                raise Misfit(
+                    f"it does not score a picture within {self._settings.request_timeout_seconds:g} s: raise "
+                    "GATEWAY_REQUEST_TIMEOUT_SECONDS, or give the server more CPU"
+                ) from None
+            is_refused = isinstance(failure, ModelRefused | TooManyBytes)
+            if is_refused and error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise Misfit(f"it refuses a picture ({failure.cause}){_advice(str(failure.cause))}") from None
+            raise
+        except ValueError:
+            code = ""
+            raise
+        finally:
+            if code:
+                self._count("Probe", code)
             if has_slot:
                 slots.release()
 
@@ -272,6 +350,13 @@ class Watcher:
             _settle(version, reason)
 
 
+def _advice(cause: str) -> str:
+    """What to change, where the refusal's words tell."""
+    if "parse example" in cause.lower() or "ParseExample" in cause:
+        return ": the input takes tf.Example, not photos: name another signature with GATEWAY_SIGNATURE_NAME"
+    return ""
+
+
 def _settle(version: ModelVersion, state: Model | str) -> None:
     """Set a version's state, and log it when it changes."""
     before, version.state = version.state, state
@@ -286,6 +371,7 @@ def _settle(version: ModelVersion, state: Model | str) -> None:
                 "track": version.name,
                 "input": f"{state.input_name} {state.input_type} {state.size}",
                 "output": f"{state.output_name} {state.width}",
+                "scores": state.scores,
             },
         )
     else:

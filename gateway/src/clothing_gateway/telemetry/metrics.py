@@ -110,7 +110,7 @@ class Metrics:
         self._fetch = functools.cache(self.fetches.labels)
         self.rpcs = Counter(
             "gateway_rpcs_total",
-            "Calls to the model server, by method and gRPC status code.",
+            "Calls to the model server, by method and gRPC status code; Probe: pictures of the gateway's own.",
             ("method", "code"),
             registry=self.registry,
         )

@@ -58,14 +58,14 @@ class Photos:
         photos: list[dict[str, object]] = []
         for outcome in answer.photos:
             if not isinstance(outcome, GatewayError):
-                photos.append({"predictions": ranked(self._settings.labels, outcome, top)})
+                photos.append({"predictions": ranked(self._settings.labels, outcome, answer.model.scores, top)})
             elif listed:
                 context.metrics.count_error(outcome.code)
                 context.cause = "; ".join(filter(None, (context.cause, outcome.cause))) or None
                 photos.append({"error": outcome.problem(context.request_id)})
             else:
                 raise outcome
-        model = {"name": answer.model.name, "version": str(answer.version)}
+        model = {"name": answer.model.name, "version": str(answer.version), "scores": answer.model.scores}
         return _reply({"model": model, "photos": photos} if listed else {"model": model, **photos[0]}, answer)
 
     def _ask(self, environ: WSGIEnvironment, context: RequestContext, *, several: bool) -> tuple[Answer, bool]:

@@ -87,30 +87,35 @@ def _ask(servers: list[Server], each: list[Settings], settings: Settings) -> Ite
         return
     yield from _compare(versions)
     fits: list[tuple[Server, Predictor, Model]] = []
+    first: dict[Server, float] = {}  # seconds of the check, whose picture is the first that a cold model sees
     try:
         for server, own in asked:
             predictor = Predictor(own)
+            start = time.monotonic()
             predictor.watcher.check()
+            first[server] = time.monotonic() - start
             yield from _signature(server, predictor, settings)
             stable = predictor.versions.states[STABLE]
             if isinstance(stable, Model):
                 fits.append((server, predictor, stable))
             else:
                 predictor.close()
-        yield from _use(fits, settings)
+        yield from _use(fits, first, settings)
     finally:
         for _, predictor, _ in fits:
             predictor.close()
 
 
-def _use(fits: list[tuple[Server, Predictor, Model]], settings: Settings) -> Iterator[Finding]:
+def _use(
+    fits: list[tuple[Server, Predictor, Model]], first: dict[Server, float], settings: Settings
+) -> Iterator[Finding]:
     """Send photos to each server whose model fits."""
     if not fits:
         yield Finding("predict", SKIPPED, "the model does not fit the settings")
         return
     yield from _preprocessing(fits[0][2], settings)
     for server, predictor, model in fits:
-        yield from _predict(server, predictor, model, settings)
+        yield from _predict(server, predictor, model, settings, first[server])
     yield from _batch(*fits[0], settings)
 
 
@@ -264,7 +269,7 @@ def _sample(model: Model, settings: Settings) -> Element:
     return prepare(data, read_header(data, settings, settings.decode_memory_bytes), model)
 
 
-def _predict(server: Server, predictor: Predictor, model: Model, settings: Settings) -> Iterator[Finding]:
+def _predict(server: Server, predictor: Predictor, model: Model, settings: Settings, first: float) -> Iterator[Finding]:
     """Time real Predict calls, and compare with the request timeout."""
     sample = _sample(model, settings)
     allowed = settings.request_timeout_seconds
@@ -298,11 +303,11 @@ def _predict(server: Server, predictor: Predictor, model: Model, settings: Setti
             f"{text}, which includes fetch, decode and queue",
             f"gateway.requestTimeoutSeconds, or {_FASTER}",
         )
-    elif seconds[0] > _COLD_SECONDS and seconds[0] > _COLD * usual:
+    elif first > _COLD_SECONDS and first > _COLD * usual:
         yield Finding(
             "predict",
             WARNING,
-            f"{text}; the first call took {seconds[0]:.1f} s, as the model is not warmed up",
+            f"{text}; the first call took {first:.1f} s, as the model is not warmed up",
             "server.flags.enable_model_warmup, and warm-up requests in the model (clothing-model convert adds them)",
         )
     else:

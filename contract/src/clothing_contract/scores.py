@@ -1,0 +1,97 @@
+"""What a model's numbers mean, and the probabilities that they stand for.
+
+A model with one number for two labels gives the second one's: 1 - p stands beside a probability, and 0 beside a logit,
+whose softmax is the same as the sigmoid of the one number. So each label has a score, and each kind one activation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clothing_contract.contract import AUTO, INDEPENDENT, LOGITS, SIGMOID, SOFTMAX
+
+Scores = npt.NDArray[np.floating[Any]]
+
+# Steps of an int8 head's softmax (LiteRT's scale of 1/256); each probability may be one step off, and 1 is 255/256.
+_STEP = 1 / 256
+# Of a sum of float32 or bfloat16 probabilities from 1: half a step of bfloat16's 8 bits for each half of the sum.
+_SUM_TOLERANCE = 2**-8
+# Beyond 0 and 1, from rounding alone.
+_RANGE_TOLERANCE = 1e-3
+
+
+def decide(scores: Scores, labels: int) -> str | None:
+    """The kind of scores (photos, width), where it can't be another; else None.
+
+    Outside 0 to 1 are logits. One number in that range is a sigmoid's; several that sum to 1 for each photo are a
+    softmax's. What is left, in the range and no distribution, may be independent probabilities, or small logits.
+    """
+    wide = scores.astype(np.float64)
+    if not _in_range(wide).all():
+        return LOGITS
+    if wide.shape[1] == 1:
+        return SIGMOID if labels <= 2 else None
+    return SOFTMAX if all(_is_distribution(row) for row in wide) else None
+
+
+def contradiction(scores: Scores, kind: str) -> str | None:
+    """Why scores (photos, width) can't be of a kind; None where they can."""
+    wide = scores.astype(np.float64)
+    if kind == LOGITS:
+        return None
+    if not _in_range(wide).all():
+        return f"gives {_shown(wide)}, outside of 0 to 1, which no probability is: {LOGITS} are"
+    if kind == SOFTMAX and wide.shape[1] > 1 and not all(_is_distribution(row) for row in wide):
+        return f"gives {_shown(wide)}, which sum to {wide[-1].sum():.3g}, not 1: {INDEPENDENT} probabilities do"
+    return None
+
+
+def undecided(scores: Scores) -> str:
+    """Why ``decide`` gave None, and what to say instead of auto."""
+    return (
+        f"gives {_shown(scores)}: each from 0 to 1, and no distribution: {INDEPENDENT} (each label's own probability) "
+        f"or {LOGITS}"
+    )
+
+
+def expanded(scores: Scores, kind: str, labels: int) -> Scores:
+    """Scores (photos, labels) from (photos, width): of one number for two, both."""
+    if labels != 2 or scores.shape[1] != 1:
+        return scores
+    other = np.zeros_like(scores) if kind == LOGITS else 1 - scores
+    return np.concatenate([other, scores], axis=1)
+
+
+def probabilities(scores: Scores, kind: str) -> npt.NDArray[np.float64]:
+    """Probabilities (…, labels) of scores (…, labels).
+
+    Logits are put through a softmax, one logit through a sigmoid; all else stays as it is.
+    Probabilities of an independent kind need not sum to 1.
+    """
+    wide = np.asarray(scores, np.float64)
+    if kind == AUTO:
+        raise ValueError("auto is no kind: decide() first")
+    if kind != LOGITS:
+        return wide
+    if wide.shape[-1] == 1:
+        return np.asarray(1 / (1 + np.exp(-np.clip(wide, -700, 700))))
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def _in_range(wide: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    return (wide >= -_RANGE_TOLERANCE) & (wide <= 1 + _RANGE_TOLERANCE)
+
+
+def _is_distribution(row: npt.NDArray[np.float64]) -> bool:
+    is_quantised = bool(np.all(row / _STEP == np.round(row / _STEP)))
+    tolerance = (len(row) + 1) * _STEP if is_quantised else _SUM_TOLERANCE
+    return abs(float(row.sum()) - 1) <= tolerance
+
+
+def _shown(scores: Scores) -> str:
+    last = scores[-1]
+    return ", ".join(f"{number:.3g}" for number in last[:5]) + (", …" if len(last) > 5 else "")

@@ -1,0 +1,69 @@
+"""Readiness probe of a model: whether it scores a photo, and what its scores are.
+
+A signature tells neither: a string input may take a key or a tf.Example, and numbers may be logits or probabilities.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, JpegImagePlugin  # noqa: F401 - the plugin writes the file
+
+from clothing_contract import contract, scores
+from clothing_gateway.model.signature import Misfit, Model, say
+from clothing_gateway.model.tensor import Element
+
+# Of a picture for a model that takes files: any, as it has a size of its own in the graph.
+_FILE_SIZE = (64, 64)
+
+Ask = Callable[[Element], npt.NDArray[np.floating[Any]]]
+
+
+def examine(model: Model, labels: int, ask: Ask) -> Model:
+    """The model with the kind of its scores, from its answers to pictures.
+
+    Misfit where they can't be used. ``ask`` gives the output for one picture, (1, width). A kind that is configured
+    takes one picture, auto up to three: a single one may sum to 1 by chance.
+    """
+    rows: list[npt.NDArray[np.floating[Any]]] = []
+    for pixels in _pictures(model.size or _FILE_SIZE):
+        found = ask(_file(pixels) if model.size is None else model.arranged(pixels))
+        output = f"output {model.output_name!r}"
+        if found.ndim != 2 or len(found) != 1:
+            raise Misfit(f"{output} has the shape {found.shape} for one photo; scores are (1, labels)")
+        if not np.isfinite(found).all():
+            raise Misfit(f"{output} holds numbers that are not finite, for a picture of {model.size or _FILE_SIZE}")
+        if problem := contract.scores_problem(model.scores, found.shape[1], labels, say):
+            raise Misfit(f"{output} {problem}")
+        rows.append(found)
+        if model.scores != contract.AUTO:
+            if problem := scores.contradiction(found, model.scores):
+                raise Misfit(f"{output} {problem}: change GATEWAY_SCORES, which is {model.scores}")
+            return model
+        if scores.decide(found, labels) == contract.LOGITS:
+            return replace(model, scores=contract.LOGITS)
+    seen = np.concatenate(rows)
+    kind = scores.decide(seen, labels)
+    if kind is None:
+        raise Misfit(f"output {model.output_name!r} {scores.undecided(seen)}: set GATEWAY_SCORES to what they are")
+    return replace(model, scores=kind)
+
+
+def _pictures(size: tuple[int, int]) -> Iterator[npt.NDArray[np.uint8]]:
+    """RGB pixels (height, width, 3): a gradient, black, white."""
+    width, height = size
+    across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    yield np.stack([across, down, (across + down) / 2], axis=2).astype(np.uint8)
+    for value in (0, 255):
+        yield np.full((height, width, 3), value, np.uint8)
+
+
+def _file(pixels: npt.NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    return file.getvalue()
