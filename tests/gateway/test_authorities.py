@@ -92,7 +92,7 @@ def test_other_authorities_and_names_are_refused(folder, server, python):
         connect(tls_context(str(folder / "root.pem")), server.port, "photos.example")
 
 
-def test_the_python_client_trusts_it(folder, server, python, monkeypatch):
+def test_python_client_trusts_the_authority(folder, server, python, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "root.pem"))
     with Client(f"https://localhost:{server.port}", attempts=1) as client, pytest.raises(UnexpectedAnswer):
         client.classify(b"x")  # answered, by what is no gateway

@@ -81,7 +81,7 @@ def can_unshare():
 
 
 @pytest.mark.timeout(300)
-def test_twenty_restarts_under_load_lose_no_request(stack, model_server, photo_server):
+def test_twenty_restarts_under_load_fail_no_request(stack, model_server, photo_server):
     """Uploads and URLs, on connections that are kept and on new ones; every other gateway is PID 1 of its namespace."""
     photo_server.paths["/photo"] = PHOTO
     model_server.model.delay = 0.05

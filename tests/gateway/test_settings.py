@@ -254,6 +254,6 @@ def test_cores_are_those_of_the_container(text, cores, tmp_path):
         ("http://", "must be HOST:PORT of gRPC, no URL: leave out the scheme http://, as in localhost:8500"),
     ],
 )
-def test_a_url_of_the_model_server_is_named_for_what_it_is(given, advice):
+def test_url_of_the_model_server_is_named(given, advice):
     with pytest.raises(SettingsError, match=re.escape(advice)):
         load({"TF_SERVING_HOST": given})

@@ -65,7 +65,7 @@ def writing(marker: Path) -> Any:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("library", KERAS)
 @pytest.mark.parametrize("where", ["layer", "time-distributed", "sequential", "functional"])
-def test_a_lambda_runs_with_trust_only(
+def test_lambda_layer_needs_trust(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], library: str, suffix: str, where: str
 ) -> None:
     keras = importlib.import_module(library)
@@ -156,7 +156,7 @@ CODE = ["YwAAAA==\n", None, None]
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("nested", [False, True])
-def test_every_way_to_code_is_seen(layer: dict[str, Any], why: str, nested: bool) -> None:
+def test_every_code_path_of_a_file_is_detected(layer: dict[str, Any], why: str, nested: bool) -> None:
     layers: list[Any] = [of_class("InputLayer", batch_shape=[None, 8, 8, 3]), layer]
     if nested:
         layers = [of_class("Sequential", "keras", layers=layers)]
@@ -170,7 +170,7 @@ def test_every_way_to_code_is_seen(layer: dict[str, Any], why: str, nested: bool
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("library", KERAS)
-def test_networks_that_compute_are_none_of_it(tmp_path: Path, library: str, suffix: str) -> None:
+def test_computing_layers_need_no_trust(tmp_path: Path, library: str, suffix: str) -> None:
     """TensorFlow's and Keras's functions, regularisers, constraints, wrappers, augmentation."""
     keras = importlib.import_module(library)
     tf = importlib.import_module("tensorflow")
@@ -198,7 +198,7 @@ def test_networks_that_compute_are_none_of_it(tmp_path: Path, library: str, suff
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("library", KERAS)
-def test_the_part_that_keras_lacks_is_named(
+def test_unknown_part_of_a_keras_file_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], library: str, suffix: str
 ) -> None:
     keras = importlib.import_module(library)
@@ -265,7 +265,7 @@ def test_no_module_of_a_file_is_imported(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "it-ran").exists()
 
 
-def test_average_runs_none_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_average_runs_no_code_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import keras
 
     source = saved(keras, tmp_path / "model.keras", keras.layers.Lambda(lambda x: x * 2.0))
@@ -274,7 +274,7 @@ def test_average_runs_none_either(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000])
-def test_a_config_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_malformed_config_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     import h5py
 
     with h5py.File(tmp_path / "model.h5", "w") as file:

@@ -238,7 +238,7 @@ def test_folders_are_searched_recursively(tmp_path, folder):
     assert "holds no photo (.bmp, .gif, .jfif, .jpeg, .jpg, .png, .webp)" in str(problem)
 
 
-def test_a_folder_tells_which_files_it_skips(run, shared, tmp_path):
+def test_skipped_files_of_a_folder_are_reported(run, shared, tmp_path):
     """Phones' HEIC above all; .jfif, and files without a suffix that begin as photos, are classified."""
     for name, kind in {
         "a.JPG": "JPEG",

@@ -114,7 +114,7 @@ def test_jpeg_scaling_of_a_turned_photo():
 
 @pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("kind", KINDS)
-def test_off_leaves_photos_as_they_are_stored(kind):
+def test_orientation_off_keeps_stored_pixels(kind):
     plain = image_bytes((123, 77), **KINDS[kind])
     data = turned_file(plain, 6)
     assert np.array_equal(pixels_of(data, (37, 23), exif_orientation=False), pixels_of(plain, (37, 23)))
@@ -129,7 +129,7 @@ def test_numbers_of_every_type(kind, order):
     assert by_pillow(data).size == ((40, 30) if kind == 1 else (30, 40))
 
 
-def test_where_a_block_may_lie():
+def test_exif_block_is_found_at_every_allowed_place():
     png, block = image_bytes((40, 30), "PNG"), exif_block(6)
     end = png.index(b"IEND") - 4
     behind = png[:end] + chunk(b"eXIf", block) + png[end:]
@@ -166,14 +166,14 @@ def test_where_a_block_may_lie():
         bytes(100),
     ],
 )
-def test_a_block_that_cannot_be_read_turns_nothing(block):
+def test_unreadable_exif_block_turns_nothing(block):
     assert exif.orientation(block) == 1
     for kind in ("JPEG", "PNG", "WEBP"):
         plain = image_bytes((40, 30), kind)
         assert np.array_equal(pixels_of(turned_file(plain, 6, block), (7, 9)), pixels_of(plain, (7, 9)))
 
 
-def test_an_exif_bomb_is_read_in_no_time():
+def test_exif_bomb_counts_as_upright():
     block = b"MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12\0\0\0\0\0\x01\0\x06\0\0" * 65_535
     assert exif.orientation(block) == 1  # all of a type that there isn't
     assert orientation_of(exif_bomb()) == 1

@@ -95,7 +95,7 @@ def test_megabytes_of_metadata_are_skipped():
 
 
 @pytest.mark.usefixtures("decoder")
-def test_of_exif_one_tag_is_read():
+def test_only_the_orientation_tag_of_exif_is_read():
     assert np.array_equal(pixels_of(exif_bomb()), pixels_of(image_bytes()))
 
 

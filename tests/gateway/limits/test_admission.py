@@ -199,7 +199,7 @@ def test_a_large_photo_is_charged_as_several_small_ones():
         visitor.leave()
 
 
-def test_a_light_photo_waits_for_no_heavy_one():
+def test_light_photo_does_not_wait_for_a_heavy_one():
     gate = DecodeGate(slots=2, memory_bytes=1000)
     heavy = [inside(gate, 400), inside(gate, 400)]
     waiting = queued(gate, 300)

@@ -39,7 +39,7 @@ def test_a_client_without_a_backlog_is_next():
     assert served(queue) == "cbaAaA"
 
 
-def test_a_client_that_has_been_served_has_no_credit_and_no_debt():
+def test_served_client_keeps_no_credit_and_no_debt():
     queue = FairQueue()
     queue.push("b", "b", 1000)
     assert queue.pop() == "b"
@@ -58,7 +58,7 @@ def test_shares_are_by_charge():
     assert served(queue) == "LsssLsssLsssLsss"
 
 
-def test_ever_new_clients_do_not_keep_a_backlog_waiting():
+def test_new_clients_do_not_starve_a_backlog():
     queue = FairQueue()
     for _ in range(3):
         queue.push("a", "backlog")

@@ -134,7 +134,7 @@ def test_tls_on_the_plain_port_is_answered_at_once(gateway, version):
 
 
 @pytest.mark.parametrize("hello", [b"\x16\x03\x01\x06\x00\x01" + bytes(1530), b"\x16"], ids=["whole", "first byte"])
-def test_tls_on_the_plain_port_gets_400_in_plain_words(gateway, hello):
+def test_tls_on_the_plain_port_gets_400_with_the_reason(gateway, hello):
     received = talk(gateway, hello)
     assert received.startswith(b"HTTP/1.0 400 ")
     assert b"This port speaks plain HTTP; use http:// in its URL." in received

@@ -121,7 +121,7 @@ def test_an_empty_form_has_no_photo():
         ([("image", "a.jpg", b""), ("text", None, b"x")], "The form's \"image\" is empty; send the photo's bytes."),
     ],
 )
-def test_a_form_without_a_photo_is_told_its_mistake(parts, detail):
+def test_form_without_a_photo_names_the_mistake(parts, detail):
     body = b""
     for name, filename, content in parts:
         head = f'name="{name}"' + ("" if filename is None else f'; filename="{filename}"')
@@ -132,14 +132,14 @@ def test_a_form_without_a_photo_is_told_its_mistake(parts, detail):
 
 
 @pytest.mark.parametrize("encoding", ["base64", "BASE64", "quoted-printable"])
-def test_a_photo_in_base64_is_told_so(encoding):
+def test_base64_photo_is_named_in_the_error(encoding):
     head = FILE + b"\r\nContent-Transfer-Encoding: " + encoding.encode()
     with pytest.raises(UnsupportedMediaType, match=f"is in {encoding.lower()}; send its bytes as they are"):
         files("multipart/form-data; boundary=b", b"--b\r\n" + head + b"\r\n\r\n/9j/4A==\r\n--b--", "image")
 
 
 @pytest.mark.parametrize("encoding", ["binary", "8bit", "7bit", "x-unknown"])
-def test_a_photo_in_another_transfer_encoding_is_as_it_is(encoding):
+def test_content_transfer_encoding_of_a_part_is_ignored(encoding):
     head = FILE + b"\r\nContent-Transfer-Encoding: " + encoding.encode()
     body = b"--b\r\n" + head + b"\r\n\r\n\xff\xd8\r\n--b--"
     assert files("multipart/form-data; boundary=b", body, "image") == [b"\xff\xd8"]

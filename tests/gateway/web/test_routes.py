@@ -181,14 +181,14 @@ def test_bodies(app, path, body, kind, status):
         (FORM.replace(b"image", b"file"), FORM_TYPE, 'The form has "file" but no "image"; rename the field.'),
     ],
 )
-def test_a_mistake_is_named(app, body, kind, detail):
+def test_unusable_body_names_the_mistake(app, body, kind, detail):
     assert json.loads(app.ask("/classify", body, kind)[2])["detail"] == detail
 
 
 @pytest.mark.parametrize("path", ["/predict", "/classify"])
 @pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "deflate", "zstd", "identity, gzip", "x-gzip"])
 @pytest.mark.parametrize("kind", ["application/json", "image/jpeg", FORM_TYPE, ""])
-def test_a_compressed_body_is_told_so_and_not_read(app, path, coding, kind):
+def test_compressed_body_is_refused_unread(app, path, coding, kind):
     class Unread(io.BytesIO):
         def read(self, _size=-1):
             raise AssertionError

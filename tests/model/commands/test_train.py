@@ -346,7 +346,7 @@ def test_photos_are_read_upright_as_the_gateway_reads_them(orientation: int) -> 
     assert np.array_equal(photo_folders.read_pixels(data.getvalue(), (12, 16)), wanted)
 
 
-def test_an_exif_block_that_cannot_be_read_turns_nothing() -> None:
+def test_unreadable_exif_block_is_ignored() -> None:
     picture = Image.new("RGB", (45, 31), "red")
     data = io.BytesIO()
     picture.save(data, "PNG", exif=b"Exif\0\0nothing of TIFF")

@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_early(source: Source, given: Interface, labels: Sequence[str] | None, *, copied: bool) -> None:
-    """Refuse what the source itself tells, before TensorFlow is imported and anything is written."""
+    """Reject an unusable source, before TensorFlow's import and any written file."""
     _require_names(given.input_name, given.output_name)
     if source.kind == keras_files.SAVED_MODEL:
         model = _refuse_unusable(source)
@@ -570,7 +570,10 @@ def _publish(folder: Path, model_folder: Path, version: int | None, force: bool)
 
 
 def _replace(folder: Path, target: Path) -> None:
-    """Put a folder in a version's place, which stays where that fails, or is put back by the next run."""
+    """Replace a version's folder by another one.
+
+    Where that fails, the version stays, or the next run restores it.
+    """
     old = folder.with_name(f"{folder.name}{OLD}{target.name}")
     signals = {signal.SIGTERM, signal.SIGINT}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)

@@ -222,7 +222,10 @@ def outline(config: dict[str, Any]) -> Outline:
 
 
 def weights_bytes(path: Path) -> int:
-    """The bytes of a model's weights as the file holds them, without the optimizer's; 0 where it doesn't tell."""
+    """Bytes of a model's weights in its file; 0 where the file doesn't tell.
+
+    The optimizer's aren't counted.
+    """
     import h5py
 
     def measured(file: Any) -> int:

@@ -181,10 +181,9 @@ def needs_xla(folder: Path) -> bool:
 def score_outputs(model: SavedModel) -> list[str]:
     """Outputs of the default signature that can hold scores, by type and shape.
 
-    Of several outputs, usually one remains.
-
-    That is the output that the description names, else floating-point numbers of (batch, classes), as many as the
-    labels where these are known. Classes by number or name, embeddings and images are none, whatever their names.
+    Of several outputs, usually one remains: the output that the description names, else floating-point numbers of
+    (batch, classes), as many as the labels where these are known. Classes by number or name, embeddings and images are
+    none, whatever their names.
     """
     signature = model.signatures.get(DEFAULT_SIGNATURE)
     outputs = signature.outputs if signature else {}
