@@ -71,6 +71,8 @@ def model_of(args: argparse.Namespace, models: Path, name: str) -> Path:
     """The model as a verified version folder below ``models``."""
     source = Path(args.model)
     options = [f"--{key}={value}" for key in CONVERT if (value := getattr(args, key.replace("-", "_")))]
+    if args.trust:
+        options.append("--trust")
     number = savedmodel.read(source).version if source.is_dir() else None
     if args.version or number:
         options.append(f"--version={args.version or number}")
@@ -164,6 +166,7 @@ def main() -> int:
     parser.add_argument("--version", default="", help="the model's version (default: that of the folder, or 1)")
     for option in CONVERT:
         parser.add_argument(f"--{option}", default="", help=f"as of `clothing-model convert --{option}`")
+    parser.add_argument("--trust", action="store_true", help="as of `clothing-model convert --trust`")
     parser.add_argument("--portable", action="store_true", help="on the portable server, for arm64 and tests")
     parser.add_argument("--base", default="", help="another base image: a mirror, a digest, …-gpu")
     parser.add_argument("--builder", default="", help="the command that builds, as 'docker buildx build --load'")

@@ -221,6 +221,22 @@ def test_model_image_errors_stop_the_build(docker: Path, tmp_path: Path, monkeyp
     assert "none of them is on the PATH: install one of them" in model_image(demo, "--tag", "m:1").stderr
 
 
+def test_code_of_a_keras_file_is_run_on_request(docker: Path, tmp_path: Path) -> None:
+    import keras
+
+    photo = keras.Input((8, 8, 3))
+    doubled = keras.layers.Lambda(lambda x: x * 2.0)(photo)
+    keras.Model(photo, keras.layers.GlobalAveragePooling2D()(doubled)).save(tmp_path / "m.keras")
+    options = (str(tmp_path / "m.keras"), "--tag", "m:1", "--labels", "a,b,c")
+    done = model_image(*options)
+    assert done.returncode == 1
+    assert "pass --trust" in done.stderr
+    assert not docker.exists(), "nothing is built"
+    done = model_image(*options, "--trust")
+    assert done.returncode == 0, done.stderr
+    assert docker.exists()
+
+
 def test_make_model_image(docker: Path) -> None:
     make = ["make", "--silent", "--directory", str(FOLDER.parent), "model-image"]
     done = subprocess.run(

@@ -218,7 +218,9 @@ def test_names_and_size_can_be_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["export", ".keras", "tf_keras.h5"])
-def test_half_precision_becomes_float32(tmp_path: Path, policy: str, kind: str) -> None:
+def test_half_precision_becomes_float32(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], policy: str, kind: str
+) -> None:
     """As Keras exports a model of mixed precision: DT_HALF or DT_BFLOAT16 scores; what convert writes is DT_FLOAT."""
     import importlib
 
@@ -237,6 +239,11 @@ def test_half_precision_becomes_float32(tmp_path: Path, policy: str, kind: str) 
             scores = savedmodel.photo_signature(savedmodel.read(source))
             assert scores is not None
             assert scores[1].dtype in ("DT_HALF", "DT_BFLOAT16")
+            (tmp_path / "kept").mkdir()
+            shutil.copytree(source, tmp_path / "kept/1")
+            main(["verify", str(tmp_path / "kept")])
+            said = capsys.readouterr().out
+            assert "error" not in said or "clothing-model convert" in said
         else:
             with warnings.catch_warnings(action="ignore"):
                 model.save(source)
@@ -247,6 +254,7 @@ def test_half_precision_becomes_float32(tmp_path: Path, policy: str, kind: str) 
     found = savedmodel.photo_signature(savedmodel.read(tmp_path / "m"))
     assert found is not None
     assert [tensor.dtype for tensor in found] == ["DT_FLOAT", "DT_FLOAT"]
+    assert main(["verify", str(tmp_path / "m")]) == 0
     signature = tf.saved_model.load(str(tmp_path / "m/1")).signatures["serving_default"]
     (got,) = signature(tf.constant(photos(8))).values()
     assert np.abs(got.numpy() - want).max() < 1e-2  # three digits are all that bfloat16 has

@@ -359,7 +359,11 @@ def _photo_problems(name: str, photo: Tensor, size: tuple[int, int] | None) -> I
 
 def _scores_problems(name: str, scores: Tensor) -> Iterator[str]:
     if scores.dtype not in SCORE_TYPES:
-        yield f"its output {name} is {scores.dtype}, and scores are DT_FLOAT or DT_DOUBLE"
+        yield f"its output {name} is {scores.dtype}, and scores are DT_FLOAT or DT_DOUBLE" + (
+            ": clothing-model convert makes a model of it whose scores are DT_FLOAT"
+            if scores.dtype in ("DT_HALF", "DT_BFLOAT16")
+            else ""
+        )
     if scores.shape is not None and len(scores.shape) != 2:
         yield f"its output {name} has the shape {scores.shape}, and scores have two dimensions, batch and labels"
 
