@@ -19,10 +19,13 @@ PREPROCESSINGS = ("tf", "caffe", "torch", "none", "rescale")
 # Those that leave mean and deviation to the model's author: 0 to 255, and 0 to 1.
 PLAIN_PREPROCESSINGS = ("none", "rescale")
 CHANNELS = ("rgb", "bgr", "grey")
-# Pillow's names.
-RESAMPLINGS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+# Pillow's names, and tf.image.resize's bilinear without and with antialiasing.
+RESAMPLINGS = (
+    "nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "tf-bilinear", "tf-bilinear-antialias"
+)  # fmt: skip
 # How a photo of another shape becomes the model's: stretched, as keras-image-helper and load_img do.
-FITS = ("stretch",)
+# crop: the shorter side resized and the centre kept, as torchvision's Resize and CenterCrop; pad: with black borders.
+FITS = ("stretch", "crop", "pad")
 
 AUTO, SOFTMAX, LOGITS, SIGMOID, INDEPENDENT = "auto", "softmax", "logits", "sigmoid", "independent"
 # What a model's numbers are: probabilities that sum to 1; numbers before a softmax (or, one alone, before a sigmoid);
@@ -48,6 +51,7 @@ class Input:
         channels: one of CHANNELS; ``caffe`` is BGR whatever it is, and an input of one channel is grey.
         image_size: (width, height) in pixels, or None: the signature's.
         fit: one of FITS.
+        shorter_side: pixels to which ``crop`` resizes, or None: the longer side of the model's picture.
         resampling: one of RESAMPLINGS.
 
     """
@@ -58,6 +62,7 @@ class Input:
     channels: str = "rgb"
     image_size: tuple[int, int] | None = None
     fit: str = "stretch"
+    shorter_side: int | None = None
     resampling: str = "nearest"
 
     def __post_init__(self) -> None:
@@ -179,6 +184,10 @@ def show_size(size: tuple[int, int]) -> str:
 
 
 def _parsed(name: str, value: Any) -> Any:  # noqa: ANN401 - a value of JSON
+    if name == "shorter_side":
+        if value is not None and not (isinstance(value, int) and 0 < value < 100_000):
+            raise ContractError(f"shorterSide is {value!r}, and must be pixels")
+        return value
     try:
         if name == "image_size":
             return parse_size(str(value)) if value else None

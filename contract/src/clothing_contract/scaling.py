@@ -98,7 +98,9 @@ class Scaling:
 
 
 def grey(pixels: Pixels) -> Pixels:
-    """Grey from RGB pixels (..., 3): uint8 (..., 1), as Pillow's convert("L")."""
+    """Grey from RGB pixels (..., 3): uint8 (..., 1), as Pillow's convert("L"), or float32."""
+    if pixels.dtype != np.uint8:  # resized by TensorFlow, which doesn't round
+        return np.asarray(pixels @ (np.array(_GREY, np.float32) / np.float32(65536)))[..., np.newaxis]
     wide = pixels.astype(np.uint32)
     mixed = wide[..., 0] * _GREY[0] + wide[..., 1] * _GREY[1] + wide[..., 2] * _GREY[2]
     return ((mixed + 0x8000) >> 16).astype(np.uint8)[..., np.newaxis]

@@ -21,6 +21,7 @@ from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import GatewayError, ModelRefused, Overloaded
 from clothing_gateway.fetch import Fetcher
 from clothing_gateway.image import decode
+from clothing_gateway.image.fitting import Fit
 from clothing_gateway.limits.admission import DecodeGate, Slots, slots_in_all
 from clothing_gateway.model.predictor import Predictor
 from clothing_gateway.model.signature import Model
@@ -180,6 +181,7 @@ def read_header(data: bytes, settings: Settings, max_cost: int, size: tuple[int,
         settings.resampling,
         jpeg_scaling=settings.jpeg_scaling,
         exif_orientation=settings.exif_orientation,
+        fit=Fit(settings.fit, settings.shorter_side),
         max_side=settings.max_side_pixels,
         size=size,
     )

@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from clothing_contract import CHANNELS, PREPROCESSINGS, RESAMPLINGS, SCORES, contract
+from clothing_contract import CHANNELS, FITS, PREPROCESSINGS, RESAMPLINGS, SCORES, contract
 from clothing_gateway.limits import cgroup, memory
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -300,6 +300,7 @@ _CHANNEL_NUMBERS = Kind(
     schema={"type": "array", "items": {"type": "number"}, "maxItems": 3},
     template='join "," {}',
 )
+_SHORTER_SIDE = replace(_integer(1, 16_384), show=lambda side: str(side or ""), empty=None)
 _LABELS = Kind(parse=_labels, show=_show_labels, template="toJson {}")
 _SECONDS, _SECONDS_OR_NONE = _number(0.05, 86400), _number(0, 86400)
 _PERCENT = _number(0, 100)
@@ -521,11 +522,29 @@ class Settings:
         chart="model.scores",
         classify=True,
     )
+    fit: str = _setting(
+        "stretch",
+        _choice(*FITS),
+        ", ".join(FITS),
+        "How a photo of another shape becomes the model's: stretched, as in the course; crop resizes the shorter side "
+        "and keeps the centre, as torchvision's Resize and CenterCrop; pad leaves black borders.",
+        chart="model.fit",
+        classify=True,
+    )
+    shorter_side: int | None = _setting(
+        "",
+        _SHORTER_SIDE,
+        "pixels",
+        "What crop resizes the shorter side to, as 256 before a crop of 224; empty is the model's longer side.",
+        chart="model.shorterSide",
+        classify=True,
+    )
     resampling: str = _setting(
         "nearest",
         _choice(*RESAMPLINGS),
         ", ".join(RESAMPLINGS),
-        "Resize filter, by Pillow's names: the one the model was trained with. The course's was trained with nearest.",
+        "Resize filter that the model was trained with; the course's was trained with nearest. Models trained with "
+        "image_dataset_from_directory need tf-bilinear, those of torchvision bilinear.",
         chart="model.resampling",
         classify=True,
     )

@@ -68,7 +68,7 @@ def test_turned_photos_are_transposed_and_then_resized(kind, orientation):
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("resampling", RESAMPLINGS)
+@pytest.mark.parametrize("resampling", [name for name in RESAMPLINGS if not name.startswith("tf-")])
 def test_turned_photos_in_every_filter(resampling, orientation):
     data = turned_file(image_bytes((123, 77)), orientation)
     wanted = np.asarray(by_pillow(data).resize((37, 24), Image.Resampling[resampling.upper()]))

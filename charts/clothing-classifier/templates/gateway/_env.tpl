@@ -25,6 +25,8 @@
   (list "GATEWAY_STD" (join "," .Values.model.std))
   (list "GATEWAY_CHANNELS" .Values.model.channels)
   (list "GATEWAY_SCORES" .Values.model.scores)
+  (list "GATEWAY_FIT" .Values.model.fit)
+  (list "GATEWAY_SHORTER_SIDE" .Values.model.shorterSide)
   (list "GATEWAY_RESAMPLING" .Values.model.resampling)
   (list "GATEWAY_EXIF_ORIENTATION" (ternary "on" "off" .Values.model.exifOrientation))
   (list "GATEWAY_JPEG_SCALING" (ternary "on" "off" .Values.gateway.jpegScaling))
@@ -75,6 +77,8 @@ GATEWAY_MEAN: model.mean
 GATEWAY_STD: model.std
 GATEWAY_CHANNELS: model.channels
 GATEWAY_SCORES: model.scores
+GATEWAY_FIT: model.fit
+GATEWAY_SHORTER_SIDE: model.shorterSide
 GATEWAY_RESAMPLING: model.resampling
 GATEWAY_EXIF_ORIENTATION: model.exifOrientation
 GATEWAY_JPEG_SCALING: gateway.jpegScaling

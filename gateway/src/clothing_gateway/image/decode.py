@@ -2,10 +2,11 @@
 
 The steps and their order are those of keras-image-helper 0.0.2 (keras_image_helper/base.py, default_prepare_image),
 with which the course's models were trained, so that the pixels are bit-identical: ``Image.open``, ``convert("RGB")``
-where the mode is another, ``resize`` with NEAREST. Four things depart from them: photos that cameras stored turned are
-set upright first, as ``ImageOps.exif_transpose`` does it; a filter other than NEAREST; JPEGs that libjpeg decodes at a
-fraction of their size (these three are settings); and grey PNGs of 16 bits, of which the upper 8 are taken, as Pillow
-does for colours and browsers for all: its own conversion clips at 255, and so gives white. Transparency is dropped.
+where the mode is another, ``resize`` with NEAREST. What departs from them: photos that cameras stored turned are set
+upright first, as ``ImageOps.exif_transpose`` does it; other filters (TensorFlow's: interpolation.py) and fits
+(fitting.py); JPEGs that libjpeg decodes at a fraction of their size (all of these are settings); and grey PNGs of 16
+bits, of which the upper 8 are taken, as Pillow does for colours and browsers for all: its own conversion clips at 255,
+and so gives white. Transparency is dropped.
 
 Plain JPEGs are decoded by clothing_jpeg (../../jpeg), where it is installed: the same libjpeg, the same pixels, without
 the whole picture in memory. All other files are decoded by Pillow, and without clothing_jpeg plain JPEGs too.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +40,8 @@ from PIL import (
 from clothing_contract.scaling import Scaling
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import BrokenImage, GatewayError, NotAnImage, OutOfTime, TooManyPixels
-from clothing_gateway.image import exif, layout, turning
+from clothing_gateway.image import exif, interpolation, layout, turning
+from clothing_gateway.image.fitting import Axis, Fit
 
 core: Any  # clothing_jpeg, or None
 try:
@@ -77,6 +80,11 @@ def jpeg_decoder() -> str:
     return f"clothing_jpeg {core.__version__}, {core.LIBJPEG}"
 
 
+STRETCH = Fit()
+TF_BILINEAR, TF_ANTIALIASED = "tf-bilinear", "tf-bilinear-antialias"
+_STRIP = 64  # rows of a picture that are taken out of Pillow at a time
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """A file's header, read without decoding it."""
@@ -89,6 +97,7 @@ class Header:
     resampling: str = "nearest"
     jpeg_scaling: bool = False
     orientation: int = exif.AS_STORED  # how the stored picture is turned
+    fit: Fit = STRETCH
 
     @property
     def pixels(self) -> int:
@@ -114,6 +123,7 @@ def read_header(
     *,
     jpeg_scaling: bool = False,
     exif_orientation: bool = True,
+    fit: Fit = STRETCH,
     max_side: int = MAX_SIDE,
     size: tuple[int, int] | None = None,
 ) -> Header:
@@ -130,20 +140,20 @@ def read_header(
     kind = _sniff(data)
     if kind is None:
         raise NotAnImage(_HEIF if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS else None)
-    header = None
-    if kind == "JPEG" and resampling == "nearest" and not jpeg_scaling:
-        header = _plain_header(data, exif_orientation=exif_orientation)
-    if header is None:
+    plain, found = None, None
+    if kind == "JPEG" and resampling in ("nearest", TF_BILINEAR) and not jpeg_scaling:
+        plain = _plain_header(data, exif_orientation=exif_orientation)
+    if plain is not None:
+        width, height, cost, turn = plain
+    else:
         found = layout.read(data, kind)
+        width, height, cost = found.width, found.height, found.memory
         turn = _orientation(data, found.exif) if exif_orientation else exif.AS_STORED
-        width, height = turning.upright((found.width, found.height), turn)
-        cost = found.memory
         if turn != exif.AS_STORED:
-            cost += layout.rows(width, height, 4)  # a turned copy
-        if resampling != "nearest" and size is not None:
-            # Pillow (since 13) scales in the direction first that leaves the smaller intermediate picture.
-            cost += min(layout.rows(size[0], height, 4), layout.rows(width, size[1], 4))
-        header = Header(kind, found.width, found.height, cost, found, resampling, jpeg_scaling, turn)
+            cost += layout.rows(width, height, 4) + 16 * width  # a turned copy
+    if size is not None and (resampling != "nearest" or fit.name != "stretch") and max(width, height) <= max_side:
+        cost += _resizing_cost(turning.upright((width, height), turn), size, resampling, fit, max_side)
+    header = Header(kind, width, height, cost, found, resampling, jpeg_scaling, turn, fit)
     if header.pixels > max_pixels:
         raise TooManyPixels(
             f"The photo has {header.width} x {header.height} pixels, and this gateway takes {max_pixels} at most."
@@ -155,6 +165,20 @@ def read_header(
             f"Decoding this {kind} file of {header.width} x {header.height} pixels takes more memory than allowed."
         )
     return header
+
+
+def _resizing_cost(photo: tuple[int, int], size: tuple[int, int], resampling: str, fit: Fit, max_side: int) -> int:
+    """Bytes that resizing takes at most, beside the decoded picture and the result of the course's way."""
+    across, down = fit.axes(photo, size, max_side)
+    if resampling == "nearest":
+        return layout.rows(across.resized, down.resized, 4)
+    if resampling == TF_BILINEAR:  # twice as many rows and columns, as uint8 and as float32, and results
+        return 90 * across.kept * down.kept + 3 * _STRIP * photo[0] * 2
+    if resampling == TF_ANTIALIASED:  # rows of float32, and results
+        return 12 * down.kept * photo[0] + 60 * across.kept * down.kept + (3 + 3 + 12) * _STRIP * photo[0]
+    # Pillow (since 13) scales in the direction first that leaves the smaller intermediate picture.
+    resized = layout.rows(across.resized, down.resized, 4)
+    return min(layout.rows(across.resized, photo[1], 4), layout.rows(photo[0], down.resized, 4)) + resized
 
 
 def decode(
@@ -171,14 +195,41 @@ def decode(
     Without a size the photo is decoded for verification only, and the result is None. Raises BrokenImage, TooComplex,
     or OutOfTime at the deadline.
     """
-    if header.layout is None:
-        return _decode_plain(data, header, size, scaling, deadline)
-    pixels = _decode_by_pillow(data, header, header.layout, size, deadline)
-    return pixels if pixels is None or scaling is None else scaling.numbers(pixels)
+    if size is None:
+        if header.layout is None:
+            _decode_plain(data, header, None, None, deadline)
+        else:
+            _decode_by_pillow(data, header, header.layout, None, deadline)
+        return None
+    photo = turning.upright((header.width, header.height), header.orientation)
+    across, down = header.fit.axes(photo, size)
+    if header.layout is not None:
+        pixels = _decode_by_pillow(data, header, header.layout, (across, down), deadline)
+    elif header.resampling == TF_BILINEAR:
+        pixels = interpolation.bilinear(
+            lambda rows, columns: _gather_plain(data, header, rows, columns, deadline), photo, across, down
+        )
+    elif scaling is None or scaling.channels == "grey":
+        pixels = _nearest_plain(data, header, None, (across, down), deadline)
+    else:
+        return _nearest_plain(data, header, scaling, (across, down), deadline)
+    pixels = _placed(pixels, across, down)
+    if scaling is not None:
+        return scaling.numbers(pixels)
+    return pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8)
 
 
-def _plain_header(data: bytes, *, exif_orientation: bool) -> Header | None:
-    """The header of a JPEG that clothing_jpeg decodes; None leaves it to Pillow."""
+def _placed(pixels: npt.NDArray[Any], across: Axis, down: Axis) -> npt.NDArray[Any]:
+    """What is kept of a photo in the model's picture, with black around it."""
+    if pixels.shape[:2] == (down.size, across.size):
+        return pixels
+    out = np.zeros((down.size, across.size, 3), pixels.dtype)
+    out[down.placed, across.placed] = pixels
+    return out
+
+
+def _plain_header(data: bytes, *, exif_orientation: bool) -> tuple[int, int, int, int] | None:
+    """Width, height, cost and orientation of a JPEG that clothing_jpeg decodes; None leaves it to Pillow."""
     known = None if core is None else core.read_header(data)
     if known is None:
         return None
@@ -186,7 +237,7 @@ def _plain_header(data: bytes, *, exif_orientation: bool) -> Header | None:
     turn = exif.AS_STORED
     if segments and exif_orientation:
         turn = _orientation(data, (slice(start, end),) if segments == 1 else layout.read(data, "JPEG").exif)
-    return Header("JPEG", width, height, memory + _CORE_FLAT, layout=None, orientation=turn)
+    return width, height, memory + _CORE_FLAT, turn
 
 
 def _orientation(data: bytes, parts: tuple[slice, ...]) -> int:
@@ -207,8 +258,9 @@ class _File(io.BytesIO):
 
 
 def _decode_by_pillow(
-    data: bytes, header: Header, found: layout.Layout, size: tuple[int, int] | None, deadline: Deadline | None
-) -> Pixels | None:
+    data: bytes, header: Header, found: layout.Layout, axes: tuple[Axis, Axis] | None, deadline: Deadline | None
+) -> npt.NDArray[Any]:
+    """What is kept of the resized photo, or without ``axes`` nothing but the verdict."""
     layout.require_scans(data, found)
     layout.require_few_groups(data, found)
     opened: Image.Image | None = None
@@ -217,20 +269,21 @@ def _decode_by_pillow(
         image: Image.Image = opened
         if image.size != (header.width, header.height):
             raise BrokenImage(cause=f"Pillow finds {image.size} pixels, its header {header.width} x {header.height}")
-        if header.jpeg_scaling and size is not None and header.format == "JPEG":
+        if header.jpeg_scaling and axes is not None and header.format == "JPEG":
             # The smallest of full, half, quarter and eighth that is not below the size.
-            image.draft(None, turning.upright(size, header.orientation))
+            resized = axes[0].resized, axes[1].resized
+            image.draft(None, turning.upright(resized, header.orientation))
         if image.mode == "I;16":
             image = image.point(lambda value: value / 256)
         if image.mode != "RGB":
             image = image.convert("RGB")
         else:
             image.load()
-        if size is None:
-            return None
+        if axes is None:
+            return np.empty(0, np.uint8)
         if header.orientation != exif.AS_STORED:
             image = image.transpose(turning.METHODS[header.orientation])
-        return np.asarray(image.resize(size, Image.Resampling[header.resampling.upper()]))
+        return _resize(image, header.resampling, axes, deadline)
     except GatewayError:
         raise
     except Exception as error:  # noqa: BLE001
@@ -241,29 +294,88 @@ def _decode_by_pillow(
             opened.close()  # frees its pixels before the next photo's turn, not with the last reference to it
 
 
-def _decode_plain(
-    data: bytes, header: Header, size: tuple[int, int] | None, scaling: Scaling | None, deadline: Deadline | None
-) -> npt.NDArray[Any] | None:
-    scans = layout.most_scans(header.width, header.height)
-    table = None if scaling is None else scaling.table
-    out: npt.NDArray[Any] | None = None
-    view, rows, columns = None, None, None
-    if size is not None:
-        out = np.empty((size[1], size[0], 3), np.uint8 if table is None else np.float32)
-        stored = header.width, header.height
-        width, height = turning.upright(stored, header.orientation)
-        view, rows, columns = turning.turned(
-            out, turning.nearest(size[1], height), turning.nearest(size[0], width), stored, header.orientation
+def _resize(
+    image: Image.Image, resampling: str, axes: tuple[Axis, Axis], deadline: Deadline | None
+) -> npt.NDArray[Any]:
+    across, down = axes
+    if resampling == TF_BILINEAR:
+        return interpolation.bilinear(
+            lambda rows, columns: _gather(image, rows, columns, deadline), image.size, across, down
         )
-        if table is not None and table.reverse:
-            view = view[..., ::-1]  # in which red, which is decoded first, comes last
+    if resampling == TF_ANTIALIASED:
+        strips = (strip for _, strip in _strips(image, deadline))
+        return interpolation.antialiased(strips, image.size, across, down)
+    resized = image.resize((across.resized, down.resized), Image.Resampling[resampling.upper()])
+    if (across.kept, down.kept) != resized.size:
+        left, top = across.first, down.first
+        resized = resized.crop((left, top, left + across.kept, top + down.kept))
+    return np.asarray(resized)
+
+
+def _strips(image: Image.Image, deadline: Deadline | None) -> Iterator[tuple[int, Pixels]]:
+    """Rows of a picture, some at a time, so that there is no second copy of all; each with the first one's number."""
+    for top in range(0, image.height, _STRIP):
+        if deadline is not None:
+            deadline.require("decode the photo")
+        yield top, np.asarray(image.crop((0, top, image.width, min(top + _STRIP, image.height))))
+
+
+def _gather(image: Image.Image, rows: turning.Places, columns: turning.Places, deadline: Deadline | None) -> Pixels:
+    out = np.empty((len(rows), len(columns), 3), np.uint8)
+    for top, strip in _strips(image, deadline):
+        first, last = np.searchsorted(rows, (top, top + len(strip)))
+        if first < last:
+            out[first:last] = strip[rows[first:last] - top][:, columns]
+    return out
+
+
+def _nearest_plain(
+    data: bytes, header: Header, scaling: Scaling | None, axes: tuple[Axis, Axis], deadline: Deadline | None
+) -> npt.NDArray[Any]:
+    """The whole model's picture; what is no photo is black."""
+    across, down = axes
+    table = None if scaling is None else scaling.table
+    out = np.empty((down.size, across.size, 3), np.uint8 if table is None else np.float32)
+    if (across.kept, down.kept) != (across.size, down.size):
+        out[...] = 0 if table is None else table.values[0]
+    stored = header.width, header.height
+    width, height = turning.upright(stored, header.orientation)
+    taken = turning.turned(
+        out[down.placed, across.placed],
+        turning.nearest(down.resized, height)[down.taken],
+        turning.nearest(across.resized, width)[across.taken],
+        stored,
+        header.orientation,
+    )
+    if table is not None and table.reverse:
+        taken = taken._replace(out=taken.out[..., ::-1])  # in which red, which is decoded first, comes last
+    _decode_plain(data, header, taken, None if table is None else table.by_source, deadline)
+    return out
+
+
+def _gather_plain(
+    data: bytes, header: Header, rows: turning.Places, columns: turning.Places, deadline: Deadline | None
+) -> Pixels:
+    out = np.empty((len(rows), len(columns), 3), np.uint8)
+    taken = turning.turned(out, rows, columns, (header.width, header.height), header.orientation)
+    _decode_plain(data, header, taken, None, deadline)
+    return out
+
+
+def _decode_plain(
+    data: bytes,
+    header: Header,
+    taken: turning.Taken | None,
+    table: npt.NDArray[np.float32] | None,
+    deadline: Deadline | None,
+) -> None:
+    """Decode by clothing_jpeg; without ``taken`` for nothing but the verdict."""
+    scans = layout.most_scans(header.width, header.height)
     try:
         core.decode(
             data,
-            view,
-            rows,
-            columns,
-            None if table is None else table.by_source,
+            *(taken or (None, None, None)),
+            table,
             scans,
             None if deadline is None else deadline.require("decode the photo"),
         )
@@ -273,7 +385,6 @@ def _decode_plain(
         raise layout.too_many_scans(scans) from None
     except TimeoutError:
         raise OutOfTime("The time allowed for this request ran out before it could decode the photo.") from None
-    return out
 
 
 def _sniff(data: bytes) -> str | None:

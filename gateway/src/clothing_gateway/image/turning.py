@@ -6,6 +6,7 @@ the mirrored picture, counted from the other end. So a turned photo is bit for b
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,7 @@ def upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     return (size[1], size[0]) if is_transposed(orientation) else size
 
 
+@functools.lru_cache(maxsize=512)  # 15 us each; photos of a source have few sizes
 def nearest(taken: int, there: int) -> Places:
     """Index of each of ``taken`` pixels among ``there``, as in ImagingScaleAffine.
 
@@ -58,7 +60,9 @@ def nearest(taken: int, there: int) -> Places:
     step = float(np.float32(there)) / taken
     sums = np.full(taken, step)
     sums[0] = step * 0.5
-    return np.minimum(np.add.accumulate(sums, out=sums).astype(np.int32), np.int32(there))
+    places = np.minimum(np.add.accumulate(sums, out=sums).astype(np.int32), np.int32(there))
+    places.flags.writeable = False
+    return places
 
 
 def turned(
