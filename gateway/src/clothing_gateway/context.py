@@ -117,6 +117,10 @@ class RequestContext:
         """Release all of the request's slots."""
         if self.slot is not None:
             self.slot.release()
+        self.release_fetched()
+
+    def release_fetched(self) -> None:
+        """Release the in-flight slots of fetched photos."""
         while self.working:
             self.working.pop().release()
 

@@ -100,6 +100,7 @@ class Classifier:
             fallback = self._predictor.versions.fallback(model)
             if fallback is None:
                 raise
+        context.release_fetched()  # the photos are fetched again
         return self._classify(sources, context, fallback)
 
     def _classify(self, sources: Sequence[Source], context: RequestContext, model: Model) -> Answer:

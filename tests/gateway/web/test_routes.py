@@ -15,6 +15,7 @@ import pytest
 from fakes import FakeModel, ModelServer, PhotoServer, image_bytes, multipart
 
 from clothing_gateway.context import CONTEXT
+from clothing_gateway.errors import ModelRefused
 from clothing_gateway.fetch import Fetcher, Policy
 from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Slots
 from clothing_gateway.model.predictor import Predictor
@@ -118,6 +119,29 @@ def app(model, photos):
 
 def as_json(value):
     return json.dumps(value).encode(), "application/json"
+
+
+def test_fallback_releases_the_slots_of_the_first_attempt(model, photos, monkeypatch):
+    app = App(model, photos, fetch_allowed_networks="127.0.0.0/8", max_photos=1, max_in_flight=1)
+    calls, predict, versions = [], app.predictor.predict, app.predictor.versions
+
+    def refused_once(*arguments):
+        calls.append(app.slots.taken)
+        if len(calls) == 1:
+            raise ModelRefused
+        return predict(*arguments)
+
+    monkeypatch.setattr(app.predictor, "predict", refused_once)
+    monkeypatch.setattr(versions, "fallback", lambda model: model)
+    try:
+        context = app.lifecycle.begin({})
+        answer = app.classifier.classify([photos.url + "/a.jpg"], context)
+        assert len(answer.photos) == 1
+        assert calls == [1, 1]
+        context.release()
+        assert app.slots.taken == 0
+    finally:
+        app.close()
 
 
 @pytest.mark.parametrize("path", ["/predict", "/classify", "/classify?top=3"])
