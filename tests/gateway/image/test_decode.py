@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from fakes import image_bytes
 from keras_image_helper import create_preprocessor
-from PIL import Image, ImageOps
+from pictures import by_pillow
+from PIL import Image, ImageOps, PngImagePlugin
 
 from clothing_contract import RESAMPLINGS
 from clothing_contract.scaling import Scaling
-from clothing_gateway.errors import BrokenImage, GatewayError, NotAnImage, TooManyPixels
+from clothing_gateway.errors import BrokenImage, GatewayError, NotAnImage, TooManyPixels, UnsupportedImage
 from clothing_gateway.image import decode, layout
 
 SIZE = (37, 23)
@@ -193,10 +194,64 @@ def test_files_that_are_no_images(data):
         decode.read_header(data, 10**8, 1 << 40)
 
 
-@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif"])
-def test_heic_and_avif_are_named(brand):
-    with pytest.raises(NotAnImage, match="HEIC and AVIF are not supported; send JPEG"):
-        decode.read_header(b"\0\0\0\x18ftyp" + brand + bytes(16), 10**8, 1 << 40)
+OTHERS = {
+    "HEIC": [
+        b"\0\0\0\x18ftypheic" + bytes(16),
+        b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(20),
+        b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic",
+    ],
+    "AVIF": [b"\0\0\0\x1cftypavif" + bytes(20), b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf"],
+    "TIFF": [by_pillow("TIFF", (9, 8)), b"MM\0*\0\0\0\x08"],
+    "JPEG XL": [b"\xff\x0a\xfa\x1f", b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl "],
+    "JPEG 2000": [b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 ", b"\xff\x4f\xff\x51\0\x2f"],
+    "ICO": [by_pillow("ICO", (16, 16))],
+    "SVG": [
+        b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+    ],
+    "PDF": [b"%PDF-1.7"],
+}
+
+
+@pytest.mark.parametrize(("name", "data"), [(name, data) for name, files in OTHERS.items() for data in files])
+def test_formats_that_are_not_decoded_are_named(name, data):
+    with pytest.raises(NotAnImage) as caught:
+        decode.read_header(data, 10**8, 1 << 40)
+    assert caught.value.detail == f"The file is {name}; send JPEG, PNG, WebP, GIF or BMP."
+
+
+@pytest.mark.parametrize(
+    "data", [b"\0\0\0\x18ftypisom\0\0\0\0isomavif", b"<html><svg>", b"\0\0\2\0", b"RIFF\0\0\0\0WAVE"]
+)
+def test_files_of_no_such_format_are_not_named(data):
+    with pytest.raises(NotAnImage) as caught:
+        decode.read_header(data, 10**8, 1 << 40)
+    assert "The file is" not in caught.value.detail
+
+
+@pytest.mark.parametrize("frame", [b"\xff\xc1\0\x11\x0c", b"\xff\xc3\0\x11\x08", b"\xff\xf7\0\x11\x08"])
+def test_kinds_of_jpeg_that_are_not_decoded_are_not_called_damaged(frame):
+    """12 bits, lossless, and JPEG-LS."""
+    head = b"\xff\xd8" + frame + b"\0\x0a\0\x0a\x03\x01\x22\0\x02\x11\x01\x03\x11\x01"
+    data = head + b"\xff\xda\0\x0c\x03\x01\0\x02\x11\x03\x11\0\x3f\0" + bytes(50) + b"\xff\xd9"
+    with pytest.raises(UnsupportedImage, match="not supported"):
+        decode.read_header(data, 10**8, 1 << 40)
+
+
+def test_a_png_with_much_metadata_is_whole():
+    """Of which Pillow alone refuses the file (MAX_TEXT_CHUNK)."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "x" * 1_500_000, zip=True)
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(out, "PNG", pnginfo=info)
+    assert (pixels_of(out.getvalue()) == (200, 30, 30)).all()
+
+
+def test_a_jpeg_without_its_last_two_bytes_is_cut_off():
+    """As Pillow, and so the course, has it; browsers and TensorFlow take it."""
+    data = image_bytes((64, 64))
+    with pytest.raises(BrokenImage, match="cut off"):
+        pixels_of(data[:-2])
 
 
 CUT = {name: data for name, data in KINDS.items() if len(data) > 300}

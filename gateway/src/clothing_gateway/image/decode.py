@@ -58,9 +58,20 @@ MAX_SIDE = 16_384
 # Buffers that don't grow with the picture.
 _CORE_FLAT = 1 << 20
 
-# iPhones' format, and its relative.
-_HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"}
-_HEIF = "HEIC and AVIF are not supported; send JPEG, PNG or WebP."
+# Formats that people send and the gateway doesn't decode, by their first bytes; HEIF's by their brand, below.
+_OTHERS = (
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\0\0\1\0", "ICO"),
+    (b"%PDF-", "PDF"),
+)
+_AVIF_BRANDS = {b"avif", b"avis"}
+# mif1 and msf1 are HEIF's own, in which either lies.
+_HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
 
 # The limit of pixels is ours (GATEWAY_MAX_PIXELS), checked on the header, before Pillow would warn of 89 million.
 Image.MAX_IMAGE_PIXELS = None
@@ -139,7 +150,8 @@ def read_header(
     """
     kind = _sniff(data)
     if kind is None:
-        raise NotAnImage(_HEIF if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS else None)
+        other = _other(data)
+        raise NotAnImage(other and f"The file is {other}; send JPEG, PNG, WebP, GIF or BMP.")
     plain, found = None, None
     if kind == "JPEG" and resampling in ("nearest", TF_BILINEAR) and not jpeg_scaling:
         plain = _plain_header(data, exif_orientation=exif_orientation)
@@ -400,3 +412,16 @@ def _sniff(data: bytes) -> str | None:
     if data.startswith(b"BM"):
         return "BMP"
     return None
+
+
+def _other(data: bytes) -> str | None:
+    """The name of a format that isn't decoded, by the file's first bytes."""
+    if data[4:8] == b"ftyp":
+        brands = {data[at : at + 4] for at in (8, *range(16, min(int.from_bytes(data[:4]), 64), 4))}
+        if data[8:12] in _AVIF_BRANDS or (data[8:12] in _HEIF_BRANDS and brands & _AVIF_BRANDS):
+            return "AVIF"
+        return "HEIC" if data[8:12] in _HEIF_BRANDS else None
+    head = data[:1024].lstrip()
+    if head.startswith(b"<svg") or (head.startswith((b"<?xml", b"<!--", b"<!DOCTYPE svg")) and b"<svg" in head):
+        return "SVG"
+    return next((name for start, name in _OTHERS if data.startswith(start)), None)

@@ -134,6 +134,7 @@ _PROGRESSIVE, _ARITHMETIC = {0xC2, 0xCA}, {0xC9, 0xCA}
 _NO_FRAMES = {0xC4, 0xC8, 0xCC}  # between C0 and CF, other segments
 # Quantisation and Huffman tables, arithmetic conditioning, restart interval; JFIF and Adobe decide about colours.
 _JPEG_KEPT = {0xDB, 0xC4, 0xCC, 0xDD, 0xE0, 0xEE}
+_JPEG_LS = 0xF7  # its frame (T.87), which is lossless
 _JPEG_EXIF = b"Exif\0\0"
 # A marker within or behind entropy-coded data: no stuffed zero, fill byte or restart.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -155,7 +156,7 @@ def _jpeg(data: bytes) -> Layout:
             continue
         start, length = at, int.from_bytes(data[at + 2 : at + 4])
         at += 2 + max(length, 2)
-        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
+        if (0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES) or marker == _JPEG_LS:
             if frame is not None:
                 raise BrokenImage(cause="two frames")
             frame, kind = _jpeg_frame(data[start + 4 : at], marker), marker
