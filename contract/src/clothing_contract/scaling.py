@@ -98,7 +98,10 @@ class Scaling:
 
 
 def grey(pixels: Pixels) -> Pixels:
-    """Grey from RGB pixels (..., 3): uint8 (..., 1), as Pillow's convert("L"), or float32."""
+    """Convert RGB pixels (..., 3) to grey (..., 1): uint8 or float32.
+
+    uint8 is as Pillow's convert("L").
+    """
     if pixels.dtype != np.uint8:  # resized by TensorFlow, which doesn't round
         return np.asarray(pixels @ (np.array(_GREY, np.float32) / np.float32(65536)))[..., np.newaxis]
     wide = pixels.astype(np.uint32)

@@ -17,7 +17,7 @@ SCORE_TYPES = ("DT_FLOAT", "DT_DOUBLE", "DT_HALF", "DT_BFLOAT16")
 # tensorflow/core/protobuf: what tf.estimator exports for these takes serialized tf.Example, not photos.
 _EXAMPLE_METHODS = ("tensorflow/serving/classify", "tensorflow/serving/regress")
 
-# How a value is named for those who set it: "image_size" as GATEWAY_IMAGE_SIZE, or as model.imageSize.
+# The name of a value in a message: "image_size" as GATEWAY_IMAGE_SIZE, or as model.imageSize.
 Say = Callable[[str], str]
 
 

@@ -180,7 +180,10 @@ def read_header(
 
 
 def _resizing_cost(photo: tuple[int, int], size: tuple[int, int], resampling: str, fit: Fit, max_side: int) -> int:
-    """Bytes that resizing takes at most, beside the decoded picture and the result of the course's way."""
+    """Maximum bytes of memory for resizing.
+
+    The decoded picture and the result of the course's way are not counted.
+    """
     across, down = fit.axes(photo, size, max_side)
     if resampling == "nearest":
         return layout.rows(across.resized, down.resized, 4)
@@ -241,7 +244,10 @@ def _placed(pixels: npt.NDArray[Any], across: Axis, down: Axis) -> npt.NDArray[A
 
 
 def _plain_header(data: bytes, *, exif_orientation: bool) -> tuple[int, int, int, int] | None:
-    """Width, height, cost and orientation of a JPEG that clothing_jpeg decodes; None leaves it to Pillow."""
+    """Header of a JPEG that clothing_jpeg decodes; None leaves it to Pillow.
+
+    It is width, height, cost and orientation.
+    """
     known = None if core is None else core.read_header(data)
     if known is None:
         return None
@@ -325,7 +331,10 @@ def _resize(
 
 
 def _strips(image: Image.Image, deadline: Deadline | None) -> Iterator[tuple[int, Pixels]]:
-    """Rows of a picture, some at a time, so that there is no second copy of all; each with the first one's number."""
+    """Iterate over strips of a picture's rows, each with its first row's number.
+
+    So there is no second copy of all rows.
+    """
     for top in range(0, image.height, _STRIP):
         if deadline is not None:
             deadline.require("decode the photo")

@@ -1,4 +1,4 @@
-"""Fitting: how a photo of one shape fills the picture of another that a model takes.
+"""Fitting of a photo to the aspect ratio of a model's input.
 
 ``stretch`` resizes both sides to the model's. ``crop`` resizes the shorter side and keeps the centre, with the rounding
 of torchvision's Resize and CenterCrop (transforms/functional.py). ``pad`` resizes the whole photo into the picture and
@@ -35,13 +35,18 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The chosen way, ``stretch``, ``crop`` or ``pad``; ``shorter_side`` is what ``crop`` resizes to, or None."""
+    """The way of fitting: ``stretch``, ``crop`` or ``pad``.
+
+    ``shorter_side`` is what ``crop`` resizes to, or None.
+    """
 
     name: str = "stretch"
     shorter_side: int | None = None
 
     def axes(self, photo: tuple[int, int], size: tuple[int, int], max_side: int | None = None) -> tuple[Axis, Axis]:
-        """Across and down, for an upright photo and the model's picture, both (width, height).
+        """The horizontal and the vertical axis, for an upright photo and a model's input.
+
+        Both sizes are (width, height).
 
         Without a shorter side ``crop`` takes the larger of the model's. Raises TooManyPixels where the resized photo
         has a side of more than ``max_side``: a photo of 16,384 x 1 would be resized to 4 million x 256.

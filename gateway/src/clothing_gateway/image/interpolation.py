@@ -1,4 +1,4 @@
-"""TensorFlow's bilinear resizing, as tf.image.resize computes it: float32, with pixels' centres at their half.
+"""Bilinear resizing as in tf.image.resize: float32, half-pixel centres.
 
 Without antialiasing four pixels make one, however much a photo is shrunk: so image_dataset_from_directory resizes, and
 so do its models see. With it all pixels count, by a triangle as wide as the shrinking.
@@ -27,7 +27,7 @@ _HALF, _ONE = np.float32(0.5), np.float32(1)
 
 
 class _Pairs(NamedTuple):
-    """One direction: which pixels are needed, and of which two of them each result is made."""
+    """One axis: the needed pixels, and the two of them for each result."""
 
     needed: Places
     lower: npt.NDArray[np.intp]  # indices in ``needed``
@@ -46,7 +46,10 @@ def _pairs(there: int, axis: Axis) -> _Pairs:
 
 
 def bilinear(gather: Gather, photo: tuple[int, int], across: Axis, down: Axis) -> Numbers:
-    """float32 (rows kept, columns kept, 3) of a photo (width, height), without antialiasing."""
+    """Resize without antialiasing to float32 (rows kept, columns kept, 3).
+
+    The photo's size is (width, height).
+    """
     columns, rows = _pairs(photo[0], across), _pairs(photo[1], down)
     pixels = gather(rows.needed, columns.needed).astype(np.float32)
     left, right = pixels[:, columns.lower], pixels[:, columns.upper]
@@ -80,7 +83,10 @@ def _spans(there: int, axis: Axis) -> _Spans:
 
 
 def antialiased(strips: Iterator[Pixels], photo: tuple[int, int], across: Axis, down: Axis) -> Numbers:
-    """float32 (rows kept, columns kept, 3) of a photo (width, height), given as strips of its rows from the top."""
+    """Resize with antialiasing to float32 (rows kept, columns kept, 3).
+
+    The photo (width, height) is given as strips of its rows from the top.
+    """
     rows = _spans(photo[1], down)
     between = np.zeros((down.kept, photo[0], 3), np.float32)
     first = 0  # of the results that a row may still belong to

@@ -214,7 +214,7 @@ class DecodeGate:
         if waiter.turn.is_set() or waiter.turn.wait(max(deadline.remaining(), 0)):
             return
         with self._lock:
-            if waiter.turn.is_set():  # its turn came between the end of the wait and here
+            if waiter.turn.is_set():  # it was admitted between the end of the wait and here
                 self._give_back(cost, light)
             else:
                 queue.remove(waiter)

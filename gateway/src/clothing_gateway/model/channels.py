@@ -81,7 +81,7 @@ def channel_options(service: str, retry_buffer_bytes: int, max_in_flight: int) -
         # answer to send, so that no call of GATEWAY_REQUEST_TIMEOUT_SECONDS' 20 meets its limit.
         ("grpc.keepalive_time_ms", _PING_SECONDS * 1000),
         ("grpc.keepalive_timeout_ms", _PING_SECONDS * 1000),
-        # What gRPC goes by since 1.60, whatever the line above says; its default is a minute.
+        # The option that gRPC uses since 1.60 in place of the line above; its default is a minute.
         ("grpc.http2.ping_timeout_ms", _PING_SECONDS * 1000),
         # Up to 120 s by default: the model server would be back long before it is tried again.
         ("grpc.initial_reconnect_backoff_ms", 100),

@@ -69,7 +69,7 @@ class _Attempt:
         self._long_seconds = long_seconds  # after which an expired call tells of its server
         self._channel: PooledChannel | None = None
         self._start = time.monotonic()
-        self.left = False  # whether the call goes on without its client, until ``end``
+        self.left = False  # whether the client has disconnected while the call continues, until ``end``
 
     def on(self, channel: PooledChannel) -> Any:  # noqa: ANN401 - grpc has no type for it
         """Predict on a channel."""

@@ -54,7 +54,7 @@ class Trace:
         self._context = trace.set_span_in_context(self._span)
         carrier: dict[str, str] = {}
         propagate.inject(carrier, self._context)
-        # What goes to the model server, so that its spans are below this one.
+        # The trace context for the model server, so that its spans are below this one.
         self.metadata: Metadata = tuple(carrier.items())
 
     def stage(self, name: str, seconds: float) -> None:
@@ -127,7 +127,7 @@ def from_environment(environment: Mapping[str, str], version: str) -> Tracer | N
             "clothing-gateway[otel], or set OTEL_TRACES_EXPORTER=none"
         ) from None
     ours = Resource({SERVICE_NAME: "clothing-gateway", SERVICE_VERSION: version})
-    # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before.
+    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence.
     provider = TracerProvider(resource=Resource.create().merge(ours).merge(OTELResourceDetector().detect()))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Tracer(provider, version)

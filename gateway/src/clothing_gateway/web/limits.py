@@ -31,7 +31,7 @@ class PortLimits:
     max_connections_per_client: int
     # JSON takes ten times its size in memory to parse, and holds the GIL: eight URLs of 4 kB have room twice.
     max_json_bytes: int = 64 * 1024
-    # Whom a request that needs a slot comes from, and its rate limit.
+    # The client of a request that needs a slot, and its rate limit.
     clients: Clients | None = None
     # In-flight slots, and the requests (method and path) that need one.
     slots: Slots | None = None
