@@ -656,7 +656,9 @@ class Settings:
         "photos; one that needs more than the rest gets 413. Empty is what the container's limit leaves, from 128 MiB "
         "to 512 MiB.",
         derive=lambda values: memory.for_decoders(
-            values.get("max_buffered_bytes", 128 * MIB), values.get("max_in_flight", 32)
+            values.get("max_buffered_bytes", 128 * MIB),
+            values.get("max_in_flight", 32),
+            image_size=values.get("image_size"),
         ),
         derived="by the container's limit",
     )

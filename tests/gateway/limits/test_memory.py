@@ -138,6 +138,18 @@ def test_the_maximum_is_the_figure_in_the_readme():
     assert memory.most_bytes(twice) - memory.most_bytes(settings) == 2 * 128 * MIB
 
 
+def test_tensors_are_counted_by_the_models_size():
+    settings = Settings(decode_memory_bytes=512 * MIB, image_size=(598, 299))
+    assert memory.most_bytes(settings) - memory.most_bytes(Settings(decode_memory_bytes=512 * MIB)) == (
+        4 * 36 * 299 * 299 * 3 * 4
+    )
+
+
+def test_decoders_get_what_a_larger_models_tensors_leave(monkeypatch):
+    monkeypatch.setattr(cgroup, "memory_limit", lambda: 1 << 30)
+    assert Settings.load({"GATEWAY_IMAGE_SIZE": "512"})[0].decode_memory_bytes // MIB == 192
+
+
 @pytest.mark.parametrize(
     ("limit", "decoders"), [(None, 512), (8192, 512), (1280, 512), (1024, 476), (700, 152), (600, 128), (256, 128)]
 )

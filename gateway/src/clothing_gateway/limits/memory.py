@@ -14,7 +14,9 @@ _PROCESS_BYTES = 144 * MIB
 _FILE_COPIES = 2
 # A photo's tensor as prepared, in the message, serialised, and in gRPC's buffers.
 _TENSOR_COPIES = 4
-_TENSOR_BYTES = 299 * 299 * 3 * 4
+# Width and height where GATEWAY_IMAGE_SIZE names none: Xception's. The signature's own are known after the start only.
+_IMAGE_SIZE = (299, 299)
+_PIXEL_BYTES = 3 * 4
 # Room for two photos of 12 megapixels in whatever format, or one of 50.
 _DECODERS_BYTES = 512 * MIB
 # A lower limit would refuse photos that phones take.
@@ -36,14 +38,24 @@ class Bounds(Protocol):
     def decode_memory_bytes(self) -> int:
         """Bytes of all decoders together."""
 
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Width and height of the model's input, where the settings name them."""
 
-def without_decoders(max_buffered_bytes: int, max_in_flight: int) -> int:
+
+def without_decoders(max_buffered_bytes: int, max_in_flight: int, image_size: tuple[int, int] | None = None) -> int:
     """Bytes for the process and its requests, without decoding."""
-    photos = slots_in_all(max_in_flight)
-    return _PROCESS_BYTES + _FILE_COPIES * max_buffered_bytes + _TENSOR_COPIES * _TENSOR_BYTES * photos
+    width, height = image_size or _IMAGE_SIZE
+    tensors = _TENSOR_COPIES * width * height * _PIXEL_BYTES * slots_in_all(max_in_flight)
+    return _PROCESS_BYTES + _FILE_COPIES * max_buffered_bytes + tensors
 
 
-def for_decoders(max_buffered_bytes: int, max_in_flight: int, limit: int | None = None) -> int:
+def for_decoders(
+    max_buffered_bytes: int,
+    max_in_flight: int,
+    limit: int | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> int:
     """Bytes left for decoding under a container's memory limit, clamped.
 
     The container is the current one by default.
@@ -52,13 +64,14 @@ def for_decoders(max_buffered_bytes: int, max_in_flight: int, limit: int | None 
         limit = cgroup.memory_limit()
     if limit is None:
         return _DECODERS_BYTES
-    left = limit - without_decoders(max_buffered_bytes, max_in_flight)
+    left = limit - without_decoders(max_buffered_bytes, max_in_flight, image_size)
     return min(_DECODERS_BYTES, max(left, _LEAST_DECODERS_BYTES))
 
 
 def most_bytes(settings: Bounds) -> int:
     """Maximum bytes that the process takes, whatever clients send."""
-    return without_decoders(settings.max_buffered_bytes, settings.max_in_flight) + settings.decode_memory_bytes
+    requests = without_decoders(settings.max_buffered_bytes, settings.max_in_flight, settings.image_size)
+    return requests + settings.decode_memory_bytes
 
 
 def too_small(settings: Bounds, limit: int | None = None) -> str | None:
