@@ -187,8 +187,10 @@ def _resizing_cost(photo: tuple[int, int], size: tuple[int, int], resampling: st
     across, down = fit.axes(photo, size, max_side)
     if resampling == "nearest":
         return layout.rows(across.resized, down.resized, 4)
-    if resampling == TF_BILINEAR:  # twice as many rows and columns, as uint8 and as float32, and results
-        return 90 * across.kept * down.kept + 3 * _STRIP * photo[0] * 2
+    if resampling == TF_BILINEAR:  # two rows and columns for one, as uint8 and float32; left and right; top and bottom
+        rows, columns = min(2 * down.kept, photo[1]), min(2 * across.kept, photo[0])
+        pairs = 15 * rows * columns + 24 * rows * across.kept + 36 * down.kept * across.kept
+        return pairs + 6 * min(_STRIP, photo[1]) * photo[0]
     if resampling == TF_ANTIALIASED:  # rows of float32, and results
         return 12 * down.kept * photo[0] + 60 * across.kept * down.kept + (3 + 3 + 12) * _STRIP * photo[0]
     # Pillow (since 13) scales in the direction first that leaves the smaller intermediate picture.
