@@ -166,11 +166,12 @@ def test_impossible_requests_are_errors(
 
 
 def test_probabilities_and_bins() -> None:
-    scores = np.array([[0.2, 0.5, 0.3], [1.0, 1.0, 1.0], [-2.0, 0.0, 1.0]], np.float32)
-    found = metrics.probabilities(scores)
-    np.testing.assert_allclose(found[0], scores[0], rtol=1e-6)
+    logits = np.array([[0.2, 0.5, 0.3], [1.0, 1.0, 1.0], [-2.0, 0.0, 1.0]], np.float32)
+    found = metrics.probabilities(logits)
     np.testing.assert_allclose(found.sum(axis=1), 1)
     np.testing.assert_allclose(found[1], 1 / 3)
+    for kept in (logits[:1], np.array([[0.95, 0.9, 0.05]], np.float32)):  # a distribution, and independent sigmoids
+        np.testing.assert_allclose(metrics.probabilities(kept), kept, rtol=1e-6)
     confidence = np.array([0.1, 0.11, 0.2, 0.95, 1.0])
     table = metrics.reliability(confidence, np.array([True, False, True, True, False]))
     assert [(each.low, each.high, each.photos, each.accuracy) for each in table] == [

@@ -205,8 +205,7 @@ def test_signatures_that_the_gateway_cannot_use(tmp_path: Path, capsys: pytest.C
         return {"scores": tf.reduce_mean(tf.cast(photo, tf.float32), (1, 2))}
 
     cases = {
-        "channels": (scores, [spec(None, 3, 32, 32)], "channels first"),
-        "grey": (scores, [spec(None, 32, 32, 1)], "the gateway sends (batch, height, width, 3)"),
+        "channels": (scores, [spec(None, 32, 32, 2)], "the gateway sends height, width and 3 channels or 1"),
         "open": (scores, [spec(None, None, None, 3)], "which leaves the size open: set model.imageSize"),
         "int": (scores, [spec(None, 32, 32, 3, dtype=tf.int64)], "is DT_INT64, and the gateway sends"),
         "batch": (scores, [spec(8, 32, 32, 3)], "a batch of exactly 8"),
@@ -226,6 +225,18 @@ def test_signatures_that_the_gateway_cannot_use(tmp_path: Path, capsys: pytest.C
     for name, (function, specs, message) in cases.items():
         assert message in refusal(capsys, saved(tmp_path / name, function, *specs)), name
     assert verify(capsys, tmp_path / "open", "--image-size", "64x48")[0] == 0
+    for name, shape in (("first", (None, 3, 32, 48)), ("grey", (None, 28, 28, 1)), ("grey-first", (None, 1, 28, 28))):
+        assert verify(capsys, saved(tmp_path / name, scores, spec(*shape)))[0] == 0, name
+    first = saved(tmp_path / "open-first", scores, spec(None, 3, None, None))
+    assert "leaves the size open" in refusal(capsys, first)
+    assert verify(capsys, first, "--image-size", "48x32")[0] == 0
+    further = saved(
+        tmp_path / "further",
+        lambda photo, keep: {"scores": tf.reduce_mean(photo, (1, 2)) * keep},
+        spec(None, 32, 32, 3),
+        tf.TensorSpec((), tf.float32, name="keep_prob"),
+    )
+    assert "requires 'keep_prob' beside 'photo'" in refusal(capsys, further, "--input-name", "photo")
     fixed = saved(tmp_path / "fixed", scores, spec(None, 32, 32, 3))
     assert "the size given is 64x48" in refusal(capsys, fixed, "--image-size", "64x48")
     code, lines = verify(capsys, fixed)

@@ -183,7 +183,7 @@ def _refuse_early(source: Source, given: Interface, labels: Sequence[str] | None
 
 
 def _require_labels(labels: Sequence[str] | None, width: int | None) -> None:
-    if labels and width not in (None, len(labels)):
+    if labels and not savedmodel.serves(width, len(labels)):
         raise ModelError(f"--labels: {len(labels)} labels ({', '.join(labels)}), but the model has {width} classes")
 
 

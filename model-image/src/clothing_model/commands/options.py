@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
+from clothing_contract import ContractError
+from clothing_contract import labels as label_files
 from clothing_model.errors import ModelError
 
 
@@ -20,12 +21,10 @@ def read_labels(argument: str) -> tuple[str, ...]:
         if not labels:
             raise ModelError(f"--labels={argument}: the folder has no folder in it; it needs one per class")
     elif path.is_file():
-        text = path.read_text("utf-8")
         try:
-            labels = json.loads(text) if text.lstrip().startswith("[") else [line.strip() for line in text.splitlines()]
-        except ValueError as error:
-            raise ModelError(f"--labels={argument}: not a JSON list ({error})") from error
-        labels = [str(label) for label in labels if str(label)]
+            return label_files.read_file(path.read_bytes())
+        except ContractError as error:
+            raise ModelError(f"--labels={argument}: {error}") from error
     else:
         labels = [label.strip() for label in argument.split(",")]
     if not all(labels) or len(set(labels)) != len(labels):

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from clothing_contract import ContractError, contract
+from clothing_contract import signature as rules
 from clothing_model import savedmodel
 from clothing_model.commands.options import image_size, read_labels
 from clothing_model.errors import ModelError
@@ -308,7 +310,11 @@ def _check_signature(
     scores = _choose(report, model, "output", expected.output, signature.outputs)
     if photo is None or scores is None:
         return None
-    messages = [*_photo_problems(*photo, expected.size), *_scores_problems(*scores)]
+    messages = [
+        *_signature_problems(expected.signature, signature, photo[0]),
+        *_photo_problems(*photo, expected.size),
+        *_scores_problems(*scores),
+    ]
     for message in messages:
         report.add(ERROR, model.path, message)
     return None if messages else (photo, scores)
@@ -333,6 +339,19 @@ def _choose(
     return None
 
 
+def _signature_problems(name: str, signature: Signature, photo: str) -> Iterator[str]:
+    """What a photo alone would not be answered for; rules and words are the gateway's."""
+    try:
+        rules.require_photos(name, signature.method, (), _say)
+        rules.require_alone(photo, signature.inputs, signature.defaults, _say)
+    except ContractError as error:
+        yield str(error)
+
+
+def _say(name: str) -> str:
+    return f"model.{contract.key(name)} of the chart (here: --{name.replace('_', '-')})"
+
+
 def _photo_problems(name: str, photo: Tensor, size: tuple[int, int] | None) -> Iterator[str]:
     what = f"its input {name}"
     if photo.dtype not in PHOTO_TYPES:
@@ -342,19 +361,22 @@ def _photo_problems(name: str, photo: Tensor, size: tuple[int, int] | None) -> I
     if photo.dtype == "DT_STRING":
         if shape is not None and len(shape) != 1:
             yield f"{what} has the shape {shape}, and encoded photos have one dimension, the batch"
-    elif shape is not None and len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
-        yield f"{what} has the shape {shape}, channels first, and the gateway sends height, width, 3"
-    elif shape is not None and (len(shape) != 4 or shape[3] not in (3, -1)):
-        yield f"{what} has the shape {shape}, and the gateway sends (batch, height, width, 3)"
-    elif size is None and (shape is None or min(shape[1:3]) < 1):
+    elif shape is not None and (len(shape) != 4 or not (shape[3] in (1, 3, -1) or shape[1] in (1, 3))):
+        yield f"{what} has the shape {shape}, and the gateway sends height, width and 3 channels or 1, also before them"
+    elif size is None and (shape is None or min(_spatial(shape)) < 1):
         yield (
             f"{what} has the shape {shape or 'unknown'}, which leaves the size open: set model.imageSize of the chart "
             "(here: --image-size), or convert it again with --image-size"
         )
-    elif size is not None and shape is not None and not _fits(size, shape[1:3]):
+    elif size is not None and shape is not None and not _fits(size, _spatial(shape)):
         yield f"{what} has the shape {shape}, and the size given is {size[1]}x{size[0]} (width x height): leave it out"
     if shape and shape[0] > 1:
         yield f"{what} has the shape {shape}, a batch of exactly {shape[0]}: export it with an open batch"
+
+
+def _spatial(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Height and width of a photo's shape, channels last or first."""
+    return shape[2:] if shape[3] not in (1, 3) and shape[1] in (1, 3) else shape[1:3]
 
 
 def _scores_problems(name: str, scores: Tensor) -> Iterator[str]:
@@ -372,7 +394,7 @@ def _check_labels(report: Report, model: SavedModel, scores: tuple[str, Tensor],
     noted = model.description.get("labels")
     width = scores[1].shape[-1] if scores[1].shape and scores[1].shape[-1] > 0 else None
     for labels, where in ((noted, f"noted in {savedmodel.DESCRIPTION}"), (expected.labels, "given")):
-        if labels and width not in (None, len(labels)):
+        if labels and not savedmodel.serves(width, len(labels)):
             report.add(
                 ERROR, model.path,
                 f"{len(labels)} labels are {where} ({', '.join(labels)}), but its output {scores[0]} has {width} "

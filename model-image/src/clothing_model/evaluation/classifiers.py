@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from clothing_contract.contract import SIGMOID
 from clothing_contract.scaling import Scaling
+from clothing_contract.scores import decide, expanded
 from clothing_model import savedmodel
 from clothing_model.errors import ModelError
 from clothing_model.evaluation import dataset
@@ -122,6 +124,7 @@ class SavedModelClassifier:
         import tensorflow as tf
 
         self._tf = tf
+        self._one_is = ""  # what one number for two labels is, once it was asked
         self._model = tf.saved_model.load(str(model.path), tags=["serve"])  # kept: it owns the variables
         self._function = self._model.signatures[savedmodel.DEFAULT_SIGNATURE]
         if self._size is not None:  # the first call plans the graph: it is slower than later ones
@@ -160,7 +163,10 @@ class SavedModelClassifier:
         return self._tf.constant(batch if self._dtype == "DT_UINT8" else Scaling(self._preprocessing).numbers(batch))
 
     def _scores(self, batch: Any) -> NDArray[np.float32]:
-        scores: NDArray[np.float32] = np.asarray(self._function(**{self._input: batch})[self._output], np.float32)
+        scores = self._output_of(batch)
+        if scores.shape == (1, 1) and len(self.labels) == 2:
+            self._one_is = self._one_is or self._kind()
+            scores = np.asarray(expanded(scores, self._one_is, 2), np.float32)
         if scores.shape != (1, len(self.labels)):
             raise ModelError(
                 f"{self.name} gives scores of the shape {scores.shape} for one photo, and there are "
@@ -168,6 +174,18 @@ class SavedModelClassifier:
             )
         first: NDArray[np.float32] = scores[0]
         return first
+
+    def _kind(self) -> str:
+        """What one number for two labels is: a logit where pictures give one outside of 0 to 1, else a sigmoid's."""
+        if self._size is None:
+            return SIGMOID
+        noise = np.random.default_rng(0).integers(0, 256, (*self._size, 3), np.uint8)
+        pictures = (np.zeros_like(noise), np.full_like(noise, 255), noise)
+        seen = np.concatenate([self._output_of(self._prepare(pixels)) for pixels in pictures])
+        return decide(seen, len(self.labels)) or SIGMOID
+
+    def _output_of(self, batch: Any) -> NDArray[np.float32]:
+        return np.asarray(self._function(**{self._input: batch})[self._output], np.float32)
 
 
 def _labels(
@@ -179,7 +197,7 @@ def _labels(
     noted = model.description.get("labels")
     labels = given or (tuple(noted) if noted else default)
     width = shape[-1] if shape and shape[-1] > 0 else len(labels)
-    if width != len(labels):
+    if not savedmodel.serves(width, len(labels)):
         whose = "--labels names" if given else f"{savedmodel.DESCRIPTION} notes" if noted else "the photos' folders are"
         raise ModelError(
             f"{model.path} has {width} classes, and {whose} {len(labels)} ({', '.join(labels)}): "

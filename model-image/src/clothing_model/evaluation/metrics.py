@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clothing_contract.contract import INDEPENDENT
+from clothing_contract.scores import decide
+from clothing_contract.scores import probabilities as activated
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -38,15 +42,12 @@ def _share(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.floa
 
 
 def probabilities(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Scores ``(n, classes)`` as probabilities, by the gateway's rule.
+    """Probabilities of scores ``(n, classes)``, by the gateway's rule.
 
-    The rule is softmax for each row that is no distribution already.
+    Logits are put through a softmax; a distribution, and what lies between 0 and 1 and is none, stays as it is.
     """
-    wide = scores.astype(np.float64)
-    powers = np.exp(wide - wide.max(axis=1, keepdims=True))
-    softmax = powers / powers.sum(axis=1, keepdims=True)
-    is_distribution = (wide >= 0).all(axis=1) & (np.abs(wide.sum(axis=1) - 1) < 1e-3)
-    return np.where(is_distribution[:, None], wide, softmax)
+    kind = decide(scores, scores.shape[1]) or INDEPENDENT
+    return np.asarray(activated(scores, kind), np.float64)
 
 
 @dataclass(frozen=True)

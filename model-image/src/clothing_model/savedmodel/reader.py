@@ -56,6 +56,7 @@ class Signature:
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     method: str
+    defaults: tuple[str, ...] = ()  # inputs that a request may omit
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,14 @@ def width(output: Tensor) -> int | None:
     return output.shape[-1] if output.shape and output.shape[-1] > 0 else None
 
 
+def serves(classes: int | None, labels: int) -> bool:
+    """Whether an output of so many classes serves the labels.
+
+    One number (a sigmoid's or its logit) serves two labels; None is an output whose width the signature leaves open.
+    """
+    return classes in (None, labels) or (classes, labels) == (1, 2)
+
+
 def usability_problems(model: SavedModel) -> list[str]:
     """Reasons why the gateway could not use the model; empty where it can."""
     problems = []
@@ -238,7 +247,7 @@ def usability_problems(model: SavedModel) -> list[str]:
         problems.append(f"{DEFAULT_SIGNATURE} has no output")
     found = photo_signature(model)
     labels = model.description.get("labels")
-    if found and labels and (classes := width(found[1])) not in (None, len(labels)):
+    if found and labels and not serves(classes := width(found[1]), len(labels)):
         problems.append(f"{len(labels)} labels are noted in {DESCRIPTION}, but the output has {classes} classes")
     return problems
 
@@ -258,6 +267,7 @@ def _signature(data: memoryview) -> Signature:
         inputs={key: _tensor(value) for key, value in sorted(protowire.mapping(data, 1).items())},
         outputs={key: _tensor(value) for key, value in sorted(protowire.mapping(data, 2).items())},
         method=protowire.string(data, 3),
+        defaults=tuple(protowire.mapping(data, 4)),
     )
 
 

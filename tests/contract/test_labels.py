@@ -1,0 +1,63 @@
+"""Files of labels, as people have them."""
+
+import json
+
+import pytest
+
+from clothing_contract import ContractError
+from clothing_contract.labels import read_file
+
+BEES = ("bees", "wasps")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"bees\nwasps\n",
+        b"bees\r\nwasps\r\n",
+        b"bees\rwasps",
+        b"\n bees \n\n wasps\n\n",
+        b"\xef\xbb\xbfbees\r\nwasps\r\n",
+        "bees\r\nwasps\r\n".encode("utf-16"),
+        b"\xfe\xff" + "bees\nwasps\n".encode("utf-16-be"),
+        b'["bees", "wasps"]',
+        b'\xef\xbb\xbf["bees", "wasps"]',
+        b'{"bees": 0, "wasps": 1}',
+        b'{"wasps": 1, "bees": 0}',
+        b'{"0": "bees", "1": "wasps"}',
+        b"0 bees\n1 wasps\n",
+    ],
+)
+def test_the_forms_that_people_have(data):
+    assert read_file(data) == BEES
+
+
+def test_teachable_machine():
+    assert read_file(b"0 Class 1\n1 Class 2\n") == ("Class 1", "Class 2")
+
+
+@pytest.mark.parametrize("lines", [("1 litre", "2 litres"), ("0 of these", "one"), ("3 cats",), ("0", "1")])
+def test_numbers_that_belong_to_the_label(lines):
+    assert read_file("\n".join(lines).encode()) == lines
+
+
+def test_more_than_ten_indices_are_sorted_by_number():
+    labels = [f"class-{number}" for number in range(12)]
+    assert read_file(json.dumps({str(at): label for at, label in enumerate(labels)}).encode()) == tuple(labels)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "none"),
+        (b"a\na\n", "each only once: a"),
+        (b"caf\xe9\n", "neither UTF-8 nor UTF-16"),
+        (b'["a", 1]', "JSON labels are a list"),
+        (b'{"a": 0, "b": 2}', "with numbers from 0 up"),
+        (b'{"a": "b"}', "JSON labels are"),
+        (b'["a"', "begins like JSON and is none"),
+    ],
+)
+def test_what_is_refused(data, words):
+    with pytest.raises(ContractError, match=words):
+        read_file(data)

@@ -1,0 +1,50 @@
+"""A model of one sigmoid or one logit for two labels: convert, verify, values, and what `evaluate` asks."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clothing_model.commands.cli import main
+from clothing_model.evaluation import metrics
+from clothing_model.evaluation.classifiers import Options, SavedModelClassifier
+
+
+def photo(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 16), (value, value, value)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "linear"])
+def test_one_number_for_two_labels(activation: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scores are Keras's own: class 1's probability, and what is left for class 0."""
+    import keras
+
+    inputs = keras.Input((16, 20, 3), name="photo")
+    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+    dense = keras.layers.Dense(1, activation, kernel_initializer=keras.initializers.Constant(2.0), name="bees")
+    model = keras.Model(inputs, dense(pooled))
+    model.save(tmp_path / "bees.keras")
+    options = ["--name", "bees", "--output", str(tmp_path), "--preprocessing", "rescale", "--labels", "bee,wasp"]
+    assert main(["convert", str(tmp_path / "bees.keras"), *options]) == 0
+    version = tmp_path / "bees/1"
+    capsys.readouterr()
+    assert main(["verify", str(version), "--labels", "bee,wasp"]) == 0, capsys.readouterr().out
+    capsys.readouterr()
+    assert main(["values", str(version), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)["model"]
+    assert (values["labels"], values["preprocessing"]) == (["bee", "wasp"], "rescale")
+
+    classifier = SavedModelClassifier(version, Options(), ())
+    levels = (0, 90, 255)
+    found = metrics.probabilities(np.stack([classifier.classify(photo(level)).scores for level in levels]))
+    numbers = np.stack([np.full((16, 20, 3), level, np.float32) / 255 for level in levels])
+    raw = model.predict(numbers, verbose=0)[:, 0]
+    expected = raw if activation == "sigmoid" else 1 / (1 + np.exp(-raw))
+    assert np.allclose(found, np.stack([1 - expected, expected], axis=1), atol=1e-5)
