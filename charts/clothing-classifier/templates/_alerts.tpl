@@ -87,7 +87,7 @@
   expr: {{ printf "sum(rate(gateway_errors_total{%s,code=\"model-busy\"}[5m])) > 0" $gateway | toJson }}
   for: 5m
   severity: warning
-  summary: Calls of {{ $name }} find no free gRPC thread of the model servers in time; raise server.flags.grpc_max_threads, or add servers
+  summary: The model servers of {{ $name }} are too busy, so that calls find no gRPC thread or expire beside others; add servers, or raise grpc_max_threads
 - alert: ClassifierBatchQueueFull
   expr: {{ printf "sum(rate(gateway_errors_total{%s,code=\"model-queue-full\"}[5m])) > 0" $gateway | toJson }}
   for: 5m
