@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -114,6 +118,15 @@ class ModelVolume:
         commands = f"cp -r /models/clothing-model/1 {base}/.copy && mv {base}/.copy {base}/{version}"
         self._filler("exec", "filler", "--", "sh", "-c", commands)
 
+    def add_model(self, version: int, files: Path) -> None:
+        """Put the files of another model on the volume as a version."""
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            tar.add(files, str(version))
+        unpack = "base64 --decode | tar --extract --directory=/volume/clothing-model"
+        text = base64.b64encode(archive.getvalue()).decode()
+        self._filler("exec", "--stdin", "filler", "--", "sh", "-c", unpack, input=text)
+
     def _filler(self, *arguments: str, **options: object) -> None:
         self.cluster.kubectl("--namespace", f"{self.namespace}-filler", *arguments, **options)
 
@@ -209,6 +222,14 @@ class Release:
             if "deletionTimestamp" not in pod["metadata"]
             and (not components or pod["metadata"]["labels"]["app.kubernetes.io/component"] in components)
         ]
+
+    @property
+    def threads(self) -> int:
+        """gRPC threads of a model server: it runs one call less, and refuses the next."""
+        arguments = self.kubectl("get", f"deployment/{self.server}", "--output=jsonpath={..containers[0].args}")
+        found = re.search(r"--grpc_max_threads=(\d+)", arguments)
+        assert found, arguments
+        return int(found[1])
 
     def predictions(self, pod: str) -> float:
         """Predict calls over gRPC that a model server has answered, by its own metrics."""

@@ -131,6 +131,8 @@ class Steady(Release):
         settings = [argument for value in wanted for argument in ("--set", value)]
         images = self.cluster.image_values(self.tags)
         self.helm("upgrade", str(clusters.CHART), "--install", "--wait", *images, *settings, timeout=timeout)
+        server = "TensorFlow Serving" if self.cluster.has_official_server else "the portable server"
+        TABLE.servers.add(f"{server} with {self.threads} gRPC threads")
 
     def deployment(self, tier: str) -> str:
         """``deployment/NAME`` of a tier."""
@@ -374,6 +376,7 @@ class Table:
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.holds = True  # until a scenario fails
+        self.servers: set[str] = set()  # that scenarios ran with
 
     def add(self, scenario: str, outcome: Outcome, note: str = "") -> None:
         """Add a line, in the order of the tests."""
@@ -392,6 +395,7 @@ class Table:
             "date": dt.datetime.now(dt.UTC).date().isoformat(),
             "machine": machine(),
             "command": f"make e2e{' E2E=full' if FULL else ''}",
+            "servers": sorted(self.servers),
             "scenarios": [dataclasses.asdict(row) for row in self.rows],
         }
 
@@ -410,6 +414,8 @@ class Table:
             "# Zero failed requests during disruptions: measurements",
             "",
             f"{how}. How the load is made: tests/e2e/steady.py.",
+            "",
+            f"Model server: {', '.join(sorted(self.servers))}; it refuses a call that finds no thread.",
             "",
             "| while | requests | failed | p50 ms | p99 ms | longest request, s | longest time with no answer, s | |",
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
