@@ -197,7 +197,7 @@ def hot_reload_config(base: Path, versions: Iterable[int], stable: int) -> str:
 
 @dataclass
 class Client:
-    """Sends one photo after another, in the background, as a context manager; counts answers by status and version."""
+    """Background client as a context manager; counts answers by status and version."""
 
     front: processes.Running
     seen: Counter[tuple[int, str]] = field(default_factory=Counter)
@@ -230,7 +230,7 @@ def wait_for_lines(log: Path, text: str, more: int) -> None:
 
 
 def test_hot_reload_to_an_absent_version_keeps_the_old_one_and_loads_a_late_one(tmp_path: Path) -> None:
-    """A version that never appears gets no label, so the old one serves on; one that appears late is loaded then."""
+    """An absent version gets no label, so the old one serves; a late one is loaded."""
     base, config = tmp_path / "models", tmp_path / "models.config"
     source = next(DEMO_MODEL.iterdir())
     shutil.copytree(source, base / "1")
