@@ -37,6 +37,31 @@ def test_last_idle_thread_runs_the_next_task():
     assert not workers.shutdown()
 
 
+class SlowToRelease:
+    """A lock whose holder is delayed after its release, so that others overtake it."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+
+    def __enter__(self):
+        self._lock.acquire()
+
+    def __exit__(self, *_):
+        self._lock.release()
+        time.sleep(0.05)
+
+
+def test_worker_that_gets_a_task_before_it_waits_outlives_it():
+    workers = Workers(1, 1)
+    workers._lock = SlowToRelease()
+    for pause in (0, 0, 0.3, 0):
+        done = threading.Event()
+        time.sleep(pause)
+        workers.add_task(Task(done.set))
+        assert done.wait(5)
+    workers.shutdown()
+
+
 def test_a_clients_backlog_delays_another_by_one_task():
     workers = Workers(1, 1)
     go, order = threading.Event(), []

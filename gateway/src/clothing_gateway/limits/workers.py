@@ -175,15 +175,19 @@ class Workers:
                     worker.counts = False
                     self._working -= 1
                 self._give(worker)
-                if worker.task is None:
+                # Known within the lock alone: once idle, it may be given a task, and its wake-up, before it waits. One
+                # that then didn't wait would find the wake-up later, with no task, and end.
+                is_idle = worker.task is None
+                if is_idle:
                     if self._stopping:
                         return
                     self._idle.append(worker)
-            if worker.task is None:
+            if is_idle:
                 worker.wake.acquire()
-                if worker.task is None:
-                    return
+            task = worker.task
+            if task is None:
+                return
             try:
-                worker.task.service()
+                task.service()
             except BaseException:  # the thread must outlive whatever a request does
                 logger.exception("a request failed outside of the application")
