@@ -176,7 +176,7 @@ class SavedModelClassifier:
         return first
 
     def _kind(self) -> str:
-        """What one number for two labels is: a logit where pictures give one outside of 0 to 1, else a sigmoid's."""
+        """Whether one number for two labels is a logit or a sigmoid's: by its range."""
         if self._size is None:
             return SIGMOID
         noise = np.random.default_rng(0).integers(0, 256, (*self._size, 3), np.uint8)
