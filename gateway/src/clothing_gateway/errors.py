@@ -18,6 +18,7 @@ GatewayError                     500  internal-error
 │   ├── UnsupportedEncoding      415  unsupported-encoding
 │   ├── NotAnImage               415  not-an-image
 │   └── UnsupportedImage         415  unsupported-image
+├── HostNotAllowed               421  host-not-allowed
 ├── BrokenImage                  422  broken-image
 ├── PhotoServerFailed            424  photo-server-failed
 ├── TooManyRequests              429  too-many-requests
@@ -255,6 +256,18 @@ class UnsupportedImage(UnsupportedMediaType):
     code = "unsupported-image"
     title = "Unsupported kind of image"
     detail = "Unsupported kind of image; save the photo as JPEG."
+
+
+class HostNotAllowed(GatewayError):
+    """The request's Host is not a name of this gateway (RFC 9110, section 15.5.20).
+
+    GATEWAY_ALLOWED_HOSTS names those that are.
+    """
+
+    status = 421
+    code = "host-not-allowed"
+    title = "Host not allowed"
+    detail = "This gateway has other names; use one, or ask the operator."
 
 
 class BrokenImage(GatewayError):

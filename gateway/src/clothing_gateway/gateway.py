@@ -34,6 +34,7 @@ from clothing_gateway.web.admin import create_admin
 from clothing_gateway.web.app import PHOTO_ROUTES, create_app
 from clothing_gateway.web.auth import KeysError
 from clothing_gateway.web.cors import Origins
+from clothing_gateway.web.hosts import Hosts
 from clothing_gateway.web.limits import PortLimits
 from clothing_gateway.web.rate_limit import Clients
 from clothing_gateway.web.requests import Lifecycle
@@ -144,7 +145,11 @@ class Gateway:
         classifier = Classifier(settings, self.predictor, fetcher, gate=gate, slots=slots, metrics=self.metrics)
         connections = _connections(settings.max_connections)
         lifecycle = Lifecycle(
-            settings.request_timeout_seconds, self.metrics, self._tracer, Origins(settings.allowed_origins)
+            settings.request_timeout_seconds,
+            self.metrics,
+            self._tracer,
+            Origins(settings.allowed_origins),
+            Hosts(settings.allowed_hosts),
         )
         self.listener = Listener(
             create_app(settings, classifier, slots, known, lifecycle),

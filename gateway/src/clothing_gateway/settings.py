@@ -244,6 +244,18 @@ def _host(value: str) -> str:
     return host
 
 
+def _own_host(value: str) -> str:
+    """A host as in a Host header: an IPv6 address in brackets, and no port."""
+    if ":" not in value:
+        return _host(value)
+    try:
+        if value.startswith("[") and value.endswith("]"):
+            return f"[{ipaddress.IPv6Address(value[1:-1])}]"
+    except ValueError:
+        pass
+    raise ValueError(f"has {value!r}: leave out the port, and put an IPv6 address into brackets, as [::1]")
+
+
 def _proxy(value: str) -> tuple[str, int]:
     match = re.fullmatch(r"http://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})/?", value)
     if match is None or not 0 < int(match[2]) < 65536:
@@ -310,6 +322,7 @@ _PHOTOS = _integer(1, 1024)
 _PORTS = _listed(_integer(1, 65535).parse, {"$ref": "#/$defs/port"}, collect=frozenset, minItems=1, uniqueItems=True)
 _NETWORKS = _listed(ipaddress.ip_network, {"$ref": "#/$defs/cidr"})
 _HOSTS = replace(_listed(_host, {}), schema={"$ref": "#/$defs/hosts"})
+_OWN_HOSTS = _listed(_own_host, {})
 _ORIGINS = _listed(_origin, {"type": "string", "pattern": r"^(\*|https?://[A-Za-z0-9.\[\]:-]+)$"})
 _USER_AGENT = Kind(parse=_user_agent)
 _PROXY = Kind(
@@ -764,6 +777,14 @@ class Settings:
         "Origins of web pages that may send photos from a browser (CORS), as https://shop.example; * is any. Empty "
         "refuses all but the gateway's own page, as a page can make its visitors' browsers send photos (CSRF).",
         chart="gateway.allowedOrigins",
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        "",
+        _OWN_HOSTS,
+        "list of hosts",
+        "The gateway's own names, as photos.example.com, *.example.com or [::1]; a Host that is none of them is 421 "
+        "(DNS rebinding). Empty allows any, as nothing here knows the names of proxies and Services. `GET /ping` and "
+        "`GET /` pass, for load balancers.",
     )
     trusted_proxies: tuple[Network, ...] = _setting(
         "",

@@ -67,6 +67,7 @@ class Application:
         lifecycle, method = self._lifecycle, environ["REQUEST_METHOD"]
         context = lifecycle.context(environ)
         try:
+            lifecycle.hosts.require(environ)
             allowed, view = found
             if method == allowed:
                 lifecycle.origins.require(environ)
@@ -94,6 +95,7 @@ class _Rest:
     def begin(self) -> None:
         """Give the request its context."""
         g.context = self._lifecycle.context(request.environ)
+        self._lifecycle.hosts.require(request.environ)
         if request.routing_exception is None:  # an error of the path or the method takes precedence
             self._lifecycle.read(g.context, request.environ)
 

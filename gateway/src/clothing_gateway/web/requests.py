@@ -22,6 +22,7 @@ from clothing_gateway.telemetry import tracing
 from clothing_gateway.telemetry.metrics import Metrics
 from clothing_gateway.telemetry.tracing import Tracer
 from clothing_gateway.web.cors import Origins
+from clothing_gateway.web.hosts import Hosts
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("clothing_gateway.access")
@@ -97,12 +98,18 @@ class Lifecycle:
     """Start and end of every request, of the server, the routes or Flask."""
 
     def __init__(
-        self, timeout_seconds: float, metrics: Metrics, tracer: Tracer | None = None, origins: Origins | None = None
+        self,
+        timeout_seconds: float,
+        metrics: Metrics,
+        tracer: Tracer | None = None,
+        origins: Origins | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
         self.timeout_seconds = timeout_seconds
         self._metrics = metrics
         self._tracer = tracer
         self.origins = origins or Origins()
+        self.hosts = hosts or Hosts()
 
     def begin(
         self,
