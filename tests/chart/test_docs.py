@@ -8,6 +8,8 @@ import pytest
 import yaml
 from charts import CLASSIFIER, EXAMPLES, ROOT, manifests
 
+from clothing_contract import CHANNELS, FITS, PREPROCESSINGS, SCORES, Input
+
 COMPARISON = (ROOT / "docs" / "chart-comparison.md").read_text()
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")] for line in COMPARISON.splitlines() if line.startswith("|")
@@ -178,6 +180,27 @@ def test_tensorflow_serving_version_is_the_same_everywhere():
     }
     assert named >= {("tutorial.md", gpu), ("models.md", version), ("Dockerfile", version), ("Dockerfile", gpu)}
     assert {tag for _, tag in named} == {version, gpu}
+
+
+def test_values_by_model_are_the_charts():
+    """Each row's values are valid, and every preprocessing, channel order, fit and kind of scores has a row."""
+    known = json.loads((CLASSIFIER / "values.schema.json").read_text())["properties"]["model"]["properties"]
+    named: dict[str, set[str]] = {}
+    rows = table("docs/models.md", "trained with")
+    assert len(rows) > 15
+    for trained, cell in rows:
+        spans = re.findall("`(.+?)`", cell)
+        values = [yaml.safe_load(f"{{{span}}}") for span in spans if re.match(r"\w+: ", span)]
+        assert values, trained
+        for each in values:
+            assert Input.read(each).values().items() >= {k: v for k, v in each.items() if k == "preprocessing"}.items()
+            for key, value in each.items():
+                assert value in known[key].get("enum", [value]), (trained, key)
+                named.setdefault(key, set()).add(str(value))
+    assert named["preprocessing"] == set(PREPROCESSINGS)
+    assert named["scores"] == set(SCORES) - {"auto"}
+    assert named["channels"] | {"rgb", "grey"} == set(CHANNELS)  # grey is read from the signature
+    assert named["fit"] | {"stretch"} == set(FITS)
 
 
 def test_every_picture_is_used_and_small():
