@@ -142,7 +142,15 @@ class Gateway:
             call_limit=lambda: calls.limit,
         )
         fetcher = fetch.by_settings(settings, budget, count=self.metrics.count_fetch)
-        classifier = Classifier(settings, self.predictor, fetcher, gate=gate, slots=slots, metrics=self.metrics)
+        classifier = Classifier(
+            settings,
+            self.predictor,
+            fetcher,
+            gate=gate,
+            slots=slots,
+            metrics=self.metrics,
+            count_megapixels=known.megapixels.take if known.megapixels else None,
+        )
         connections = _connections(settings.max_connections)
         lifecycle = Lifecycle(
             settings.request_timeout_seconds,

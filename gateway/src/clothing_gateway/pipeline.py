@@ -5,7 +5,7 @@ It is independent of HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from clothing_contract.scores import probabilities
 from clothing_gateway.context import RequestContext
 from clothing_gateway.deadline import Deadline
-from clothing_gateway.errors import GatewayError, ModelRefused, Overloaded
+from clothing_gateway.errors import GatewayError, ModelRefused, Overloaded, TooManyRequests
 from clothing_gateway.fetch import Fetcher
 from clothing_gateway.image import decode
 from clothing_gateway.image.fitting import Fit
@@ -75,13 +75,20 @@ class Classifier:
         gate: DecodeGate,
         slots: Slots,
         metrics: Metrics,
+        count_megapixels: Callable[[str, float], object] | None = None,
     ) -> None:
+        """Store the parts, and start the threads of requests with several photos.
+
+        ``count_megapixels`` takes a client's identity and a photo's megapixels, times its scans, before it is decoded;
+        raises TooManyRequests over the client's rate.
+        """
         self._settings = settings
         self._predictor = predictor
         self._fetcher = fetcher
         self._gate = gate
         self._slots = slots
         self._metrics = metrics
+        self._count_megapixels = count_megapixels
         # A thread for each photo that is fetched or in flight, so that no request's photos queue here behind another's
         # slow fetches.
         threads = fetching_limit(settings) + slots_in_all(settings.max_in_flight)
@@ -124,8 +131,9 @@ class Classifier:
             version = prediction.version
             self._metrics.count_predictions(model.track, version, len(elements))
             rows = list(prediction.scores)
-        if all(isinstance(one.error, Overloaded) for one in prepared):
-            raise Overloaded
+        later = [one.error for one in prepared if isinstance(one.error, Overloaded | TooManyRequests)]
+        if len(later) == len(prepared):
+            raise max(later, key=lambda error: error.retry_after or 0)
         outcomes: list[Scores | GatewayError] = [one.error or rows.pop(0) for one in prepared]
         return Answer(model, version, outcomes)
 
@@ -169,6 +177,9 @@ class Classifier:
         with permit, self._gate.hold(header.cost, context.deadline, context.owner):
             context.record("wait", perf_counter() - start)
             context.require_client()  # the wait may have been long
+            # Within the gate, as scans are counted in the whole file.
+            if self._count_megapixels is not None:
+                self._count_megapixels(context.owner, decode.scanned_pixels(data, header) / 1e6)
             with context.stage("decode"):
                 one.element = prepare(data, header, model, context.deadline)
 

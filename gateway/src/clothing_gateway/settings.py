@@ -770,6 +770,15 @@ class Settings:
         "photos",
         "Burst of the rate limit: photos that may be sent at once; at least GATEWAY_MAX_PHOTOS.",
     )
+    rate_megapixels_per_minute: float = _setting(
+        "0",
+        _RATE,
+        "megapixels per minute",
+        "Rate limit of one client by what its photos cost to decode: millions of pixels, times the scans of a "
+        "progressive JPEG, beside the rate of photos. A minute's worth may come at once, and a larger photo after a "
+        "minute of none. 0 sets no limit, as plain photos cost little.",
+        chart="gateway.rate.megapixelsPerMinute",
+    )
     allowed_origins: tuple[str, ...] = _setting(
         "",
         _ORIGINS,

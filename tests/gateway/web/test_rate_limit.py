@@ -56,6 +56,18 @@ def test_several_photos_are_counted_all_or_none(clock):
     assert refused(rates, "a", 4) == 4
 
 
+def test_more_than_the_burst_needs_a_full_bucket_and_is_paid_for(clock):
+    rates = RateLimiter(per_minute=60, burst=60)
+    assert refused(rates, "a", 61) is None  # beyond the burst
+    assert refused(rates, "a", 1) == 2
+    assert refused(rates, "a", 300) == 61
+    clock.now += 61
+    assert refused(rates, "a", 300) is None
+    assert refused(rates, "a", 0.5) == 241
+    clock.now += 240.5
+    assert refused(rates, "a", 0.5) is None
+
+
 def test_rate_over_an_hour(clock):
     rates = RateLimiter(per_minute=30, burst=1)
     taken = 0

@@ -55,11 +55,18 @@ class App:
             max_redirects=3,
         )
         gate = DecodeGate(2, self.settings.decode_memory_bytes)
+        clients = Clients(self.settings)
         self.classifier = Classifier(
-            self.settings, self.predictor, self.fetcher, gate=gate, slots=self.slots, metrics=self.metrics
+            self.settings,
+            self.predictor,
+            self.fetcher,
+            gate=gate,
+            slots=self.slots,
+            metrics=self.metrics,
+            count_megapixels=clients.megapixels and clients.megapixels.take,
         )
         self.lifecycle = Lifecycle(self.settings.request_timeout_seconds, self.metrics)
-        self.app = create_app(self.settings, self.classifier, self.slots, Clients(self.settings), self.lifecycle)
+        self.app = create_app(self.settings, self.classifier, self.slots, clients, self.lifecycle)
 
     def close(self):
         self.fetcher.close()
@@ -440,6 +447,49 @@ def test_keys_and_rate_limit(model, photos, tmp_path):
             assert app.ask("/predict", PHOTO, "image/jpeg", HTTP_AUTHORIZATION=f"Bearer {KEY}")[0] == 200
         status, headers, _ = app.ask("/predict", PHOTO, "image/jpeg", HTTP_AUTHORIZATION=f"Bearer {KEY}")
         assert (status, "Retry-After" in headers) == (429, True)
+    finally:
+        app.close()
+
+
+@pytest.mark.parametrize("resampling", ["nearest", "bicubic"])  # by clothing_jpeg, where it is installed, and by Pillow
+def test_megapixels_are_limited_by_their_scans(model, photos, resampling):
+    baseline, progressive = image_bytes((500, 400)), image_bytes((500, 400), progressive=True)  # 0.2 megapixels
+    scans = progressive.count(b"\xff\xda")
+    assert scans > 4
+    photos.paths |= {"/baseline.jpg": baseline}
+    upload, costly = (baseline, "image/jpeg"), (progressive, "image/jpeg")
+    url = as_json({"url": photos.url + "/baseline.jpg"})
+
+    def statuses(per_minute, *bodies):
+        settings = {"fetch_allowed_networks": "127.0.0.0/8", "resampling": resampling}
+        app = App(model, photos, rate_megapixels_per_minute=per_minute, **settings)
+        try:
+            answers = [app.ask("/predict", *body) for body in bodies]
+        finally:
+            app.close()
+        assert all(1 <= int(headers["Retry-After"]) <= 60 * scans for status, headers, _ in answers if status == 429)
+        return [status for status, _, _ in answers]
+
+    assert statuses(0.6, upload, upload, upload, upload) == [200, 200, 200, 429]
+    assert statuses(0.6, upload, url, upload, url) == [200, 200, 200, 429]
+    assert statuses(2 * scans * 0.2, costly, costly, costly) == [200, 200, 429]
+    assert statuses(0.2, costly, costly) == [200, 429]  # more than a minute's worth
+    assert statuses(0, upload, costly, upload, costly) == [200, 200, 200, 200]
+
+
+def test_photos_over_the_megapixel_rate_have_the_error_each(model, photos):
+    data = image_bytes((100, 80))
+    form = multipart(("image", "a.jpg", data), ("image", "b.jpg", data))
+    app = App(model, photos, rate_megapixels_per_minute=0.01)
+    try:
+        status, _, body = app.ask("/classify", *form)
+        assert status == 200
+        assert sorted(one["error"]["code"] for one in json.loads(body)["photos"] if "error" in one) == [
+            "too-many-requests"
+        ]
+        status, headers, body = app.ask("/classify", *form)
+        assert (status, json.loads(body)["code"]) == (429, "too-many-requests")
+        assert int(headers["Retry-After"]) > 30
     finally:
         app.close()
 

@@ -45,6 +45,7 @@
   (list "GATEWAY_FETCH_PROXY" .Values.gateway.fetch.proxy)
   (list "GATEWAY_KEYS_FILE" (ternary "/etc/clothing-gateway/keys/keys" "" (ne .Values.gateway.keys.secretName "")))
   (list "GATEWAY_RATE_PHOTOS_PER_MINUTE" .Values.gateway.rate.photosPerMinute)
+  (list "GATEWAY_RATE_MEGAPIXELS_PER_MINUTE" .Values.gateway.rate.megapixelsPerMinute)
   (list "GATEWAY_ALLOWED_ORIGINS" (join "," .Values.gateway.allowedOrigins))
   (list "GATEWAY_TRUSTED_PROXIES" (join "," .Values.gateway.trustedProxies))
   (list "GATEWAY_DRAIN_DELAY_SECONDS" .Values.gateway.drain.delaySeconds)
@@ -97,6 +98,7 @@ GATEWAY_FETCH_DENIED_HOSTS: gateway.fetch.deniedHosts
 GATEWAY_FETCH_PROXY: gateway.fetch.proxy
 GATEWAY_KEYS_FILE: gateway.keys.secretName
 GATEWAY_RATE_PHOTOS_PER_MINUTE: gateway.rate.photosPerMinute
+GATEWAY_RATE_MEGAPIXELS_PER_MINUTE: gateway.rate.megapixelsPerMinute
 GATEWAY_ALLOWED_ORIGINS: gateway.allowedOrigins
 GATEWAY_TRUSTED_PROXIES: gateway.trustedProxies
 GATEWAY_DRAIN_DELAY_SECONDS: gateway.drain.delaySeconds

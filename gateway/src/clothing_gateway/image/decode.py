@@ -179,6 +179,16 @@ def read_header(
     return header
 
 
+def scanned_pixels(data: bytes, header: Header) -> int:
+    """Pixels that decoding visits: width times height, for each of a JPEG's scans.
+
+    Raises TooComplex over the limit of scans. 20 MB take up to 0.2 s.
+    """
+    if header.format != "JPEG":
+        return header.pixels
+    return header.pixels * layout.count_scans(data, header.layout or layout.read(data, "JPEG"))
+
+
 def _resizing_cost(photo: tuple[int, int], size: tuple[int, int], resampling: str, fit: Fit, max_side: int) -> int:
     """Maximum bytes of memory for resizing.
 
@@ -281,7 +291,7 @@ def _decode_by_pillow(
     data: bytes, header: Header, found: layout.Layout, axes: tuple[Axis, Axis] | None, deadline: Deadline | None
 ) -> npt.NDArray[Any]:
     """What is kept of the resized photo, or without ``axes`` nothing but the verdict."""
-    layout.require_scans(data, found)
+    layout.count_scans(data, found)
     layout.require_few_groups(data, found)
     opened: Image.Image | None = None
     try:

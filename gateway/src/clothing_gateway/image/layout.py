@@ -211,13 +211,13 @@ def _jpeg_layout(frame: bytes | None, kept: list[slice], data: bytes, kind: int)
     return Layout("JPEG", width, height, memory, parts, scan, scans_at, arithmetic=kind in _ARITHMETIC)
 
 
-def require_scans(data: bytes, layout: Layout) -> None:
-    """TooComplex where a JPEG has too many scans, counted as libjpeg meets them.
+def count_scans(data: bytes, layout: Layout) -> int:
+    """Scans of a JPEG, counted as libjpeg meets them; TooComplex for too many.
 
     Searches in windows, so that other threads run meanwhile: 20 MB of stuffed zeros take 0.2 s.
     """
     if layout.scans_at is None:
-        return
+        return 1
     limit = most_scans(layout.width, layout.height, arithmetic=layout.arithmetic)
     at, scans = layout.scans_at, 0
     for _ in range(10 * MAX_SCANS):  # each scan may bring tables with it
@@ -227,10 +227,10 @@ def require_scans(data: bytes, layout: Layout) -> None:
             if found is None:
                 at += _WINDOW - 1
                 if at >= len(data):
-                    return
+                    return scans
         marker, at = data[found.start() + 1], found.end()
         if marker == 0xD9:
-            return
+            return scans
         if marker >= 0xC0 and marker != 0xD8:  # one with a length; libjpeg refuses 01 to BF or searches on behind them
             scans += marker == 0xDA
             if scans > limit:

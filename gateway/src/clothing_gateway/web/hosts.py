@@ -1,4 +1,4 @@
-"""Host check: requests for names that are not the gateway's are refused (DNS rebinding).
+"""Host check against DNS rebinding: other names than the gateway's are refused.
 
 A web page's own name can be resolved to an address within its visitor's network. To the browser the gateway there is
 then the page's own origin, so that no CSRF protection or CORS refuses it. Only its name is wrong.

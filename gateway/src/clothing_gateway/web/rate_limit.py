@@ -24,26 +24,30 @@ _MAX_CLIENTS = 10_000
 
 
 class RateLimiter:
-    """Token bucket for each client: photos per minute, and a burst.
+    """Token bucket for each client: photos or megapixels per minute, and a burst.
 
     Kept as the time at which the bucket is full again (the generic cell rate algorithm of ATM).
     """
 
-    def __init__(self, per_minute: float, burst: int) -> None:
+    def __init__(self, per_minute: float, burst: float) -> None:
         self._interval = 60 / per_minute
         self._burst = burst
         self._full_at: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
-    def take(self, client: str, photos: int) -> None:
-        """Count photos, or TooManyRequests with nothing counted."""
+    def take(self, client: str, amount: float) -> None:
+        """Count an amount, or TooManyRequests with nothing counted.
+
+        More than the burst needs a full bucket, which then is full again the later: so the largest photo is not refused
+        for ever, and the rate holds.
+        """
         now = time.monotonic()
         with self._lock:
-            full_at = max(self._full_at.get(client, now), now) + photos * self._interval
-            wait = full_at - now - self._burst * self._interval
+            full_at = max(self._full_at.get(client, now), now)
+            wait = full_at - now + (min(amount, self._burst) - self._burst) * self._interval
             if wait > 1e-6:
                 raise TooManyRequests(retry_after=max(math.ceil(wait), 1))
-            self._full_at[client] = full_at
+            self._full_at[client] = full_at + amount * self._interval
             self._full_at.move_to_end(client)
             while len(self._full_at) > _MAX_CLIENTS or next(iter(self._full_at.values())) <= now:
                 self._full_at.popitem(last=False)
@@ -95,6 +99,9 @@ class Clients:
             if settings.rate_photos_per_minute
             else None
         )
+        # A minute's worth at once. The pipeline counts a photo by its header, before it is decoded.
+        per_minute = settings.rate_megapixels_per_minute
+        self.megapixels = RateLimiter(per_minute, per_minute) if per_minute else None
 
     def admit(self, peer: str, authorization: str | None, forwarded: str | None) -> Client:
         """The client of a photo request, by peer and headers; counts its first photo.
