@@ -81,7 +81,7 @@ inspect: model-image/.venv/runtime.stamp ## Show a SavedModel's inputs and outpu
 model-image: model-image/.venv/$(if $(wildcard $(MODEL)/.),runtime,dev).stamp ## Build an image of your own model: make model-image MODEL=path TAG=name:1 [LABELS=a,b PORTABLE=1 …]
 	@test -n "$(MODEL)" && test -n "$(TAG)" || { echo "make model-image MODEL=path TAG=kitchen-model:1: names a Keras file or a SavedModel's folder, and the image"; exit 2; }
 	@$(MODEL_BIN)/python scripts/model_image.py "$(MODEL)" --tag "$(TAG)" $(if $(PORTABLE),--portable) $(if $(TRUST),--trust) \
-	  $(foreach option,NAME VERSION LABELS PREPROCESSING IMAGE-SIZE INPUT WEIGHTS WARMUP BASE BUILDER,$(if $($(subst -,_,$(option))),--$(shell echo $(option) | tr A-Z a-z)="$($(subst -,_,$(option)))"))
+	  $(foreach option,NAME VERSION LABELS PREPROCESSING MEAN STD CHANNELS FIT SHORTER-SIDE RESAMPLING EXIF-ORIENTATION SCORES IMAGE-SIZE INPUT WEIGHTS WARMUP BASE BUILDER,$(if $($(subst -,_,$(option))),--$(shell echo $(option) | tr A-Z a-z)="$($(subst -,_,$(option)))"))
 
 .PHONY: kind
 kind: ## Build the images, create a Kind cluster, install the chart, print the URL

@@ -35,7 +35,10 @@ SOURCES = (
     "model-image/requirements.lock", ".dockerignore",
 )  # fmt: skip
 # Options that are passed on to `convert`.
-CONVERT = ("labels", "preprocessing", "image-size", "input", "weights", "warmup", "input-name", "output-name")
+CONVERT = (
+    "labels", "preprocessing", "mean", "std", "channels", "fit", "shorter-side", "resampling", "exif-orientation",
+    "scores", "image-size", "input", "weights", "warmup", "input-name", "output-name",
+)  # fmt: skip
 REFERENCE = re.compile(r"(?P<repository>[a-z0-9][a-z0-9._:/-]*?):(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127})")
 
 

@@ -16,6 +16,8 @@ IMAGENET = {"preprocessing": "rescale", "mean": [0.485, 0.456, 0.406], "std": [0
         {"preprocessing": "none", "channels": "bgr", "imageSize": "320x240", "resampling": "bicubic"},
         {"preprocessing": "rescale", "channels": "grey", "mean": [0.5]},
         IMAGENET,
+        {"preprocessing": "torch", "fit": "crop", "shorterSide": 256, "resampling": "bilinear"},
+        {"preprocessing": "tf", "exifOrientation": False},
     ],
 )
 def test_written_contract_equals_the_read_one(values):
@@ -40,6 +42,7 @@ def test_sizes_are_width_and_height():
         ({"channels": "cmyk"}, "channels is 'cmyk', and must be one of rgb, bgr, grey"),
         ({"resampling": "cubic"}, "resampling is 'cubic'"),
         ({"fit": "cover"}, "fit is 'cover'"),
+        ({"exifOrientation": "off"}, "exifOrientation is 'off', and must be true or false"),
         ({"preprocessing": 1}, "preprocessing is 1, and must be a text"),
         ({"imageSize": "0"}, "imageSize is '0', and must be pixels"),
         ({"mean": [0.5]}, "mean and std belong to preprocessing none"),

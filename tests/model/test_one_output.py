@@ -40,6 +40,7 @@ def test_one_number_for_two_labels(activation: str, tmp_path: Path, capsys: pyte
     assert main(["values", str(version), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)["model"]
     assert (values["labels"], values["preprocessing"]) == (["bee", "wasp"], "rescale")
+    assert values["scores"] == {"sigmoid": "sigmoid", "linear": "logits"}[activation]
 
     classifier = SavedModelClassifier(version, Options(), ())
     levels = (0, 90, 255)

@@ -53,6 +53,7 @@ class Input:
         fit: one of FITS.
         shorter_side: pixels to which ``crop`` resizes, or None: the longer side of the model's picture.
         resampling: one of RESAMPLINGS.
+        exif_orientation: whether photos that cameras stored turned are turned upright first.
 
     """
 
@@ -64,6 +65,7 @@ class Input:
     fit: str = "stretch"
     shorter_side: int | None = None
     resampling: str = "nearest"
+    exif_orientation: bool = True
 
     def __post_init__(self) -> None:
         choose("preprocessing", self.preprocessing, PREPROCESSINGS)
@@ -187,6 +189,10 @@ def _parsed(name: str, value: Any) -> Any:  # noqa: ANN401 - a value of JSON
     if name == "shorter_side":
         if value is not None and not (isinstance(value, int) and 0 < value < 100_000):
             raise ContractError(f"shorterSide is {value!r}, and must be pixels")
+        return value
+    if name == "exif_orientation":
+        if not isinstance(value, bool):
+            raise ContractError(f"exifOrientation is {value!r}, and must be true or false")
         return value
     try:
         if name == "image_size":

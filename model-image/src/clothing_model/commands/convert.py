@@ -16,18 +16,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clothing_contract import PREPROCESSINGS
+from clothing_contract import Input
 from clothing_model import savedmodel
-from clothing_model.commands.options import image_size, read_labels
-from clothing_model.commands.values import size_text
+from clothing_model.commands.options import add_contract_options, contract_of, image_size, read_labels
+from clothing_model.commands.values import CONTRACT_KEYS, size_text
 from clothing_model.errors import ModelError
 from clothing_model.keras import config as keras_config
 from clothing_model.keras import files as keras_files
 from clothing_model.keras.files import KerasModel, Source
 from clothing_model.quiet import quiet_tensorflow
 from clothing_model.savedmodel import photo_signature, usability_problems, warmup
+
+if TYPE_CHECKING:
+    from clothing_contract.scaling import Scaling
 
 INPUTS = ("float32", "uint8", "encoded")
 WEIGHTS = ("float32", "float16")
@@ -62,9 +65,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="LABELS",
         help="the classes in the output's order: a,b,c; or a file with one per line or a JSON list; "
         "or the folder of training photos, one folder per class",
-    )
-    parser.add_argument(
-        "--preprocessing", choices=PREPROCESSINGS, help="how photos were scaled in training, noted for the values"
     )
     parser.add_argument(
         "--image-size", metavar="N|WxH", help="the photo's size, for a model whose input leaves it open"
@@ -102,6 +102,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "server.batching.allowedBatchSizes are taken; none: no warm-up requests (default: those that a SavedModel "
         "has, else 1)",
     )
+    add_contract_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,29 +124,31 @@ def run(args: argparse.Namespace) -> int:
     _say(f"reading {source}")
     known = _known(source)
     labels = labels or tuple(known.get("labels", ())) or None
-    preprocessing = args.preprocessing or known.get("preprocessing")
-    if args.input != INPUTS[0] and not preprocessing:
+    contract = contract_of(args, known)
+    if args.input != INPUTS[0] and "preprocessing" not in contract:
         raise ModelError(f"--input={args.input}: give --preprocessing, how photos were scaled in training")
+    if args.input == INPUTS[2] and {"fit", "resampling"} & set(contract):
+        raise ModelError(f"--input={args.input}: such a model stretches photos by nearest; use float32 or uint8")
     model_folder: Path = args.output / args.name
     if args.version is not None and not args.force and (model_folder / str(args.version)).exists():
         raise ModelError(_exists(model_folder / str(args.version)))
-    given = Interface(args.input, preprocessing, args.input_name, args.output_name, size)
+    given = Interface(args.input, Input.read(contract), args.input_name, args.output_name, size)
     as_it_is = (args.input, args.weights, args.input_name, args.output_name) == (INPUTS[0], WEIGHTS[0], None, None)
     copied = source.kind == keras_files.SAVED_MODEL and as_it_is and not _is_half(source)
-    _refuse_early(source, given, labels, copied=copied)
+    decided = _refuse_early(source, given, labels, copied=copied)
     _require_space(source, model_folder, args.weights)
     noted = {
         "labels": labels and list(labels),
-        "preprocessing": preprocessing,
         "imageSize": size and size_text(size),
     }
+    noted = {key: value for key, value in noted.items() if value} | ({"scores": decided} if decided else {}) | contract
     try:
         with _temporary_folder(model_folder) as folder:
             if copied:
                 facts = _copy_saved_model(source, folder)
             else:
                 facts = _write_saved_model(source, folder, given, args.weights, labels)
-            _describe(folder, args.name, source, facts, {key: value for key, value in noted.items() if value})
+            _describe(folder, args.name, source, facts, noted)
             _write_warmup(folder, args.name, batch_sizes)
             target = _publish(folder, model_folder, args.version, args.force)
     except OSError as error:
@@ -156,8 +159,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_early(source: Source, given: Interface, labels: Sequence[str] | None, *, copied: bool) -> None:
-    """Reject an unusable source, before TensorFlow's import and any written file."""
+def _refuse_early(source: Source, given: Interface, labels: Sequence[str] | None, *, copied: bool) -> str | None:
+    """Reject an unusable source, before TensorFlow's import and any written file.
+
+    Returns what the scores are, where the source's config has it.
+    """
     _require_names(given.input_name, given.output_name)
     if source.kind == keras_files.SAVED_MODEL:
         model = _refuse_unusable(source)
@@ -166,13 +172,13 @@ def _refuse_early(source: Source, given: Interface, labels: Sequence[str] | None
         found = photo_signature(replace(model, description={**model.description, "labels": labels or ()}))
         if found:
             _require_labels(labels, savedmodel.width(found[1]))
-        return
+        return None
     config = keras_config.read(source.path)
     if not source.trusted:
         keras_config.refuse(source.path, config)
     outline = keras_config.outline(config)
     if not outline.inputs or not outline.widths:
-        return
+        return None
     keras_files.require_one_of_each(source, list(outline.inputs), list(outline.widths))
     ((shape,), (width,)) = outline.inputs.values(), outline.widths.values()
     _require_labels(labels, width)
@@ -180,6 +186,7 @@ def _refuse_early(source: Source, given: Interface, labels: Sequence[str] | None
         photo = _photo_shape(source, shape, given.size)
         if given.input == "encoded":
             _fixed(photo)
+    return keras_config.scores(config)
 
 
 def _require_labels(labels: Sequence[str] | None, width: int | None) -> None:
@@ -332,7 +339,7 @@ class Interface:
     """The input and output that the SavedModel will have; None keeps the model's."""
 
     input: str
-    preprocessing: str | None
+    contract: Input
     input_name: str | None
     output_name: str | None
     size: tuple[int, int] | None  # height, width
@@ -357,8 +364,7 @@ def _write_saved_model(
     _require_labels(labels, model.output_shape[-1])
     shape = _photo_shape(source, model.input_shape, given.size)
     input_name, output_name = _names(given, model)
-    preprocessing = given.preprocessing or "none"
-    scaling = Scaling(preprocessing)
+    scaling = Scaling.of(replace(given.contract, channels="grey") if shape[2] == 1 else given.contract)
     module = tf.Module()
     if weights == WEIGHTS[0]:
         module.variables_to_save, call = model.variables, model.call
@@ -384,7 +390,7 @@ def _write_saved_model(
         tf.saved_model.save(module, str(folder), signatures={savedmodel.DEFAULT_SIGNATURE: module.serve})
     except tf.errors.OpError as error:  # as a full disk
         raise OSError(error.message) from error
-    difference = _largest_difference(folder, model, shape, given.input, preprocessing)
+    difference = _largest_difference(folder, model, shape, given.input, scaling)
     if not difference <= TOLERANCE[weights]:
         raise ModelError(
             f"what was written differs from {source.path} by {difference:.3g} of the largest score "
@@ -440,7 +446,7 @@ def _photo_shape(
 
 
 def _largest_difference(
-    folder: Path, model: KerasModel, shape: Sequence[int | None], given: str, preprocessing: str
+    folder: Path, model: KerasModel, shape: Sequence[int | None], given: str, scaling: Scaling
 ) -> float:
     """Largest difference of scores, source model to saved function, on two photos.
 
@@ -450,7 +456,6 @@ def _largest_difference(
     import numpy as np
     import tensorflow as tf
 
-    from clothing_contract.scaling import Scaling
     from clothing_model.keras import graph_preprocessing
 
     sizes = [size or default for size, default in zip(shape, (128, 128, 3), strict=True)]
@@ -459,7 +464,7 @@ def _largest_difference(
         numbers = photos = tf.constant(random.uniform(-1, 1, (2, *sizes)).astype(np.float32))
     else:
         photos = tf.constant(random.integers(0, 256, (2, *sizes), np.uint8))
-        numbers = graph_preprocessing.numbers(photos, Scaling(preprocessing))
+        numbers = graph_preprocessing.numbers(photos, scaling)
         if given == graph_preprocessing.ENCODED:  # PNG keeps each pixel
             photos = tf.stack([tf.io.encode_png(photo) for photo in photos])
     saved = tf.saved_model.load(str(folder)).signatures[savedmodel.DEFAULT_SIGNATURE]
@@ -472,7 +477,7 @@ def _largest_difference(
 def _describe(folder: Path, name: str, source: Source, facts: dict[str, Any], noted: dict[str, Any]) -> None:
     """Write assets.extra/model.json, which TensorFlow Serving ignores.
 
-    ``noted`` is what photos and scores mean: labels, preprocessing, imageSize, as far as each is known.
+    ``noted`` is what photos and scores mean: labels, imageSize and the contract's keys, as far as each is known.
     """
     model = savedmodel.read(folder)
     found = photo_signature(model)
@@ -496,6 +501,8 @@ def _describe(folder: Path, name: str, source: Source, facts: dict[str, Any], no
         "output": {"name": next(iter(signature.outputs)), "dtype": scores.dtype, "shape": scores.shape},
     }
     _require_labels(noted.get("labels"), savedmodel.width(scores))
+    for key in (*CONTRACT_KEYS, "scores"):  # an earlier convert's, which are in noted where they hold
+        description.pop(key, None)
     description |= noted
     (folder / savedmodel.DESCRIPTION).parent.mkdir(exist_ok=True)
     (folder / savedmodel.DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from clothing_contract import ContractError
+from clothing_contract import CHANNELS, FITS, PREPROCESSINGS, RESAMPLINGS, SCORES, ContractError, Input, contract
 from clothing_contract import labels as label_files
 from clothing_model.errors import ModelError
 
@@ -41,3 +44,46 @@ def image_size(argument: str | None) -> tuple[int, int] | None:
         raise ModelError(f"--image-size={argument}: give one number, as 299, or WIDTHxHEIGHT")
     width = int(match[1])
     return (int(match[2]) if match[2] else width, width)
+
+
+def add_contract_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what a model takes of a photo, and what its scores are."""
+    add = parser.add_argument_group("what the model was trained with, by the names of the chart's values").add_argument
+    add("--preprocessing", choices=PREPROCESSINGS, help="how pixels were scaled")
+    add(
+        "--mean", metavar="NUMBERS", help="subtracted after none or rescale: one number, or one for each channel, a,b,c"
+    )
+    add("--std", metavar="NUMBERS", help="divided by after the mean, in the same form")
+    add("--channels", choices=CHANNELS, help="the order of channels (default: rgb, or grey where the input is)")
+    add("--fit", choices=FITS, help="how photos of another shape were fitted (default: stretch)")
+    add("--shorter-side", type=int, metavar="PIXELS", help="what crop resized the shorter side to")
+    add("--resampling", choices=RESAMPLINGS, help="the filter that resized photos (default: nearest)")
+    add("--exif-orientation", choices=("on", "off"), help="whether turned photos were set upright (default: on)")
+    add("--scores", choices=[kind for kind in SCORES if kind != contract.AUTO], help="what the output's numbers are")
+
+
+def contract_of(args: argparse.Namespace, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The contract's keys, as model.json has them: those given, else those known.
+
+    ``known`` are a description's keys; others of it are ignored, and the size, which has an option of its own.
+
+    Raises:
+        ModelError: a value that can't be used, or contradicts another.
+
+    """
+    given = {contract.key(name): getattr(args, name) for name in ("preprocessing", "channels", "fit", "resampling")}
+    given |= {"shorterSide": args.shorter_side, "scores": args.scores}
+    given["exifOrientation"] = args.exif_orientation and args.exif_orientation == "on"
+    try:
+        for name in ("mean", "std"):
+            given[name] = getattr(args, name) and list(contract.parse_numbers(getattr(args, name)))
+        given = {key: value for key, value in given.items() if value is not None}
+        replaced = {"mean", "std"} if "preprocessing" in given else set()  # they belong to the one that was known
+        replaced |= {"shorterSide"} if "fit" in given else set()
+        merged = {key: value for key, value in known.items() if key not in {*replaced, "imageSize"}} | given
+        noted = {key: value for key, value in Input.read(merged).values().items() if key in merged}
+        if "scores" in merged:
+            noted["scores"] = contract.choose("scores", merged["scores"], SCORES)
+    except ContractError as error:
+        raise ModelError(f"the model's contract: {error}") from error
+    return noted

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clothing_contract import PREPROCESSINGS
+from clothing_contract import ContractError, Input
+from clothing_contract.contract import AUTO
 from clothing_model import savedmodel
-from clothing_model.commands.options import image_size, read_labels
+from clothing_model.commands.options import add_contract_options, contract_of, image_size, read_labels
 from clothing_model.errors import ModelError
 from clothing_model.savedmodel import (
     DEFAULT_SIGNATURE,
@@ -28,6 +29,11 @@ from clothing_model.savedmodel import (
 # The chart's default: what a model with as many classes has, if nothing else is known of it.
 DEFAULT_LABELS = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
 
+# What a model that takes pixels, or files, computes itself is no value.
+SCALING_KEYS = ("preprocessing", "mean", "std", "channels")
+FITTING_KEYS = ("fit", "shorterSide", "resampling", "exifOrientation")
+CONTRACT_KEYS = (*SCALING_KEYS, *FITTING_KEYS)
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the ``values`` command."""
@@ -40,13 +46,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--json", action="store_true", help="print JSON instead of YAML; Helm reads both")
     parser.add_argument("--image", metavar="REPOSITORY:TAG", help="the model image, for server.image")
     parser.add_argument("--labels", metavar="LABELS", help="the labels: a list, a file or a folder of training photos")
-    parser.add_argument("--preprocessing", choices=PREPROCESSINGS, help="how photos were scaled in training")
     parser.add_argument(
         "--image-size", metavar="N|WxH", help="the photo's size, for a model whose input leaves it open"
     )
     parser.add_argument(
         "--output-name", metavar="NAME", help="the output that gives the scores, of a model that has several"
     )
+    add_contract_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,11 +63,11 @@ def run(args: argparse.Namespace) -> int:
 
     """
     model = savedmodel.read(args.path)
-    known: dict[str, Any] = {}
+    known = contract_of(args, model.description)
+    for key in (*CONTRACT_KEYS, "scores"):
+        model.description.pop(key, None)
     if args.labels:
         known["labels"] = list(read_labels(args.labels))
-    if args.preprocessing:
-        known["preprocessing"] = args.preprocessing
     size = image_size(args.image_size)
     if size:
         known["imageSize"] = size_text(size)
@@ -126,8 +132,8 @@ def values(model: SavedModel) -> dict[str, Any]:
     found = photo_signature(model)
     if found:
         shape = found[0].shape
-        if found[0].dtype == "DT_FLOAT":
-            result["preprocessing"] = model.description.get("preprocessing", "tf")
+        keys = {"DT_FLOAT": CONTRACT_KEYS, "DT_UINT8": FITTING_KEYS}.get(found[0].dtype, ())
+        result |= {key: value for key, value in _input(model).values().items() if key in keys}
         outputs = model.signatures[DEFAULT_SIGNATURE].outputs
         if len(outputs) > 1:
             found_outputs = score_outputs(model)
@@ -136,6 +142,8 @@ def values(model: SavedModel) -> dict[str, Any]:
             result["imageSize"] = str(model.description.get("imageSize", ""))
         labels = model.description.get("labels")
         classes = width(found[1])
+        if "scores" in model.description or classes == 1:
+            result["scores"] = model.description.get("scores", AUTO)
         if labels:
             result["labels"] = list(labels)
         elif classes == len(DEFAULT_LABELS):
@@ -145,12 +153,22 @@ def values(model: SavedModel) -> dict[str, Any]:
     return {"model": result}
 
 
+def _input(model: SavedModel) -> Input:
+    """The contract that the model's description notes."""
+    try:
+        return Input.read(model.description)
+    except ContractError as error:
+        raise ModelError(f"{model.path}: {savedmodel.DESCRIPTION}: {error}") from error
+
+
 def doubts(model: SavedModel) -> dict[str, str]:
     """Warnings: which values are guessed, and what to check."""
     found = values(model)["model"]
     result = {}
     if "preprocessing" in found and "preprocessing" not in model.description:
         result["preprocessing"] = "not noted in the model: tf, caffe, torch, rescale or none, as in training"
+    if "scores" in found and "scores" not in model.description:
+        result["scores"] = "not noted in the model: one number is a sigmoid's, or a logit (logits), as in training"
     if "outputName" in found and model.description.get("outputName") != found["outputName"]:
         outputs = ", ".join(model.signatures[DEFAULT_SIGNATURE].outputs)
         possible = ", ".join(score_outputs(model))

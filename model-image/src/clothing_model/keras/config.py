@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clothing_contract.contract import INDEPENDENT, LOGITS, SIGMOID, SOFTMAX
 from clothing_model.errors import ModelError
 
 
@@ -219,6 +220,33 @@ def outline(config: dict[str, Any]) -> Outline:
         {name: _input_shape(names[name]) for name in _ends(inner.get("input_layers")) if name in names},
         {name: _width(names[name], layers) for name in _ends(inner["output_layers"]) if name in names},
     )
+
+
+def scores(config: dict[str, Any]) -> str | None:
+    """What the output's numbers are, by the last layer's activation.
+
+    None where the config doesn't tell: several outputs, or a last layer that has no such activation.
+    """
+    layers = _layers(config)
+    inner = _dict(config.get("config"))
+    ends = _ends(inner["output_layers"]) if "output_layers" in inner else [_layers_name(layer) for layer in layers[-1:]]
+    last = next((layer for layer in layers if [_layers_name(layer)] == ends), None)
+    if last is None:
+        return None
+    if last.get("class_name") in ("Sequential", "Functional", "Model"):
+        return scores(last)
+    settings = _dict(last.get("config"))
+    if last.get("class_name") == "Softmax":
+        return SOFTMAX
+    activation = settings.get("activation") if last.get("class_name") in ("Dense", "Activation") else None
+    if isinstance(activation, dict):  # {"class_name": "function", "config": "softmax"} of Keras 3
+        activation = activation.get("config")
+    if activation == "sigmoid":
+        (width,) = outline(config).widths.values()
+        return None if width is None else SIGMOID if width == 1 else INDEPENDENT
+    if activation == "linear":
+        return LOGITS if last.get("class_name") == "Dense" else None
+    return SOFTMAX if activation == "softmax" else None
 
 
 def weights_bytes(path: Path) -> int:

@@ -16,12 +16,12 @@ FLOAT32, UINT8, ENCODED = "float32", "uint8", "encoded"
 
 
 def numbers(pixels: Any, scaling: Scaling) -> Any:
-    """Convert uint8 (batch, height, width, RGB) to float32 of the same shape."""
+    """Convert uint8 (batch, height, width, RGB or grey) to float32 of the same shape."""
     if scaling == Scaling("none"):
         return tf.cast(pixels, tf.float32)
     values, reverse = scaling.table
     index = tf.cast(pixels, tf.int32)
-    if scaling.preprocessing == "tf" and not reverse:  # the channels are alike
+    if len(values[0]) == 1 or (scaling.preprocessing == "tf" and not reverse):  # the channels are alike
         return tf.gather(values[:, 0], index)
     source = (2, 1, 0) if reverse else (0, 1, 2)
     return tf.stack([tf.gather(values[:, channel], index[..., source[channel]]) for channel in range(3)], axis=-1)

@@ -1,0 +1,126 @@
+"""A model's contract: noted by `convert`, kept by a second `convert`, printed by `values`, with options first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clothing_contract import Input
+from clothing_model import savedmodel
+from clothing_model.commands.cli import main
+from clothing_model.keras import config as keras_config
+
+TORCHVISION = {
+    "preprocessing": "rescale", "mean": [0.5, 0.4, 0.3], "std": [0.25], "channels": "bgr", "fit": "crop",
+    "shorterSide": 20, "resampling": "bilinear", "exifOrientation": False,
+}  # fmt: skip
+OPTIONS = [
+    "--preprocessing=rescale", "--mean=0.5,0.4,0.3", "--std=0.25", "--channels=bgr", "--fit=crop", "--shorter-side=20",
+    "--resampling=bilinear", "--exif-orientation=off",
+]  # fmt: skip
+
+
+def keras_model(*last: Any, channels: int = 3) -> Any:
+    import keras
+
+    photo = keras.Input((16, 16, channels), name="photo")
+    found = keras.layers.GlobalAveragePooling2D()(photo)
+    for layer in last:
+        found = layer(found)
+    return keras.Model(photo, found)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import keras
+
+    path = tmp_path_factory.mktemp("source") / "bees.keras"
+    keras_model(keras.layers.Dense(3, "sigmoid")).save(path)
+    return path
+
+
+def values(path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["values", str(path), "--json", *options]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)["model"]
+    return found
+
+
+def convert(source: Path, output: Path, *options: str) -> Path:
+    command = ["convert", str(source), "--name=m", f"--output={output}", "--labels=a,b,c", "--warmup=none", *options]
+    assert main(command) == 0
+    return output / "m/1"
+
+
+def test_noted_kept_and_printed(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    version = convert(source, tmp_path, *OPTIONS)
+    expected = {"name": "m", "labels": ["a", "b", "c"], "scores": "independent", **TORCHVISION}
+    assert values(version, capsys) == expected
+    assert Input.read(values(version, capsys)) == Input.read(TORCHVISION)
+    assert values(convert(version, tmp_path / "again"), capsys) == expected
+    other = values(convert(version, tmp_path / "other", "--preprocessing=tf", "--fit=pad", "--scores=logits"), capsys)
+    del expected["mean"], expected["std"], expected["shorterSide"]
+    assert other == {**expected, "preprocessing": "tf", "fit": "pad", "scores": "logits"}
+    assert values(version, capsys, "--scores=softmax", "--mean=1")["mean"] == [1]
+    assert values(version, capsys, "--scores=softmax")["scores"] == "softmax"
+
+
+def test_what_the_graph_computes_is_no_value(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    version = convert(source, tmp_path, "--input=uint8", *OPTIONS)
+    fitting = {key: TORCHVISION[key] for key in ("fit", "shorterSide", "resampling", "exifOrientation")}
+    assert values(version, capsys) == {"name": "m", "labels": ["a", "b", "c"], "scores": "independent", **fitting}
+    noted = savedmodel.read(version).description
+    assert {key: noted[key] for key in TORCHVISION} == TORCHVISION
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preprocessing=tf", "--mean=1"], "mean and std belong to preprocessing none"),
+        (["--preprocessing=rescale", "--std=a"], "must be numbers with commas"),
+        (["--shorter-side=0"], "shorterSide is 0, and must be pixels"),
+        (["--input=encoded", "--preprocessing=tf", "--fit=crop"], "such a model stretches photos by nearest"),
+        (["--input=uint8", "--mean=1"], "mean and std belong to"),
+        (["--input=uint8", "--fit=pad"], "give --preprocessing"),
+    ],
+)
+def test_contradictions_are_refused_before_tensorflow_loads(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["convert", str(source), "--name=m", f"--output={tmp_path}", *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_by_the_last_activation() -> None:
+    import keras
+
+    layers = keras.layers
+    found = {
+        "softmax": [[layers.Dense(3, "softmax")], [layers.Dense(3), layers.Softmax()],
+                    [layers.Dense(3), layers.Activation("softmax")]],
+        "logits": [[layers.Dense(3)], [layers.Dense(1)]],
+        "sigmoid": [[layers.Dense(1, "sigmoid")], [layers.Dense(1), layers.Activation("sigmoid")]],
+        "independent": [[layers.Dense(3, "sigmoid")]],
+        None: [[layers.Dense(3, "relu")], [layers.Dense(3), layers.Dropout(0.5)], [layers.Dense(3), layers.ReLU()]],
+    }  # fmt: skip
+    for kind, models in found.items():
+        for last in models:
+            model = keras_model(*last)
+            assert keras_config.scores(json.loads(model.to_json())) == kind, [layer.name for layer in last]
+    stack = keras.Sequential([keras.Input((4, 4, 3)), layers.Flatten(), layers.Dense(2, "softmax")])
+    assert keras_config.scores(json.loads(stack.to_json())) == "softmax"
+    assert keras_config.scores(json.loads(keras.Sequential([keras.Input((4, 4, 3)), stack]).to_json())) == "softmax"
+    assert keras_config.scores({}) is None
+
+
+def test_grey_pixels_are_scaled_in_the_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import keras
+
+    path = tmp_path / "grey.keras"
+    keras_model(keras.layers.Dense(3, "softmax"), channels=1).save(path)
+    version = convert(path, tmp_path, "--input=uint8", "--preprocessing=rescale")  # which compares with Keras
+    assert values(version, capsys)["scores"] == "softmax"
