@@ -126,7 +126,7 @@ class Classifier:
             context.require_client()
             with context.stage("predict"), context.blocking():
                 prediction = self._predictor.predict(
-                    model, elements, context.deadline, context.metadata, context.client_gone
+                    model, elements, context.deadline, context.metadata, context.client_gone, client=context.owner
                 )
             version = prediction.version
             self._metrics.count_predictions(model.track, version, len(elements))

@@ -339,6 +339,27 @@ def test_client_disconnected_in_the_queue_makes_no_call(make, serve):
     assert len(outcomes) == len(server.model.calls) == 1
 
 
+def test_a_clients_waiting_calls_delay_another_by_one_call(make, serve):
+    server = serve(64)
+    predictor = make(server.address, max_in_flight=1, max_photos=1)
+    predictor.watcher.check()
+    server.model.metadata.clear()
+    assert predictor.slots.acquire(0)
+
+    def call(client):
+        metadata = (("x-request-id", client),)
+        predictor.predict(predictor.versions.route(), [photo()], Deadline.after(20), metadata, client=client)
+
+    with futures.ThreadPoolExecutor(5) as pool:
+        running = []
+        for client in ("many", "many", "many", "many", "one"):
+            running.append(pool.submit(call, client))
+            wait_until(lambda: predictor.slots.waiting == len(running))
+        predictor.slots.release()
+        assert [one.result() for one in running] == [None] * 5
+    assert [one["x-request-id"] for one in server.model.metadata] == ["many", "one", "many", "many", "many"]
+
+
 def test_a_server_that_stops_frees_the_slots(make, stack):
     server = ModelServer(FakeModel(delay=0.5))
     predictor = make(server.address)

@@ -175,6 +175,41 @@ def test_calls_wait_fifo_with_retries_first():
     assert slots.in_flight == 1
 
 
+def test_calls_wait_in_order_of_client():
+    slots, done = CallSlots(1), []
+    fill(slots, 1)
+    waiting = [("one", number) for number in range(4)] + [("two", 0), ("two", 1)]
+    threads = []
+    for client, number in waiting:
+        threads.append(wait_in_line(slots, (client, number), done, client=client))
+        wait_until(lambda: slots.waiting == len(threads))
+    left = threading.Event()
+    gone = threading.Thread(target=slots.acquire, args=(time.monotonic() + 10, "one"), kwargs={"has_left": left.is_set})
+    gone.start()
+    wait_until(lambda: slots.waiting == 7)
+    left.set()
+    gone.join()
+    for count in range(1, 7):
+        slots.release()
+        wait_until(lambda count=count: len(done) == count)
+    assert done == [("one", 0), ("two", 0), ("one", 1), ("two", 1), ("one", 2), ("one", 3)]
+    for thread in threads:
+        thread.join()
+    assert (slots.in_flight, slots.waiting) == (1, 0)
+
+
+def test_a_retry_that_times_out_leaves_the_others_in_line():
+    slots, done = CallSlots(1), []
+    fill(slots, 1)
+    thread = wait_in_line(slots, "waits", done)
+    wait_until(lambda: slots.waiting == 1)
+    assert not slots.acquire(time.monotonic() + 0.05, first=True)
+    assert slots.waiting == 1
+    slots.release()
+    thread.join()
+    assert done == ["waits"]
+
+
 def test_wait_times_out_without_taking_a_slot():
     slots = CallSlots(1)
     fill(slots, 1)

@@ -494,6 +494,35 @@ def test_photos_over_the_megapixel_rate_have_the_error_each(model, photos):
         app.close()
 
 
+def test_calls_of_the_model_are_in_order_of_client(app, model):
+    slots = app.predictor.slots
+    for _ in range(slots.limit):
+        assert slots.acquire(0)
+    model.model.metadata.clear()
+
+    def send(address):
+        environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/predict", "CONTENT_TYPE": "image/jpeg"}
+        environ |= {"CONTENT_LENGTH": str(len(PHOTO)), "wsgi.input": io.BytesIO(PHOTO)}
+        environ |= {"REMOTE_ADDR": address, "HTTP_X_REQUEST_ID": address}
+        app.app(environ, lambda status, headers: None)
+
+    threads = []
+    for address in ("192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2"):
+        threads.append(threading.Thread(target=send, args=(address,)))
+        threads[-1].start()
+        end = time.monotonic() + 10
+        while slots.waiting < len(threads):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    slots.release()  # one, so that one call follows on the other
+    for thread in threads:
+        thread.join()
+    for _ in range(slots.in_flight):
+        slots.release()
+    order = [one["x-request-id"] for one in model.model.metadata]
+    assert order == ["192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.1"]
+
+
 def test_parallel_requests_share_nothing(app):
     wrong = []
     kept = threading.Lock()

@@ -11,6 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from clothing_gateway.limits.fair import FairQueue
+
 # gRPC's retry throttling (gRFC A6): a failed call costs a token, one that succeeds gives back a tenth, and retries stop
 # while half the tokens are gone. gRPC allows no more tokens than this.
 _MOST_TOKENS = 1000
@@ -64,7 +66,7 @@ class RetryThrottle:
 class CallSlots:
     """Limit on calls in flight that adapts to what the servers accept.
 
-    Further calls wait in order of arrival.
+    Further calls wait in order of client, so that one with many calls delays no other by more than one.
     """
 
     def __init__(self, maximum: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -74,7 +76,8 @@ class CallSlots:
         self._ended = clock()  # when the last call ended
         self._halved = float("-inf")  # when calls last expired
         self._in_flight = 0
-        self._queue: deque[threading.Event] = deque()
+        self._retries: deque[threading.Event] = deque()
+        self._queue: FairQueue[threading.Event] = FairQueue()
         self._lock = threading.Lock()
 
     @property
@@ -85,7 +88,7 @@ class CallSlots:
     @property
     def waiting(self) -> int:
         """Calls that wait for a slot now."""
-        return len(self._queue)
+        return len(self._retries) + len(self._queue)
 
     @property
     def limit(self) -> int:
@@ -98,8 +101,10 @@ class CallSlots:
             self._limit = self._maximum
             self._admit()
 
-    def acquire(self, until: float, *, first: bool = False, has_left: Callable[[], bool] = lambda: False) -> bool:
-        """Take a slot; wait for one until a moment of the clock, False at its end.
+    def acquire(
+        self, until: float, client: str = "", *, first: bool = False, has_left: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Take a client's slot; wait for one until a moment of the clock, False at its end.
 
         ``first`` skips the queue: for a call that was refused, which has waited already. The wait also ends, with
         False, where the client has disconnected.
@@ -107,19 +112,22 @@ class CallSlots:
         with self._lock:
             if self._in_flight == 0 and self._clock() - self._ended > _FORGET_SECONDS:
                 self._limit = self._maximum
-            if (first or not self._queue) and self._in_flight < self.limit:
+            if (first or not self.waiting) and self._in_flight < self.limit:
                 self._in_flight += 1
                 return True
             turn = threading.Event()
             if first:
-                self._queue.appendleft(turn)
+                self._retries.appendleft(turn)
             else:
-                self._queue.append(turn)
+                self._queue.push(turn, client)
         while not turn.wait(max(min(until - self._clock(), _CLIENT_CHECK_SECONDS), 0)):
             if self._clock() >= until or has_left():
                 with self._lock:
                     if not turn.is_set():
-                        self._queue.remove(turn)
+                        if first:
+                            self._retries.remove(turn)
+                        else:
+                            self._queue.remove(turn)
                         return False
         return True
 
@@ -151,6 +159,7 @@ class CallSlots:
             self._admit()
 
     def _admit(self) -> None:
-        while self._queue and self._in_flight < self.limit:
+        while self.waiting and self._in_flight < self.limit:
             self._in_flight += 1
-            self._queue.popleft().set()
+            turn = self._retries.popleft() if self._retries else self._queue.pop()
+            turn.set()

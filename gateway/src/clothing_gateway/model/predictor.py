@@ -128,14 +128,16 @@ class Predictor:
         deadline: Deadline,
         metadata: Metadata = (),
         has_left: Callable[[], bool] = lambda: False,
+        *,
+        client: str = "",
     ) -> Prediction:
-        """The scores of prepared photos, in their order.
+        """The scores of a client's prepared photos, in their order.
 
         Raises ClientLeft where the client has disconnected.
         """
         limit = min(self._settings.predict_batch_size, model.batch_limit or len(photos))
         parts = [
-            self._predict(model, photos[start : start + limit], deadline, metadata, has_left)
+            self._predict(model, photos[start : start + limit], deadline, metadata, has_left, client=client)
             for start in range(0, len(photos), limit)
         ]
         if len(parts) == 1:
@@ -143,7 +145,14 @@ class Predictor:
         return Prediction(np.concatenate([part.scores for part in parts]), parts[-1].version)
 
     def _predict(
-        self, model: Model, photos: Batch, deadline: Deadline, metadata: Metadata, has_left: Callable[[], bool]
+        self,
+        model: Model,
+        photos: Batch,
+        deadline: Deadline,
+        metadata: Metadata,
+        has_left: Callable[[], bool],
+        *,
+        client: str,
     ) -> Prediction:
         """Scores of a batch, of the version that the photos were prepared for.
 
@@ -156,7 +165,7 @@ class Predictor:
         for attempt in range(_SERVERS_TRIED):
             is_last = attempt == _SERVERS_TRIED - 1
             try:
-                response = self._retried(asked, message, deadline, metadata, has_left)
+                response = self._retried(asked, message, deadline, metadata, has_left, client=client)
             except ModelRefused as refusal:
                 if type(refusal) is not ModelRefused:  # it failed, or its answer is unusable
                     raise
@@ -175,7 +184,14 @@ class Predictor:
         raise ModelRefused(cause=f"version {version} answered, to photos prepared for version {model.version}")
 
     def _retried(
-        self, asked: ModelVersion, message: bytes, deadline: Deadline, metadata: Metadata, has_left: Callable[[], bool]
+        self,
+        asked: ModelVersion,
+        message: bytes,
+        deadline: Deadline,
+        metadata: Metadata,
+        has_left: Callable[[], bool],
+        *,
+        client: str,
     ) -> Any:  # noqa: ANN401 - a message of the dialect
         """Call a server; retry on the next one where no thread was free.
 
@@ -184,7 +200,7 @@ class Predictor:
         attempt = 0
         began = time.monotonic()
         while True:
-            self._take_slot(asked, deadline, has_left, first=attempt > 0)
+            self._take_slot(asked, deadline, has_left, client=client, first=attempt > 0)
             others = self.slots.in_flight - 1
             try:
                 response = self._call(asked, message, deadline, metadata, has_left)
@@ -204,11 +220,13 @@ class Predictor:
                 self._throttle.succeeded()
                 return response
 
-    def _take_slot(self, asked: ModelVersion, deadline: Deadline, has_left: Callable[[], bool], *, first: bool) -> None:
+    def _take_slot(
+        self, asked: ModelVersion, deadline: Deadline, has_left: Callable[[], bool], *, client: str, first: bool
+    ) -> None:
         """Wait for a call slot, while there is time left for the call itself."""
         deadline.require("ask the model")
         slots = self.slots
-        if slots.acquire(deadline.at - (asked.predict_seconds or 0.0), first=first, has_left=has_left):
+        if slots.acquire(deadline.at - (asked.predict_seconds or 0.0), client, first=first, has_left=has_left):
             if not slots.waiting or deadline.remaining() >= (asked.predict_seconds or 0.0):
                 return
             slots.release()  # to a call that has more time: this one would end in vain
