@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from clothing_model.commands.cli import main
-from clothing_model.evaluation import metrics
 from clothing_model.evaluation.classifiers import Options, SavedModelClassifier
 
 
@@ -44,7 +43,7 @@ def test_one_number_for_two_labels(activation: str, tmp_path: Path, capsys: pyte
 
     classifier = SavedModelClassifier(version, Options(), ())
     levels = (0, 90, 255)
-    found = metrics.probabilities(np.stack([classifier.classify(photo(level)).scores for level in levels]))
+    found = np.stack([classifier.classify(photo(level)).probabilities for level in levels])
     numbers = np.stack([np.full((16, 20, 3), level, np.float32) / 255 for level in levels])
     raw = model.predict(numbers, verbose=0)[:, 0]
     expected = raw if activation == "sigmoid" else 1 / (1 + np.exp(-raw))

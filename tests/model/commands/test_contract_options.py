@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from clothing_contract import Input
 from clothing_model import savedmodel
 from clothing_model.commands.cli import main
+from clothing_model.errors import ModelError
+from clothing_model.evaluation.classifiers import Options, SavedModelClassifier
 from clothing_model.keras import config as keras_config
 
 TORCHVISION = {
@@ -124,3 +129,32 @@ def test_grey_pixels_are_scaled_in_the_graph(tmp_path: Path, capsys: pytest.Capt
     keras_model(keras.layers.Dense(3, "softmax"), channels=1).save(path)
     version = convert(path, tmp_path, "--input=uint8", "--preprocessing=rescale")  # which compares with Keras
     assert values(version, capsys)["scores"] == "softmax"
+
+
+def test_evaluate_prepares_and_reads_as_noted(tmp_path: Path) -> None:
+    """BGR, mean and deviation, a filter and EXIF as in the contract; small logits that look like probabilities."""
+    import keras
+
+    model = keras_model(keras.layers.Dense(3))
+    model.save(tmp_path / "bees.keras")
+    options = [option for option in OPTIONS if not option.startswith(("--fit", "--shorter"))]
+    version = convert(tmp_path / "bees.keras", tmp_path, *options)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 30, 3), np.uint8))
+    file = io.BytesIO()
+    noise.save(file, "PNG", exif=turned)
+    answer = SavedModelClassifier(version, Options(), ()).classify(file.getvalue())
+    pixels = np.asarray(noise.resize((16, 16), Image.Resampling.BILINEAR), np.float32)[..., ::-1]
+    numbers = (pixels / 255 - np.array([0.5, 0.4, 0.3], np.float32)) / np.float32(0.25)
+    [raw] = model.predict(numbers[None], verbose=0)
+    assert np.allclose(answer.scores, raw, atol=1e-5)
+    assert answer.probabilities is not None
+    assert np.allclose(answer.probabilities, np.exp(raw) / np.exp(raw).sum(), atol=1e-5)
+
+
+def test_evaluate_leaves_other_fits_to_a_gateway(source: Path, tmp_path: Path) -> None:
+    for option in ("--fit=pad", "--resampling=tf-bilinear"):
+        version = convert(source, tmp_path / option, option)
+        with pytest.raises(ModelError, match="give a gateway's address in place of the folder"):
+            SavedModelClassifier(version, Options(), ())

@@ -149,4 +149,4 @@ def test_impossible_requests_are_errors(
 def test_models_of_other_things() -> None:
     scores = np.zeros((1, 2), np.float32)
     with pytest.raises(ModelError, match="no label in common: a, b; c, d"):
-        diff.compare(["1.png"], None, (("a", "b"), ("c", "d")), (scores, scores))
+        diff.compare(["1.png"], None, (("a", "b"), ("c", "d")), (scores, scores), (scores, scores))

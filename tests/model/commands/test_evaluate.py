@@ -265,6 +265,7 @@ def test_retry_after_of_a_full_gateway_is_respected(
     assert report["confusion"] == [[3, 1, 0], [0, 3, 1], [0, 0, 4]]
     assert report["model"] == {"labels": sorted(LABELS), "models": {"colours 3": 12}, "retries": 2}
     moments = [moment for moment, _, _ in gateway.requests]
+    assert report["calibration"]["mean_confidence"] == 0.5, "the gateway's own probabilities: scores alone don't tell"
     assert moments[2] - moments[1] >= 2
     assert moments[3] - moments[2] >= 1.9, "a date, by whole seconds"
     assert report["latency_ms"]["request"]["max"] < 1900, "waiting is no latency"

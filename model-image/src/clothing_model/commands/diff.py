@@ -72,10 +72,12 @@ def run(args: argparse.Namespace) -> int:
     both = [number for number in range(len(paths)) if not any(number in each.failed for each in scored)]
     if not both:
         raise ModelError(f"{args.photos}: none of {len(paths)} photos was classified by both")
-    kept = [each.scores[[list(each.index).index(number) for number in both]] for each in scored]
+    rows = [[list(each.index).index(number) for number in both] for each in scored]
+    kept = [(each.scores[at], each.probabilities[at]) for each, at in zip(scored, rows, strict=True)]
     names = [_name(paths[number], args.photos) for number in both]
     truth = _truth([paths[number] for number in both], args.photos, folders, {*old.labels, *new.labels})
-    report = compare(names, truth, (old.labels, new.labels), (kept[0], kept[1]))
+    scores, probabilities = zip(*kept, strict=True)
+    report = compare(names, truth, (old.labels, new.labels), scores, probabilities)
     report = {
         "old": {"classifier": old.name, **old.facts()},
         "new": {"classifier": new.name, **new.facts()},
@@ -130,18 +132,16 @@ def compare(
     names: list[str],
     truth: list[str] | None,
     labels: tuple[tuple[str, ...], tuple[str, ...]],
-    scores: tuple[NDArray[np.float32], NDArray[np.float32]],
+    scores: tuple[NDArray[np.float32], ...],
+    chances: tuple[NDArray[np.float64], ...],
 ) -> dict[str, Any]:
-    """Compare both models' scores, as JSON; largest difference first."""
+    """Compare both models' scores and probabilities, as JSON; largest difference first."""
     import numpy as np
-
-    from clothing_model.evaluation import metrics
 
     common = [label for label in labels[0] if label in labels[1]]
     if not common:
         raise ModelError(f"the two have no label in common: {', '.join(labels[0])}; {', '.join(labels[1])}")
     columns = [[each.index(label) for label in common] for each in labels]
-    chances = [metrics.probabilities(each) for each in scores]
     best = [[each[index] for index in found.argmax(axis=1)] for each, found in zip(labels, scores, strict=True)]
     by_chance = np.abs(chances[1][:, columns[1]] - chances[0][:, columns[0]])
     by_score = np.abs(scores[1][:, columns[1]] - scores[0][:, columns[0]])

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     report = {
         "classifier": classifier.name,
         "photos_sha256": data.sha256(),
-        **figures(classifier.labels, targets, scored.scores),
+        **figures(classifier.labels, targets, scored.scores, scored.probabilities),
         "latency_ms": {step: metrics.latency(seconds) for step, seconds in scored.seconds.items()},
         "photos_per_second": len(scored.index) / scored.wall_seconds,
         "parallel": classifier.parallel,
@@ -151,14 +151,19 @@ def in_labels(data: Any, classifier: Any) -> NDArray[np.int64]:
     return targets
 
 
-def figures(labels: tuple[str, ...], targets: NDArray[np.int64], scores: NDArray[np.float32]) -> dict[str, Any]:
+def figures(
+    labels: tuple[str, ...],
+    targets: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    probabilities: NDArray[np.float64],
+) -> dict[str, Any]:
     """All figures computed from the scores, as JSON."""
     from clothing_model.evaluation import metrics
 
     found = scores.argmax(axis=1)
     right = found == targets
     table = metrics.confusion(targets, found, len(labels))
-    confidence = metrics.probabilities(scores).max(axis=1)
+    confidence = probabilities.max(axis=1)
     bins = metrics.reliability(confidence, right)
     precision, recall = metrics.precisions(table), metrics.recalls(table)
     second_best = (-scores).argsort(axis=1, kind="stable")[:, :2]

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from clothing_contract.contract import SIGMOID
+from clothing_contract import SCORES, ContractError, Input
+from clothing_contract.contract import AUTO, SIGMOID, choose
 from clothing_contract.scaling import Scaling
 from clothing_contract.scores import decide, expanded
+from clothing_contract.scores import probabilities as activated
 from clothing_model import savedmodel
 from clothing_model.errors import ModelError
-from clothing_model.evaluation import dataset
+from clothing_model.evaluation import dataset, metrics
 from clothing_model.quiet import quiet_tensorflow
 from clothing_model.savedmodel import usability_problems
 
@@ -37,10 +39,18 @@ class PhotoError(ModelError):
 
 @dataclass(frozen=True)
 class Answer:
-    """Scores of one photo, in the labels' order, and the seconds of each step."""
+    """Scores of one photo, in the labels' order, and the seconds of each step.
+
+    Attributes:
+        scores: float32 ``(classes,)``.
+        seconds: by step.
+        probabilities: float64 ``(classes,)``, where the classifier knows what its scores are; else None.
+
+    """
 
     scores: NDArray[np.float32]
     seconds: dict[str, float]
+    probabilities: NDArray[np.float64] | None = None
 
 
 class Classifier(Protocol):
@@ -108,23 +118,20 @@ class SavedModelClassifier:
         self.name = str(model.path)
         self.labels = _labels(model, output.shape, options.labels, default_labels)
         self._dtype = photo.dtype
-        self._preprocessing = "none"
-        if photo.dtype == "DT_FLOAT":
-            self._preprocessing = str(options.preprocessing or model.description.get("preprocessing", "tf"))
-        elif photo.dtype not in ("DT_UINT8", "DT_STRING"):
+        if photo.dtype not in ("DT_FLOAT", "DT_UINT8", "DT_STRING"):
             raise ModelError(f"{model.path} takes {photo.dtype}: the gateway sends DT_FLOAT, DT_UINT8 and DT_STRING")
+        self._contract, self._kind = _contract(model, options.preprocessing, photo.dtype)
         self._size = None if photo.dtype == "DT_STRING" else _size(model, photo.shape, options.image_size)
         self._facts = {
             "input": f"{self._input} {photo.dtype} {photo.shape}",
             "output": f"{self._output} {output.dtype} {output.shape}",
-            "preprocessing": self._preprocessing,
+            "preprocessing": self._contract.preprocessing if photo.dtype == "DT_FLOAT" else "none",
             "labels": list(self.labels),
         }
         quiet_tensorflow()
         import tensorflow as tf
 
         self._tf = tf
-        self._one_is = ""  # what one number for two labels is, once it was asked
         self._model = tf.saved_model.load(str(model.path), tags=["serve"])  # kept: it owns the variables
         self._function = self._model.signatures[savedmodel.DEFAULT_SIGNATURE]
         if self._size is not None:  # the first call plans the graph: it is slower than later ones
@@ -147,7 +154,9 @@ class SavedModelClassifier:
             batch = self._tf.constant([photo])
         else:
             try:
-                pixels = dataset.read_pixels(photo, self._size)
+                pixels = dataset.read_pixels(
+                    photo, self._size, self._contract.resampling, upright=self._contract.exif_orientation
+                )
             except dataset.UNREADABLE as error:
                 raise PhotoError(f"can't be read as a photo ({error})") from error
             batch = self._prepare(pixels)
@@ -156,17 +165,19 @@ class SavedModelClassifier:
             scores = self._scores(batch)
         except self._tf.errors.InvalidArgumentError as error:
             raise PhotoError(f"the model refuses it ({error.message.splitlines()[0]})") from error
-        return Answer(scores, {"prepare": prepared - began, "predict": time.perf_counter() - prepared})
+        seconds = {"prepare": prepared - began, "predict": time.perf_counter() - prepared}
+        return Answer(scores, seconds, None if self._kind == AUTO else activated(scores, self._kind))
 
     def _prepare(self, pixels: NDArray[np.uint8]) -> Any:
         batch = pixels[None]
-        return self._tf.constant(batch if self._dtype == "DT_UINT8" else Scaling(self._preprocessing).numbers(batch))
+        return self._tf.constant(batch if self._dtype == "DT_UINT8" else Scaling.of(self._contract).numbers(batch))
 
     def _scores(self, batch: Any) -> NDArray[np.float32]:
         scores = self._output_of(batch)
         if scores.shape == (1, 1) and len(self.labels) == 2:
-            self._one_is = self._one_is or self._kind()
-            scores = np.asarray(expanded(scores, self._one_is, 2), np.float32)
+            if self._kind == AUTO:
+                self._kind = self._kind_of_one()
+            scores = np.asarray(expanded(scores, self._kind, 2), np.float32)
         if scores.shape != (1, len(self.labels)):
             raise ModelError(
                 f"{self.name} gives scores of the shape {scores.shape} for one photo, and there are "
@@ -175,7 +186,7 @@ class SavedModelClassifier:
         first: NDArray[np.float32] = scores[0]
         return first
 
-    def _kind(self) -> str:
+    def _kind_of_one(self) -> str:
         """Whether one number for two labels is a logit or a sigmoid's: by its range."""
         if self._size is None:
             return SIGMOID
@@ -186,6 +197,24 @@ class SavedModelClassifier:
 
     def _output_of(self, batch: Any) -> NDArray[np.float32]:
         return np.asarray(self._function(**{self._input: batch})[self._output], np.float32)
+
+
+def _contract(model: savedmodel.SavedModel, preprocessing: str | None, dtype: str) -> tuple[Input, str]:
+    """What the model takes, and what its scores are (``auto``: unknown), as noted in it or given."""
+    noted = dict(model.description)
+    if preprocessing:  # the mean and deviation that are noted belong to another
+        noted = {key: value for key, value in noted.items() if key not in ("mean", "std")}
+        noted["preprocessing"] = preprocessing
+    try:
+        contract, kind = Input.read(noted), choose("scores", str(noted.get("scores", AUTO)), SCORES)
+    except ContractError as error:
+        raise ModelError(f"{model.path}: {savedmodel.DESCRIPTION}: {error}") from error
+    if dtype != "DT_STRING" and (contract.fit != "stretch" or contract.resampling.startswith("tf-")):
+        raise ModelError(
+            f"{model.path} was trained with fit {contract.fit} and resampling {contract.resampling}, which the gateway "
+            "prepares, and this command doesn't: give a gateway's address in place of the folder"
+        )
+    return contract, kind
 
 
 def _labels(
@@ -270,7 +299,8 @@ class GatewayClassifier:
             else:
                 took = time.perf_counter() - began
                 if answer.status not in AGAIN:
-                    return Answer(self._read(answer), {"request": took})
+                    scores, probabilities = self._read(answer)
+                    return Answer(scores, {"request": took}, probabilities)
                 reason = f"answers {answer.status} ({_detail(answer)})"
                 wait = self._retry_after(answer, wait)
             if attempt < TRIES:
@@ -287,7 +317,8 @@ class GatewayClassifier:
             asked = None
         return otherwise if asked is None else min(LONGEST_WAIT_SECONDS, float(asked))
 
-    def _read(self, answer: Any) -> NDArray[np.float32]:
+    def _read(self, answer: Any) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Scores and probabilities: the gateway knows what its model's scores are, and the scores alone don't tell."""
         if answer.status != 200:
             if answer.status in (400, 413, 415, 422):
                 raise PhotoError(f"{answer.status}: {_detail(answer)}")
@@ -296,17 +327,19 @@ class GatewayClassifier:
             )
         try:
             body = answer.json()
-            scores = {str(each["label"]): float(each["score"]) for each in body["predictions"]}
+            found = {str(each["label"]): (each["score"], each["probability"]) for each in body["predictions"]}
+            numbers = {label: (float(score), float(probability)) for label, (score, probability) in found.items()}
             model = f"{body['model']['name']} {body['model']['version']}"
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{self._url} answers what no gateway does: {answer.data[:200]!r}") from error
         with self._lock:
             if not self.labels:
-                self.labels = tuple(sorted(scores))
+                self.labels = tuple(sorted(numbers))
             self._models[model] = self._models.get(model, 0) + 1
-        if set(scores) != set(self.labels):
-            raise ModelError(f"{self.name} changed its labels meanwhile: {', '.join(sorted(scores))}; start again")
-        return np.array([scores[label] for label in self.labels], np.float32)
+        if set(numbers) != set(self.labels):
+            raise ModelError(f"{self.name} changed its labels meanwhile: {', '.join(sorted(numbers))}; start again")
+        scores, probabilities = zip(*(numbers[label] for label in self.labels), strict=True)
+        return np.array(scores, np.float32), np.array(probabilities)
 
 
 def _detail(answer: Any) -> str:
@@ -338,6 +371,7 @@ class Scored:
     Attributes:
         index: which of the photos were classified: positions in the list that was asked about.
         scores: float32 ``(len(index), classes)``.
+        probabilities: float64, in the same form: the classifier's own, else by the range of all scores.
         seconds: for each step, as long as ``index``.
         failed: position and reason of those that could not be classified.
         wall_seconds: of all together.
@@ -346,6 +380,7 @@ class Scored:
 
     index: NDArray[np.int64]
     scores: NDArray[np.float32]
+    probabilities: NDArray[np.float64]
     seconds: dict[str, list[float]]
     failed: dict[int, str] = field(default_factory=dict)
     wall_seconds: float = 0.0
@@ -398,9 +433,12 @@ def score(
         raise ModelError(f"{classifier.name} classified none of {len(paths)} photos; the first: {first}")
     index = sorted(answers)
     steps = answers[index[0]].seconds
+    scores = np.stack([answers[number].scores for number in index])
+    own = [found for number in index if (found := answers[number].probabilities) is not None]
     return Scored(
         index=np.array(index, np.int64),
-        scores=np.stack([answers[number].scores for number in index]),
+        scores=scores,
+        probabilities=np.stack(own) if len(own) == len(index) else metrics.probabilities(scores),
         seconds={step: [answers[number].seconds[step] for number in index] for step in steps},
         failed=dict(sorted(failed.items())),
         wall_seconds=wall,

@@ -102,17 +102,22 @@ def find_photos(folder: Path, labels: tuple[str, ...] | None = None) -> Dataset:
     return Dataset(names, tuple(paths), np.array(targets, dtype=np.int64))
 
 
-def read_pixels(photo: Path | bytes, size: int | tuple[int, int]) -> NDArray[np.uint8]:
-    """Pixels of one photo: uint8 ``(height, width, 3)``, RGB, resized with NEAREST.
+def read_pixels(
+    photo: Path | bytes, size: int | tuple[int, int], resampling: str = "nearest", *, upright: bool = True
+) -> NDArray[np.uint8]:
+    """Pixels of one photo: uint8 ``(height, width, 3)``, RGB, stretched to the size.
 
-    They are upright, by EXIF.
+    Args:
+        photo: its path, or its file's bytes.
+        size: both sides, or (height, width).
+        resampling: one of Pillow's filters, by its name.
+        upright: whether the photo is turned upright by EXIF.
 
-    ``size`` is both, or (height, width).
     """
     height, width = (size, size) if isinstance(size, int) else size
     with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo) as image:
-        rgb = _upright(image)
-        return np.asarray(rgb.resize((width, height), Image.Resampling.NEAREST))
+        rgb = _upright(image) if upright else image.convert("RGB")
+        return np.asarray(rgb.resize((width, height), Image.Resampling[resampling.upper()]))
 
 
 def _upright(image: Image.Image) -> Image.Image:
