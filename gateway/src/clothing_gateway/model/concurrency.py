@@ -104,9 +104,9 @@ class CallSlots:
     def acquire(
         self, until: float, client: str = "", *, first: bool = False, has_left: Callable[[], bool] = lambda: False
     ) -> bool:
-        """Take a client's slot; wait for one until a moment of the clock, False at its end.
+        """Take a slot for a client; whether one became free in time.
 
-        ``first`` skips the queue: for a call that was refused, which has waited already. The wait also ends, with
+        It waits until a moment of the clock. ``first`` skips the queue: for a call that was refused, which has waited already. The wait also ends, with
         False, where the client has disconnected.
         """
         with self._lock:
