@@ -106,8 +106,8 @@ class CallSlots:
     ) -> bool:
         """Take a slot for a client; whether one became free in time.
 
-        It waits until a moment of the clock. ``first`` skips the queue: for a call that was refused, which has waited already. The wait also ends, with
-        False, where the client has disconnected.
+        It waits until a moment of the clock. ``first`` skips the queue: for a call that was refused, which has waited
+        already. The wait also ends, with False, where the client has disconnected.
         """
         with self._lock:
             if self._in_flight == 0 and self._clock() - self._ended > _FORGET_SECONDS:
