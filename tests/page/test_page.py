@@ -195,6 +195,34 @@ def test_several_photos_one_not_an_image(visit: Visit, size: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("size", ["desktop"])
+def test_independent_probabilities_are_no_shares_of_a_whole(visit: Visit):
+    def independent(route: Route) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        body["model"]["scores"] = "independent"
+        for each, probability in zip(body["predictions"], (0.9, 0.8, 0.5), strict=False):
+            each["probability"] = probability
+        route.fulfill(response=answer, json=body)
+
+    visit.choose(SAMPLE)
+    card = visit.card(SAMPLE.name)
+    caption = card.locator("caption")
+    expect(caption).to_have_class("unseen")
+    visit.page.route("**/classify", independent, times=1)
+    visit.choose(SAMPLE)
+    expect(card.locator("caption")).to_have_text("Each class has its own probability; they need not sum to 100 %.")
+    expect(card.locator("caption")).to_have_class("quiet")
+    whole, bar = (card.locator("tbody tr").nth(1).locator(part).bounding_box()["width"] for part in (".whole", ".bar"))
+    assert bar == pytest.approx(0.8 * whole, abs=1)
+    assert (
+        card.locator("tbody tr").nth(1).locator(".whole").evaluate("each => getComputedStyle(each).outlineStyle")
+        == "solid"
+    )
+    colours = card.locator(".bar").evaluate_all("all => all.map(bar => getComputedStyle(bar).backgroundColor)")
+    assert len(set(colours)) == 1, "the classes are drawn alike"
+    assert_accessible(visit)
+
+
 def test_progress_of_several_photos(visit: Visit, tmp_path: Path):
     held: list[Route] = []
 

@@ -178,6 +178,12 @@ function show(card, { model, predictions }, times) {
   $("model").textContent = `Model ${model.name}, version ${model.version}`;
   $("model").hidden = false;
   card.querySelector(".answer").textContent = `${best.label}, ${percent(best.probability)}`;
+  // Probabilities that are no shares of one whole: each bar has a frame of its own 100 %.
+  const own = model.scores === "independent" || predictions.length === 1;
+  const caption = card.querySelector("caption");
+  caption.textContent = own ? "Each class has its own probability; they need not sum to 100 %." : "The classes, the most probable first";
+  caption.className = own ? "quiet" : "unseen";
+  card.querySelector("table").classList.toggle("own", own);
   const rows = predictions.map(({ label, probability }, index) => {
     const row = document.createElement("tr");
     const name = document.createElement("th");
@@ -186,7 +192,10 @@ function show(card, { model, predictions }, times) {
     const bar = document.createElement("div");
     bar.className = "bar";
     bar.style.width = `${probability * 100}%`;
-    row.append(name, cell(bar), cell(percent(probability)));
+    const whole = document.createElement("div");
+    whole.className = "whole";
+    whole.append(bar);
+    row.append(name, cell(whole), cell(percent(probability)));
     row.hidden = index >= FIRST_CLASSES;
     return row;
   });
