@@ -47,6 +47,8 @@ def shared(tmp_path_factory):
         fetch_allowed_networks="127.0.0.0/8",
         fetch_allowed_ports=f"80,{photos.port}",
     )
+    for _ in ("stable", "selected 2"):
+        gateway.wait_for_line("the model is ready")
     yield Shared(gateway, model.model, photos)
     gateway.stop()
     photos.stop()

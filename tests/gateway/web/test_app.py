@@ -167,6 +167,8 @@ def test_model_version_by_canary_and_header(start_gateway, stack, route):
         canary_percent=50,
         selectable_versions="2",
     )
+    for _ in ("stable", "canary", "selected 2"):  # ready with the first, and the others a moment later
+        gateway.wait_for_line("the model is ready")
     answers = set()
     for number in range(20):
         status, body, headers = gateway.post(route, PHOTO, **{"X-Request-Id": f"request-{number}"})
@@ -192,6 +194,8 @@ def test_missing_canary_falls_back_to_stable(start_gateway, stack):
     gateway = start_gateway(
         server.address, model_version=1, canary_version=2, canary_percent=100, selectable_versions="2"
     )
+    for _ in ("stable", "canary", "selected 2"):  # ready with the first, and the others a moment later
+        gateway.wait_for_line("the model is ready")
     assert gateway.post("/predict", PHOTO)[2]["X-Model-Version"] == "2"
     refusal = (grpc.StatusCode.NOT_FOUND, "Servable not found for request: Specific(clothing-model, 2)")
     model.fail = [refusal] * 4  # on each server that is tried

@@ -234,9 +234,11 @@ def test_one_client_has_its_share_of_the_connections(serve):
     for connection in others:
         connection.sendall(request(b"b"))
         assert read(connection, 2).endswith(b"/b")
-    for connection in mine:
+    wait_for(lambda: len(listener.connections.idle(9)) == 3)
+    for number, connection in enumerate(mine, 4):
         connection.sendall(b"2")
         assert read(connection, 4).endswith(b"/a12")
+        wait_for(lambda number=number: len(listener.connections.idle(9)) == number)  # a moment after its response
     with connect(listener) as instead:  # of the first, which is idle now
         instead.sendall(request(b"c"))
         assert read(instead, 2).endswith(b"/c")
