@@ -135,7 +135,7 @@ def compare(
     scores: tuple[NDArray[np.float32], ...],
     chances: tuple[NDArray[np.float64], ...],
 ) -> dict[str, Any]:
-    """Compare both models' scores and probabilities, as JSON; largest difference first."""
+    """Compare scores and probabilities, as JSON; largest difference first."""
     import numpy as np
 
     common = [label for label in labels[0] if label in labels[1]]

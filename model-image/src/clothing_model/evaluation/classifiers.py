@@ -200,7 +200,10 @@ class SavedModelClassifier:
 
 
 def _contract(model: savedmodel.SavedModel, preprocessing: str | None, dtype: str) -> tuple[Input, str]:
-    """What the model takes, and what its scores are (``auto``: unknown), as noted in it or given."""
+    """The model's input and its kind of scores, as noted in it or given.
+
+    The kind is ``auto`` where nothing is noted.
+    """
     noted = dict(model.description)
     if preprocessing:  # the mean and deviation that are noted belong to another
         noted = {key: value for key, value in noted.items() if key not in ("mean", "std")}
@@ -318,7 +321,10 @@ class GatewayClassifier:
         return otherwise if asked is None else min(LONGEST_WAIT_SECONDS, float(asked))
 
     def _read(self, answer: Any) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Scores and probabilities: the gateway knows what its model's scores are, and the scores alone don't tell."""
+        """Scores and probabilities, both the gateway's.
+
+        It knows what its model's scores are; the scores alone don't tell.
+        """
         if answer.status != 200:
             if answer.status in (400, 413, 415, 422):
                 raise PhotoError(f"{answer.status}: {_detail(answer)}")
