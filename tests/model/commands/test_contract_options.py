@@ -158,3 +158,44 @@ def test_evaluate_leaves_other_fits_to_a_gateway(source: Path, tmp_path: Path) -
         version = convert(source, tmp_path / option, option)
         with pytest.raises(ModelError, match="give a gateway's address in place of the folder"):
             SavedModelClassifier(version, Options(), ())
+
+
+def noise(height: int, width: int) -> tuple[bytes, np.ndarray]:
+    """A photo's file, and its pixels."""
+    pixels = np.random.default_rng(2).integers(0, 256, (height, width, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue(), pixels
+
+
+@pytest.mark.parametrize("type_", ["float32", "uint8"])
+def test_evaluate_of_grey_photos(tmp_path: Path, type_: str) -> None:
+    import keras
+
+    model = keras_model(keras.layers.Dense(3, "softmax"), channels=1)
+    model.save(tmp_path / "digits.keras")
+    version = convert(tmp_path / "digits.keras", tmp_path, "--preprocessing=rescale", f"--input={type_}")
+    file, pixels = noise(16, 16)
+    grey = np.asarray(Image.fromarray(pixels).convert("L"), np.float32)[None, ..., None] / 255
+    [expected] = model.predict(grey, verbose=0)
+    answer = SavedModelClassifier(version, Options(), ()).classify(file)
+    assert np.allclose(answer.scores, expected, atol=1e-5)
+
+
+def test_evaluate_of_channels_first(tmp_path: Path) -> None:
+    """As PyTorch's models are: (batch, 3, height, width)."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    weights = tf.constant(np.random.default_rng(3).normal(size=(3, 3)).astype(np.float32))
+    module.serve = tf.function(
+        lambda photo: {"scores": tf.reduce_mean(photo[:, :, :4], axis=(2, 3)) @ weights},
+        input_signature=[tf.TensorSpec((None, 3, 16, 12), tf.float32, name="photo")],
+    )
+    tf.saved_model.save(module, str(tmp_path / "torch"), signatures={"serving_default": module.serve})
+    version = convert(tmp_path / "torch", tmp_path, "--preprocessing=torch", "--scores=logits")
+    file, pixels = noise(16, 12)
+    normalised = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    expected = normalised[:4].mean(axis=(0, 1)) @ weights.numpy()
+    answer = SavedModelClassifier(version, Options(), ()).classify(file)
+    assert np.allclose(answer.scores, expected, atol=1e-5)

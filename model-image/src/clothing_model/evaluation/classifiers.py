@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from clothing_contract import SCORES, ContractError, Input
+from clothing_contract import CHANNELS, SCORES, ContractError, Input
+from clothing_contract import signature as rules
 from clothing_contract.contract import AUTO, SIGMOID, choose
 from clothing_contract.scaling import Scaling
 from clothing_contract.scores import decide, expanded
@@ -117,11 +118,9 @@ class SavedModelClassifier:
         photo, output = signature.inputs[self._input], signature.outputs[self._output]
         self.name = str(model.path)
         self.labels = _labels(model, output.shape, options.labels, default_labels)
-        self._dtype = photo.dtype
-        if photo.dtype not in ("DT_FLOAT", "DT_UINT8", "DT_STRING"):
-            raise ModelError(f"{model.path} takes {photo.dtype}: the gateway sends DT_FLOAT, DT_UINT8 and DT_STRING")
         self._contract, self._kind = _contract(model, options.preprocessing, photo.dtype)
-        self._size = None if photo.dtype == "DT_STRING" else _size(model, photo.shape, options.image_size)
+        self._photo, self._scaling = _photo(model, self._input, self._contract, options.image_size)
+        self._size = self._photo.size and self._photo.size[::-1]  # height, width
         self._facts = {
             "input": f"{self._input} {photo.dtype} {photo.shape}",
             "output": f"{self._output} {output.dtype} {output.shape}",
@@ -169,8 +168,9 @@ class SavedModelClassifier:
         return Answer(scores, seconds, None if self._kind == AUTO else activated(scores, self._kind))
 
     def _prepare(self, pixels: NDArray[np.uint8]) -> Any:
-        batch = pixels[None]
-        return self._tf.constant(batch if self._dtype == "DT_UINT8" else Scaling.of(self._contract).numbers(batch))
+        convert = self._scaling.numbers if self._photo.type == "float32" else self._scaling.ordered
+        batch = convert(pixels[None])
+        return self._tf.constant(np.moveaxis(batch, -1, 1) if self._photo.layout == rules.NCHW else batch)
 
     def _scores(self, batch: Any) -> NDArray[np.float32]:
         scores = self._output_of(batch)
@@ -238,21 +238,26 @@ def _labels(
     return labels
 
 
-def _size(
-    model: savedmodel.SavedModel, shape: tuple[int, ...] | None, given: tuple[int, int] | None
-) -> tuple[int, int]:
-    """(height, width) that the model takes."""
-    if shape is not None and (len(shape) != 4 or shape[3] not in (3, -1)):
-        raise ModelError(f"{model.path} takes an input of the shape {shape}: a photo's is (batch, height, width, 3)")
-    height, width = shape[1:3] if shape is not None else (-1, -1)
-    if given is None and (noted := str(model.description.get("imageSize", ""))):
-        across, _, down = noted.partition("x")
-        given = int(down or across), int(across)
-    if min(height, width) > 0:
-        return height, width
-    if given is None:
-        raise ModelError(f"{model.path} takes photos of any size: give the one of training, as --image-size 299")
-    return given
+def _photo(
+    model: savedmodel.SavedModel, name: str, contract: Input, given: tuple[int, int] | None
+) -> tuple[rules.Photo, Scaling]:
+    """What the input takes, by the gateway's rules, and how pixels become its numbers."""
+    tensor = model.signatures[savedmodel.DEFAULT_SIGNATURE].inputs[name]
+    is_open = tensor.shape is None or -1 in tensor.shape[1:]
+    wanted = (given[1], given[0]) if given else contract.image_size
+    is_float = tensor.dtype == "DT_FLOAT"  # of pixels, the model's graph scales and orders the channels
+    try:
+        photo = rules.photo(
+            name,
+            rules.Tensor(tensor.dtype, tensor.shape),
+            wanted if is_open else None,
+            contract.channels if is_float else CHANNELS[0],
+            lambda value: f"--{value.replace('_', '-')}",
+        )
+        used = contract if is_float else Input(preprocessing="none")
+        return photo, Scaling.of(replace(used, channels=photo.channels))
+    except ContractError as error:
+        raise ModelError(f"{model.path}: {error}") from error
 
 
 class GatewayClassifier:
