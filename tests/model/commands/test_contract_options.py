@@ -199,3 +199,18 @@ def test_evaluate_of_channels_first(tmp_path: Path) -> None:
     expected = normalised[:4].mean(axis=(0, 1)) @ weights.numpy()
     answer = SavedModelClassifier(version, Options(), ()).classify(file)
     assert np.allclose(answer.scores, expected, atol=1e-5)
+
+
+def test_verify_refuses_a_contract_that_contradicts_itself(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(convert(source, tmp_path / "right", *OPTIONS))]) == 0
+    sigmoid = convert(source, tmp_path / "sigmoid", "--scores=sigmoid")
+    capsys.readouterr()
+    assert main(["verify", str(sigmoid)]) == 1
+    assert "there are 3 labels: change --scores of clothing-model convert to independent" in capsys.readouterr().out
+    noted = savedmodel.read(sigmoid).description
+    for key, value, message in (("scores", "odds", "scores is 'odds'"), ("preprocessing", "tf2", "preprocessing is")):
+        (sigmoid / savedmodel.DESCRIPTION).write_text(json.dumps({**noted, key: value}))
+        assert main(["verify", str(sigmoid)]) == 1
+        assert message in capsys.readouterr().out

@@ -255,6 +255,7 @@ def _check_version(report: Report, path: Path, expected: Expected) -> None:
     if found is not None:
         photo, scores = found
         _check_labels(report, model, scores, expected)
+        _check_contract(report, model, scores, expected)
         _check_warmup(report, model)
         if report.count(ERROR) == before:
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -412,6 +413,23 @@ def _check_labels(report: Report, model: SavedModel, scores: tuple[str, Tensor],
             WARNING, model.path,
             "no labels are noted in it, so nothing tells whether the chart's fit: convert it with --labels",
         )  # fmt: skip
+
+
+def _check_contract(report: Report, model: SavedModel, scores: tuple[str, Tensor], expected: Expected) -> None:
+    """Check what the model's description notes of input and scores."""
+    noted = model.description
+    width = scores[1].shape[-1] if scores[1].shape and scores[1].shape[-1] > 0 else None
+    labels = len(expected.labels or noted.get("labels") or ())
+    try:
+        contract.Input.read(noted)
+        kind = contract.choose("scores", str(noted.get("scores", contract.AUTO)), contract.SCORES)
+    except ContractError as error:
+        report.add(ERROR, model.path, f"{savedmodel.DESCRIPTION}: {error}: convert it again")
+        return
+    if labels and kind != contract.AUTO and savedmodel.serves(width, labels):
+        problem = contract.scores_problem(kind, width, labels, lambda name: f"--{name} of clothing-model convert")
+        if problem:
+            report.add(ERROR, model.path, f"its output {scores[0]} {problem}")
 
 
 def _check_warmup(report: Report, model: SavedModel) -> None:
