@@ -45,10 +45,11 @@ def test_model_image_is_built_and_labelled() -> None:
 
 def test_broken_model_fails_the_build(tmp_path: Path) -> None:
     """The Dockerfile itself refuses it with the message of `verify`."""
-    for part in ("src", "pyproject.toml", "README.md", "requirements.lock"):
-        source = ROOT / "model-image" / part
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, tmp_path / part)
-    model = tmp_path / "demo-model/clothing-model"
+    for part in ("contract/src", "model-image/src"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    for part in ("pyproject.toml", "README.md", "requirements.lock"):
+        shutil.copyfile(ROOT / "model-image" / part, tmp_path / "model-image" / part)
+    model = tmp_path / "model-image/demo-model/clothing-model"
     shutil.copytree(DEMO_MODEL, model)
     (model / "1/variables/variables.data-00000-of-00001").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4741329\n"

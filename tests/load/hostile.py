@@ -67,6 +67,8 @@ ANSWERS = {
     "fetches": {"", "424", "503", "504"},
     "admin": {"", "404", "408"},  # 404 to the pipelined GETs
 }
+# Valid photos that take long to decode: they take their client's own turns in the slots and the decode queue.
+COSTLY = ("costly", "deep", "refined", "middle", "large")
 # Kinds that cost the attacker next to nothing, so that they can run beside a measurement of throughput.
 CHEAP = ("silent", "half", "slow", "huge", "endless", "pixels", "text")
 _DECODE_MEMORY = """
