@@ -132,11 +132,11 @@ def test_fallback_releases_the_slots_of_the_first_attempt(model, photos, monkeyp
     app = App(model, photos, fetch_allowed_networks="127.0.0.0/8", max_photos=1, max_in_flight=1)
     calls, predict, versions = [], app.predictor.predict, app.predictor.versions
 
-    def refused_once(*arguments):
+    def refused_once(*arguments, **options):
         calls.append(app.slots.taken)
         if len(calls) == 1:
             raise ModelRefused
-        return predict(*arguments)
+        return predict(*arguments, **options)
 
     monkeypatch.setattr(app.predictor, "predict", refused_once)
     monkeypatch.setattr(versions, "fallback", lambda model: model)
