@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -197,24 +198,29 @@ class Watcher:
 
         It takes a thread of the server as other calls do, and so a slot.
         """
-        method = self._dialect.metadata
-        code = "OK"
-        slots = self._channels.slots
-        has_slot = slots.acquire(time.monotonic() + _SLOT_SECONDS, first=True)
-        try:
+        with self._call(self._dialect.metadata.name):
             return self._channels.pool().metadata(
                 self._dialect.metadata_request(version),
                 timeout=min(_CHECK_TIMEOUT_SECONDS, self._settings.request_timeout_seconds),
             )
+
+    @contextmanager
+    def _call(self, method: str) -> Iterator[None]:
+        """Hold one of the servers' slots during a call, and count the call by its code."""
+        code = "OK"
+        slots = self._channels.slots
+        has_slot = slots.acquire(time.monotonic() + _SLOT_SECONDS, first=True)
+        try:
+            yield
         except grpc.RpcError as error:
             code = error.code().name
             raise
-        except ValueError:
+        except ValueError:  # the channel was closed
             code = ""
             raise
         finally:
             if code:
-                self._count(method.name, code)
+                self._count(method, code)
             if has_slot:
                 slots.release()
 
@@ -249,17 +255,14 @@ class Watcher:
         return self._predict(message)
 
     def _predict(self, message: bytes) -> Any:  # noqa: ANN401
-        slots = self._channels.slots
-        has_slot = slots.acquire(time.monotonic() + _SLOT_SECONDS, first=True)
-        code = "OK"
         try:
-            channel = self._channels.pool().take()
-            try:
-                return channel.predict(message, timeout=self._settings.request_timeout_seconds, metadata=PROBE)
-            finally:
-                channel.give_back()
+            with self._call("Probe"):
+                channel = self._channels.pool().take()
+                try:
+                    return channel.predict(message, timeout=self._settings.request_timeout_seconds, metadata=PROBE)
+                finally:
+                    channel.give_back()
         except grpc.RpcError as error:
-            code = error.code().name
             failure = self._dialect.failure(error.code(), error.details() or "")
             if isinstance(failure, OutOfTime):
                 raise Misfit(
@@ -270,14 +273,6 @@ class Watcher:
             if is_refused and error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise Misfit(f"it refuses a picture ({failure.cause}){_advice(str(failure.cause))}") from None
             raise
-        except ValueError:
-            code = ""
-            raise
-        finally:
-            if code:
-                self._count("Probe", code)
-            if has_slot:
-                slots.release()
 
     def _reached(self, version: ModelVersion) -> None:
         if version.failures:
