@@ -105,7 +105,7 @@ lint-python: dev
 	@$(MODEL_BIN)/mypy --config-file model-image/pyproject.toml model-image/src
 
 lint-charts: dev
-	@ci/tools/install helm ct helm-docs
+	@ci/tools/install helm ct helm-docs helm-unittest
 	@echo "==> charts"
 	@ct lint --config ci/ct.yaml
 	@echo "==> what is generated: settings, READMEs, schemas and golden renders"

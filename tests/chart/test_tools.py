@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+import yaml
 from charts import ROOT
 
 GO = """#!/bin/bash
@@ -101,6 +102,16 @@ def test_make_targets_name_existing_tools(install):
     assert named
     for names in named:
         assert set(names.split()) <= set(known)
+
+
+def test_lint_installs_what_ct_calls():
+    """On a machine without the tools ct ends at the first program that it does not find."""
+    makefile = (ROOT / "Makefile").read_text()
+    installed = re.search(r"^lint-charts:.*\n\t@ci/tools/install (.*)", makefile, re.MULTILINE)[1].split()
+    commands = yaml.safe_load((ROOT / "ci/ct.yaml").read_text())["additional-commands"]
+    called = {command.split()[0] for command in commands}
+    assert called
+    assert called | {"helm", "ct"} <= set(installed)
 
 
 def test_locked_go_meets_every_modules_minimum():
