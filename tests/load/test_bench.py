@@ -3,15 +3,18 @@
 What make bench measures is no test: figures depend on the machine.
 """
 
+import ast
 import dataclasses
 import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import ClassVar
 
 import bench
@@ -464,6 +467,15 @@ def test_two_checkouts_are_compared_round_by_round():
     assert (title, header[1]) == ("This checkout over the other one", "CPU")
     assert rows[0] == ["dataset photos by URL", "1.50 (1.50–1.50)", "1.00 (1.00–1.00)", "1.00 (1.00–1.00)"]
     assert report._against(results_of(clothing_gateway=3))[2] == []
+
+
+def test_plot_has_a_colour_for_each_role():
+    """Matplotlib has an environment of its own, so the plot is read, not run."""
+    plot = (Path(systems.__file__).parent / "plot/plot.py").read_text()
+    coloured = set(ast.literal_eval(re.search(r"^COLOURS = (.*)$", plot, re.MULTILINE)[1]))
+    roles = set(re.findall(r'role="(\w+)"', Path(systems.__file__).read_text()))
+    assert "before" in roles
+    assert roles <= coloured
 
 
 def test_another_checkout_must_be_one(tmp_path, monkeypatch):

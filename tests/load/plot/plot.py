@@ -16,8 +16,8 @@ TITLES = {
     "large-url": "12 MP by URL",
     "large-upload": "12 MP by upload",
 }
-# Told apart without colour by their order and labels; these four are safe for colour-blind readers.
-COLOURS = {"ours": "#0072B2", "floor": "#999999", "course": "#E69F00", "peer": "#56B4E9"}
+# Told apart without colour by their order and labels; these five are safe for colour-blind readers.
+COLOURS = {"ours": "#0072B2", "before": "#CC79A7", "floor": "#999999", "course": "#E69F00", "peer": "#56B4E9"}
 
 
 def main(source: Path, picture: Path) -> None:
