@@ -308,7 +308,10 @@ def test_parent_chart_may_set_global_values_and_a_condition(chart, tmp_path):
 
 
 EVERYTHING = """
-gateway: {ingress: {enabled: true, controller: nginx}, httpRoute: {enabled: true, parentRefs: [{name: shared}]}}
+gateway:
+  ingress: {enabled: true, controller: nginx}
+  httpRoute: {enabled: true, parentRefs: [{name: shared}]}
+  service: {type: NodePort}
 monitoring: {rules: {enabled: true}, podMonitor: {enabled: true}}
 networkPolicy: {enabled: true, server: {egress: [{}]}, metrics: {from: [{podSelector: {}}]}}
 server:

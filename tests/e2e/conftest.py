@@ -52,7 +52,7 @@ def namespace(cluster: clusters.Cluster, tags: dict[str, str]) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def release(cluster: clusters.Cluster, tags: dict[str, str], namespace: str) -> Release:
-    """The chart, installed with its defaults."""
+    """The chart, installed with its defaults and a load balancer."""
     installed = Release(RELEASE, cluster, tags)
     assert "port-forward" in installed.apply()
     return installed

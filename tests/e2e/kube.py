@@ -207,7 +207,11 @@ class Release:
         """Install or upgrade, with the values given as for ``--set``, and wait."""
         address = self.kubectl("get", "service", "photos", "--output=jsonpath={.spec.clusterIP}")
         network = f"{address}/{128 if ':' in address else 32}"
-        settings = [f"gateway.fetch.allowedNetworks={{{network}}}", *values]
+        return self.upgrade(f"gateway.fetch.allowedNetworks={{{network}}}", *values, timeout=timeout)
+
+    def upgrade(self, *values: str, timeout: str = "5m") -> str:
+        """Install or upgrade with a load balancer and the values given as for ``--set``, and wait."""
+        settings = ("gateway.service.type=LoadBalancer", *values)
         arguments = [argument for value in settings for argument in ("--set", value)]
         images = self.cluster.image_values(self.tags)
         return self.helm("upgrade", str(clusters.CHART), "--install", "--wait", *images, *arguments, timeout=timeout)

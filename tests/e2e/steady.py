@@ -128,9 +128,7 @@ class Steady(Release):
     def reach(self, host: PhotoHost, *values: str, timeout: str = "5m") -> None:
         """Install or upgrade, and wait."""
         wanted = (*TWO_OF_EACH, *SOONER, *as_upstream(self.cluster), *host.values, *values)
-        settings = [argument for value in wanted for argument in ("--set", value)]
-        images = self.cluster.image_values(self.tags)
-        self.helm("upgrade", str(clusters.CHART), "--install", "--wait", *images, *settings, timeout=timeout)
+        self.upgrade(*wanted, timeout=timeout)
         server = "TensorFlow Serving" if self.cluster.has_official_server else "the portable server"
         TABLE.servers.add(f"{server} with {self.threads} gRPC threads")
 

@@ -82,9 +82,7 @@ def models(volume: ModelVolume) -> clusters.Cluster:
 
 
 def install(release: Release, *values: str, timeout: str = "5m") -> None:
-    settings = [argument for value in (*SMALL, *values) for argument in ("--set", value)]
-    images = release.cluster.image_values(release.tags)
-    release.helm("upgrade", str(clusters.CHART), "--install", "--wait", *images, *settings, timeout=timeout)
+    release.upgrade(*SMALL, *values, timeout=timeout)
 
 
 def versions_of(http: urllib3.PoolManager, gateway: str, requests: int) -> Counter[str]:
