@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import ipaddress
 import itertools
 import json
 import os
 import platform
+import re
 import signal
 import socket
 import subprocess
@@ -156,6 +158,28 @@ class Steady(Release):
                 return False
 
         processes.wait_for("each gateway to find the model", found, 60)
+
+    def wait_until_connected(self) -> None:
+        """Wait until each channel of each gateway has a connection to each server.
+
+        One that became ready with the first server learns of the second when it next resolves the name, some seconds
+        later: where the first is killed until then, it has no other.
+        """
+        servers = {pod["status"]["podIP"] for pod in self.pods("server")}
+        gateways = [pod["metadata"]["name"] for pod in self.pods("gateway")]
+        processes.wait_for(
+            "each gateway to be connected to each server",
+            lambda: all(self._is_connected(name, servers) for name in gateways),
+            60,
+        )
+
+    def _is_connected(self, gateway: str, servers: set[str]) -> bool:
+        """Whether a gateway has as many connections to port 8500 of one server (IPv4) as to that of another."""
+        read = ("cat", "/proc/net/tcp", "/proc/net/tcp6")  # gRPC's sockets are IPv6 ones, with mapped addresses
+        lines = self.kubectl("exec", gateway, "--container=gateway", "--", *read).splitlines()
+        remotes = re.findall(r"([0-9A-F]{8}):2134 01 ", "\n".join(lines))  # little-endian; 01 is ESTABLISHED
+        connections = Counter(str(ipaddress.IPv4Address(bytes.fromhex(one)[::-1])) for one in remotes)
+        return len({connections[one] for one in servers}) == 1 and all(connections[one] for one in servers)
 
     def pod_ids(self, *tiers: str) -> set[str]:
         """The pods that there are."""

@@ -81,8 +81,8 @@ def is_ready(release: Steady, pod: str) -> bool:
 def test_killed_server_costs_no_request(release: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
     """SIGKILL to a busy process: its calls are retried on the other server."""
     killed, *_ = names(release, "server")
+    release.wait_until_connected()
     with Load(base, photo_host) as load:
-        # Gateways that found the other server first know of this one some seconds later.
         before = processes.wait_for("calls to it", lambda: answered(release, killed), 30)
         send_signal(release, killed, "KILL")
         # Its counts begin anew.
@@ -94,6 +94,7 @@ def test_killed_server_costs_no_request(release: Steady, base: str, photo_host: 
 def test_hung_server_costs_no_request(release: Steady, base: str, photo_host: PhotoHost, table: Table) -> None:
     """SIGSTOP: the connection stays open and silent. A ping detects it, and the calls are retried elsewhere."""
     hung, *_ = names(release, "server")
+    release.wait_until_connected()
     with Load(base, photo_host) as load:
         send_signal(release, hung, "STOP")
         try:
