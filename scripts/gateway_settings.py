@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from clothing_contract import Input
 from clothing_gateway.settings import EXTRA_ENV, ROWS, Setting
 from values_schema import dump
 
@@ -26,6 +28,9 @@ SCHEMA = CHART / "values.schema.json"
 
 BEGIN = "Generated from gateway/src/clothing_gateway/settings.py by `make docs`: change it there"
 END = "End of what is generated"
+
+# Settings of the model's contract. Its size may be an integer in the values, which a text's type doesn't say.
+CONTRACT = {field.name for field in fields(Input)} - {"image_size"} | {"scores"}
 
 
 def generate() -> dict[Path, str]:
@@ -81,7 +86,8 @@ def schema() -> str:
     text: dict[str, Any] = json.loads(SCHEMA.read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     for row in ROWS:
-        if row.template or not row.chart.startswith("gateway.") or row.chart == EXTRA_ENV:
+        is_typed = row.chart.startswith("gateway.") or row.name in CONTRACT
+        if row.template or not is_typed or row.chart == EXTRA_ENV:
             continue
         *above, last = row.chart.split(".")
         node, value = text, values

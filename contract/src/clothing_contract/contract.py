@@ -24,8 +24,10 @@ RESAMPLINGS = (
     "nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "tf-bilinear", "tf-bilinear-antialias"
 )  # fmt: skip
 # How a photo of another shape becomes the model's: stretched, as keras-image-helper and load_img do.
-# crop: the shorter side resized and the centre kept, as torchvision's Resize and CenterCrop; pad: with black borders.
-FITS = ("stretch", "crop", "pad")
+# crop: the shorter side resized and the centre kept, as torchvision's Resize and CenterCrop; pad: with black borders,
+# as ImageOps.pad; keras-crop: the centre kept and then resized, as Keras's crop_to_aspect_ratio; keras-pad: as its
+# pad_to_aspect_ratio.
+FITS = ("stretch", "crop", "pad", "keras-crop", "keras-pad")
 
 AUTO, SOFTMAX, LOGITS, SIGMOID, INDEPENDENT = "auto", "softmax", "logits", "sigmoid", "independent"
 # What a model's numbers are: probabilities that sum to 1; numbers before a softmax (or, one alone, before a sigmoid);

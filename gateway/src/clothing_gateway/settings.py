@@ -540,7 +540,8 @@ class Settings:
         _choice(*FITS),
         ", ".join(FITS),
         "How a photo of another shape becomes the model's: stretched, as in the course; crop resizes the shorter side "
-        "and keeps the centre, as torchvision's Resize and CenterCrop; pad leaves black borders.",
+        "and keeps the centre, as torchvision's Resize and CenterCrop; pad leaves black borders. keras-crop keeps the "
+        "centre and resizes that, as crop_to_aspect_ratio; keras-pad is pad_to_aspect_ratio.",
         chart="model.fit",
         classify=True,
     )

@@ -10,6 +10,7 @@ from fakes import image_bytes
 from pictures import by_pillow, turned_file
 from PIL import Image, ImageOps
 
+from clothing_contract import FITS
 from clothing_contract.scaling import Scaling
 from clothing_gateway.errors import TooManyPixels
 from clothing_gateway.image import decode
@@ -103,12 +104,67 @@ def test_pad_is_pillows(name, resampling):
         assert np.array_equal(prepared(PHOTOS[name], size, resampling, Fit("pad")), wanted), size
 
 
-def test_pad_of_a_line_leaves_a_pixel():
-    assert prepared(image_bytes((500, 1), "PNG"), (20, 20), "bilinear", Fit("pad")).any()
+@pytest.mark.parametrize("name", ["pad", "keras-pad"])
+def test_pad_of_a_line_leaves_a_pixel(name):
+    assert prepared(image_bytes((500, 1), "PNG"), (20, 20), "bilinear", Fit(name)).any()
+
+
+def centre(image, size):
+    """Box of the largest centre of the model's aspect ratio: load_img(keep_aspect_ratio=True) of Keras 3."""
+    width, height = image.size
+    crop_height = max(min(height, (width * size[1]) // size[0]), 1)
+    crop_width = max(min(width, (height * size[0]) // size[1]), 1)
+    top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    return left, top, left + crop_width, top + crop_height
 
 
 @pytest.mark.usefixtures("decoder")
-@pytest.mark.parametrize("name", ["crop", "pad"])
+@pytest.mark.parametrize("resampling", PILLOWS)
+@pytest.mark.parametrize("name", PHOTOS)
+def test_keras_crop_is_load_imgs(name, resampling):
+    photo = upright(PHOTOS[name])
+    for size in SIZES:
+        wanted = np.asarray(photo.resize(size, Image.Resampling[resampling.upper()], centre(photo, size)))
+        assert np.array_equal(prepared(PHOTOS[name], size, resampling, Fit("keras-crop")), wanted), size
+
+
+@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("resampling", ["tf-bilinear", "tf-bilinear-antialias"])
+@pytest.mark.parametrize("name", PHOTOS)
+def test_keras_crop_cuts_before_tensorflow_resizes(name, resampling):
+    """smart_resize: no pixel outside of the centre counts."""
+    photo = upright(PHOTOS[name])
+    for size in SIZES:
+        out = io.BytesIO()
+        photo.crop(centre(photo, size)).save(out, "PNG")
+        cut = prepared(out.getvalue(), size, resampling, scaling=Scaling("none"))
+        assert np.array_equal(prepared(PHOTOS[name], size, resampling, Fit("keras-crop"), Scaling("none")), cut), size
+
+
+def test_keras_pad_rounds_down():
+    """resize_with_pad of 123 x 77 to 37 x 24: 23 rows of 23.16, and none of 0.42 before them."""
+    data = image_bytes((123, 77), "PNG")
+    wanted = np.zeros((24, 37, 3), np.uint8)
+    wanted[:23] = upright(data).resize((37, 23), Image.Resampling.NEAREST)
+    assert np.array_equal(prepared(data, (37, 24), "nearest", Fit("keras-pad")), wanted)
+
+
+@pytest.mark.parametrize("resampling", ["nearest", "bilinear", "tf-bilinear", "tf-bilinear-antialias"])
+def test_jpegs_decoded_at_a_fraction_are_cropped_there(resampling):
+    """A part of 900 x 900 is decoded at an eighth: 113 x 113 for 100 x 100."""
+    photo = Image.new("RGB", (1600, 900))
+    photo.paste((250, 250, 250), (350, 0, 1250, 900))
+    out = io.BytesIO()
+    photo.save(out, "JPEG")
+    fit = Fit("keras-crop")
+    header = decode.read_header(out.getvalue(), 1 << 30, 1 << 40, resampling, jpeg_scaling=True, fit=fit)
+    got = decode.decode(out.getvalue(), header, (100, 100))
+    assert got.shape == (100, 100, 3)
+    assert np.abs(got[:, 1:-1].astype(int) - 250).max() < 5
+
+
+@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("name", FITS[1:])
 @pytest.mark.parametrize("resampling", RESAMPLINGS)
 @pytest.mark.parametrize("scaling", SCALINGS, ids=str)
 def test_fits_are_preprocessed_behind_resizing(scaling, resampling, name):
@@ -197,7 +253,9 @@ def test_the_core_serves_large_photos(size, options, orientation, monkeypatch):
     ways = [
         ("nearest", Fit("crop", 256)),
         ("nearest", Fit("pad")),
+        ("nearest", Fit("keras-crop")),
         ("tf-bilinear", Fit()),
+        ("tf-bilinear", Fit("keras-crop")),
         ("tf-bilinear", Fit("crop", 256)),
     ]
     native = [prepared(data, (224, 224), *way, Scaling("tf")) for way in ways]

@@ -203,9 +203,10 @@ def _resizing_cost(photo: tuple[int, int], size: tuple[int, int], resampling: st
         return pairs + 6 * min(_STRIP, photo[1]) * photo[0]
     if resampling == TF_ANTIALIASED:  # rows of float32, and results
         return 12 * down.kept * photo[0] + 60 * across.kept * down.kept + (3 + 3 + 12) * _STRIP * photo[0]
-    # Pillow (since 13) scales in the direction first that leaves the smaller intermediate picture.
-    resized = layout.rows(across.resized, down.resized, 4)
-    return min(layout.rows(across.resized, photo[1], 4), layout.rows(photo[0], down.resized, 4)) + resized
+    # Pillow (since 13) scales in the direction first that leaves the smaller intermediate picture; of a part, either.
+    smaller = min if (across.there, down.there) == photo else max
+    between = smaller(layout.rows(across.resized, photo[1], 4), layout.rows(photo[0], down.resized, 4))
+    return between + layout.rows(across.resized, down.resized, 4)
 
 
 def decode(
@@ -234,7 +235,7 @@ def decode(
         pixels = _decode_by_pillow(data, header, header.layout, (across, down), deadline)
     elif header.resampling == TF_BILINEAR:
         pixels = interpolation.bilinear(
-            lambda rows, columns: _gather_plain(data, header, rows, columns, deadline), photo, across, down
+            lambda rows, columns: _gather_plain(data, header, rows, columns, deadline), across, down
         )
     elif scaling is None or scaling.channels == "grey":
         pixels = _nearest_plain(data, header, None, (across, down), deadline)
@@ -300,9 +301,12 @@ def _decode_by_pillow(
         if image.size != (header.width, header.height):
             raise BrokenImage(cause=f"Pillow finds {image.size} pixels, its header {header.width} x {header.height}")
         if header.jpeg_scaling and axes is not None and header.format == "JPEG":
-            # The smallest of full, half, quarter and eighth that is not below the size.
-            resized = axes[0].resized, axes[1].resized
-            image.draft(None, turning.upright(resized, header.orientation))
+            # The smallest of full, half, quarter and eighth whose part is not below the size.
+            whole = turning.upright(image.size, header.orientation)
+            wanted = [-(-axis.resized * photo // axis.there) for axis, photo in zip(axes, whole, strict=True)]
+            image.draft(None, turning.upright((wanted[0], wanted[1]), header.orientation))
+            now = turning.upright(image.size, header.orientation)
+            axes = axes[0].of(whole[0], now[0]), axes[1].of(whole[1], now[1])
         if image.mode == "I;16":
             image = image.point(lambda value: value / 256)
         if image.mode != "RGB":
@@ -329,13 +333,13 @@ def _resize(
 ) -> npt.NDArray[Any]:
     across, down = axes
     if resampling == TF_BILINEAR:
-        return interpolation.bilinear(
-            lambda rows, columns: _gather(image, rows, columns, deadline), image.size, across, down
-        )
+        return interpolation.bilinear(lambda rows, columns: _gather(image, rows, columns, deadline), across, down)
     if resampling == TF_ANTIALIASED:
         strips = (strip for _, strip in _strips(image, deadline))
-        return interpolation.antialiased(strips, image.size, across, down)
-    resized = image.resize((across.resized, down.resized), Image.Resampling[resampling.upper()])
+        return interpolation.antialiased(strips, across, down)
+    # As load_img(keep_aspect_ratio=True): filters see the pixels around the part, too.
+    part = across.start, down.start, across.start + across.there, down.start + down.there
+    resized = image.resize((across.resized, down.resized), Image.Resampling[resampling.upper()], part)
     if (across.kept, down.kept) != resized.size:
         left, top = across.first, down.first
         resized = resized.crop((left, top, left + across.kept, top + down.kept))
@@ -375,8 +379,8 @@ def _nearest_plain(
     width, height = turning.upright(stored, header.orientation)
     taken = turning.turned(
         out[down.placed, across.placed],
-        turning.nearest(down.resized, height)[down.taken],
-        turning.nearest(across.resized, width)[across.taken],
+        turning.nearest(down.resized, down.start, down.there, height)[down.taken],
+        turning.nearest(across.resized, across.start, across.there, width)[across.taken],
         stored,
         header.orientation,
     )

@@ -29,28 +29,26 @@ _HALF, _ONE = np.float32(0.5), np.float32(1)
 class _Pairs(NamedTuple):
     """One axis: the needed pixels, and the two of them for each result."""
 
-    needed: Places
+    needed: Places  # of the photo
     lower: npt.NDArray[np.intp]  # indices in ``needed``
     upper: npt.NDArray[np.intp]
     weight: Numbers  # of the upper one
 
 
-def _pairs(there: int, axis: Axis) -> _Pairs:
-    scale = np.float32(there) / np.float32(axis.resized)
+def _pairs(axis: Axis) -> _Pairs:
+    scale = np.float32(axis.there) / np.float32(axis.resized)
     at = (np.arange(axis.resized, dtype=np.float32)[axis.taken] + _HALF) * scale - _HALF
     below = np.floor(at)
     lower = np.maximum(below, 0).astype(np.int32)
-    upper = np.minimum(np.ceil(at), there - 1).astype(np.int32)
+    upper = np.minimum(np.ceil(at), axis.there - 1).astype(np.int32)
     needed = np.unique(np.concatenate((lower, upper)))
-    return _Pairs(needed, np.searchsorted(needed, lower), np.searchsorted(needed, upper), at - below)
+    places = np.searchsorted(needed, lower), np.searchsorted(needed, upper)
+    return _Pairs(needed + np.int32(axis.start), *places, at - below)
 
 
-def bilinear(gather: Gather, photo: tuple[int, int], across: Axis, down: Axis) -> Numbers:
-    """Resize without antialiasing to float32 (rows kept, columns kept, 3).
-
-    The photo's size is (width, height).
-    """
-    columns, rows = _pairs(photo[0], across), _pairs(photo[1], down)
+def bilinear(gather: Gather, across: Axis, down: Axis) -> Numbers:
+    """Resize without antialiasing to float32 (rows kept, columns kept, 3)."""
+    columns, rows = _pairs(across), _pairs(down)
     pixels = gather(rows.needed, columns.needed).astype(np.float32)
     left, right = pixels[:, columns.lower], pixels[:, columns.upper]
     right -= left
@@ -68,7 +66,8 @@ class _Spans(NamedTuple):
     weights: Numbers  # (results, longest span)
 
 
-def _spans(there: int, axis: Axis) -> _Spans:
+def _spans(axis: Axis) -> _Spans:
+    there = axis.there
     inverse = np.float32(1.0 / np.float64(np.float32(axis.resized) / np.float32(there)))
     radius = np.maximum(inverse, _ONE)  # of a triangle, which is 1, by how much is shrunk
     at = (np.arange(axis.resized, dtype=np.float32)[axis.taken] + _HALF) * inverse
@@ -82,17 +81,17 @@ def _spans(there: int, axis: Axis) -> _Spans:
     return _Spans(starts, weights)
 
 
-def antialiased(strips: Iterator[Pixels], photo: tuple[int, int], across: Axis, down: Axis) -> Numbers:
+def antialiased(strips: Iterator[Pixels], across: Axis, down: Axis) -> Numbers:
     """Resize with antialiasing to float32 (rows kept, columns kept, 3).
 
-    The photo (width, height) is given as strips of its rows from the top.
+    The photo is given as strips of its rows from the top.
     """
-    rows = _spans(photo[1], down)
-    between = np.zeros((down.kept, photo[0], 3), np.float32)
+    rows = _spans(down)
+    between = np.zeros((down.kept, across.there, 3), np.float32)
     first = 0  # of the results that a row may still belong to
-    y = 0
+    y = -down.start
     for strip in strips:
-        for row in strip.astype(np.float32):
+        for row in strip[:, across.start : across.start + across.there].astype(np.float32):
             while first < down.kept and y - rows.starts[first] >= rows.weights.shape[1]:
                 first += 1
             for index in range(first, down.kept):
@@ -102,9 +101,9 @@ def antialiased(strips: Iterator[Pixels], photo: tuple[int, int], across: Axis, 
                 if at < rows.weights.shape[1] and rows.weights[index, at]:
                     between[index] += row * rows.weights[index, at]
             y += 1
-    columns = _spans(photo[0], across)
+    columns = _spans(across)
     out = np.zeros((down.kept, across.kept, 3), np.float32)
     for at in range(columns.weights.shape[1]):
-        places = np.minimum(columns.starts + at, photo[0] - 1)
+        places = np.minimum(columns.starts + at, across.there - 1)
         out += between[:, places] * columns.weights[:, at, None]
     return out

@@ -50,17 +50,18 @@ def upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=512)  # 15 us each; photos of a source have few sizes
-def nearest(taken: int, there: int) -> Places:
-    """Index of each of ``taken`` pixels among ``there``, as in ImagingScaleAffine.
+def nearest(taken: int, start: int, there: int, photo: int) -> Places:
+    """Index of each of ``taken`` pixels of a photo's part, as in ImagingScaleAffine.
 
-    Pillow's sums are repeated; the index ``there`` is black.
+    Of the photo's pixels the part has those from ``start``, ``there`` of them. Pillow's sums are repeated; the index
+    ``photo`` is black.
 
     int32 (taken,), ascending. Pillow leaves a pixel black that its sum puts behind the last one.
     """
     step = float(np.float32(there)) / taken
     sums = np.full(taken, step)
-    sums[0] = step * 0.5
-    places = np.minimum(np.add.accumulate(sums, out=sums).astype(np.int32), np.int32(there))
+    sums[0] = start + step * 0.5
+    places = np.minimum(np.add.accumulate(sums, out=sums).astype(np.int32), np.int32(photo))
     places.flags.writeable = False
     return places
 
