@@ -5,7 +5,7 @@ import json
 import pytest
 
 from clothing_contract import ContractError
-from clothing_contract.labels import read_file
+from clothing_contract.labels import read_file, read_list
 
 BEES = ("bees", "wasps")
 
@@ -55,9 +55,30 @@ def test_more_than_ten_indices_are_sorted_by_number():
         (b'["a", 1]', "JSON labels are a list"),
         (b'{"a": 0, "b": 2}', "with numbers from 0 up"),
         (b'{"a": "b"}', "JSON labels are"),
-        (b'["a"', "begins like JSON and is none"),
+        (b'["a"', "begin like JSON and are none"),
     ],
 )
 def test_what_is_refused(data, words):
     with pytest.raises(ContractError, match=words):
         read_file(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("bees,wasps", BEES),
+        (" bees , wasps ", BEES),
+        ('["bees", "wasps"]', BEES),
+        ('{"bees": 0, "wasps": 1}', BEES),
+        ('["hat, straw", "cap"]', ("hat, straw", "cap")),
+        ("bees", ("bees",)),
+    ],
+)
+def test_lists_of_options_and_settings(text, labels):
+    assert read_list(text) == labels
+
+
+@pytest.mark.parametrize("text", ["a,a", "a,,b", ",", '["a", ""]', '["a"', "[]", '["a", "a"]', "[" * 100_000])
+def test_lists_that_are_refused(text):
+    with pytest.raises(ContractError):
+        read_list(text)

@@ -6,6 +6,7 @@ from ipaddress import ip_network
 
 import pytest
 
+from clothing_contract import Input
 from clothing_gateway.limits import cgroup
 from clothing_gateway.settings import ROWS, Settings, SettingsError
 
@@ -257,3 +258,11 @@ def test_cores_are_those_of_the_container(text, cores, tmp_path):
 def test_url_of_the_model_server_is_named(given, advice):
     with pytest.raises(SettingsError, match=re.escape(advice)):
         load({"TF_SERVING_HOST": given})
+
+
+def test_the_contract_is_the_settings_of_its_names():
+    settings = load(preprocessing="rescale", std="0.5", fit="pad")
+    assert settings.input == Input(preprocessing="rescale", std=(0.5,), fit="pad")
+    assert settings.input is settings.input
+    (problem,) = problems(mean="1")
+    assert problem.startswith("GATEWAY_PREPROCESSING: mean and std belong to")

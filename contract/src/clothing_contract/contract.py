@@ -74,8 +74,8 @@ class Input:
         choose("channels", self.channels, CHANNELS)
         choose("fit", self.fit, FITS)
         choose("resampling", self.resampling, RESAMPLINGS)
-        for problem in input_problems(self.preprocessing, self.mean, self.std, self.channels):
-            raise ContractError(problem)
+        if problems := input_problems(self.preprocessing, self.mean, self.std, self.channels):
+            raise ContractError("; ".join(problems))
 
     @classmethod
     def read(cls, found: Mapping[str, Any]) -> Input:

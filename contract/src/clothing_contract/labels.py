@@ -1,4 +1,4 @@
-"""Files of labels, as people have them.
+"""Lists and files of labels, as people have them.
 
 One label a line, as text editors of every system write it (UTF-8 or UTF-16, with a byte order mark or without, any line
 ends, blank lines); a JSON list; Keras's ``class_indices`` and its inverse; Teachable Machine's numbered lines.
@@ -19,16 +19,14 @@ _NUMBERED = re.compile(r"(\d+)\s+(\S.*)")
 def read_file(data: bytes) -> tuple[str, ...]:
     """Read the labels of a file; ContractError where they can't be told."""
     text = _text(data)
-    if text.lstrip()[:1] in ("[", "{"):
-        try:
-            labels = _of_json(json.loads(text))
-        except ValueError as error:
-            if isinstance(error, ContractError):
-                raise
-            raise ContractError(f"the file begins like JSON and is none ({error})") from None
-    else:
-        labels = _without_numbers([line.strip() for line in text.splitlines() if line.strip()])
-    return checked(labels)
+    if _is_json(text):
+        return checked(_of_json(text))
+    return checked(_without_numbers([line.strip() for line in text.splitlines() if line.strip()]))
+
+
+def read_list(text: str) -> tuple[str, ...]:
+    """Read the labels of an option or a setting: a,b,c or JSON; ContractError."""
+    return checked(_of_json(text) if _is_json(text) else [label.strip() for label in text.split(",")])
 
 
 def checked(labels: list[str]) -> tuple[str, ...]:
@@ -47,7 +45,15 @@ def _text(data: bytes) -> str:
         raise ContractError("the file is neither UTF-8 nor UTF-16: save it as UTF-8") from None
 
 
-def _of_json(found: Any) -> list[str]:  # noqa: ANN401 - any value of JSON
+def _is_json(text: str) -> bool:
+    return text.lstrip()[:1] in ("[", "{")
+
+
+def _of_json(text: str) -> list[str]:
+    try:
+        found: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ContractError(f"the labels begin like JSON and are none ({error})") from None
     if isinstance(found, list) and all(isinstance(label, str) for label in found):
         return [label.strip() for label in found]
     if isinstance(found, dict) and found:

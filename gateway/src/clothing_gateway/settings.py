@@ -18,6 +18,7 @@ chart's templates/gateway/_env.tpl and the settings' types in values.schema.json
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import json
 import re
@@ -25,7 +26,17 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from clothing_contract import CHANNELS, FITS, PREPROCESSINGS, RESAMPLINGS, SCORES, contract
+from clothing_contract import (
+    CHANNELS,
+    FITS,
+    PREPROCESSINGS,
+    RESAMPLINGS,
+    SCORES,
+    ContractError,
+    Input,
+    contract,
+)
+from clothing_contract import labels as label_lists
 from clothing_gateway.limits import cgroup, memory
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -206,27 +217,9 @@ def _version_or_label(value: str) -> str:
     return str(_VERSION.parse(value)) if value.isascii() and value.isdigit() else _label(value)
 
 
-def _labels(value: str) -> tuple[str, ...]:
-    if value.startswith("["):
-        try:
-            listed = json.loads(value)
-        except ValueError:
-            raise ValueError("begins like a JSON list and is none") from None
-        if not all(isinstance(label, str) for label in listed):
-            raise ValueError("must hold nothing but strings")
-        labels = tuple(listed)
-    else:
-        labels = tuple(label.strip() for label in value.split(","))
-    if not labels or not all(labels):
-        raise ValueError("must name at least one label and no empty one")
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise ValueError(f"names twice: {', '.join(twice)}")
-    return labels
-
-
 def _show_labels(labels: tuple[str, ...]) -> str:
-    return json.dumps(labels) if any("," in label for label in labels) else ",".join(labels)
+    text = ",".join(labels)
+    return text if "," not in "".join(labels) and text[:1] not in ("[", "{") else json.dumps(labels)
 
 
 def _host(value: str) -> str:
@@ -313,7 +306,7 @@ _CHANNEL_NUMBERS = Kind(
     template='join "," {}',
 )
 _SHORTER_SIDE = replace(_integer(1, 16_384), show=lambda side: str(side or ""), empty=None)
-_LABELS = Kind(parse=_labels, show=_show_labels, template="toJson {}")
+_LABELS = Kind(parse=label_lists.read_list, show=_show_labels, template="toJson {}")
 _SECONDS, _SECONDS_OR_NONE = _number(0.05, 86400), _number(0, 86400)
 _PERCENT = _number(0, 100)
 _RATE = _number(0.01, 1_000_000, or_zero=True)
@@ -832,6 +825,11 @@ class Settings:
         "info", _choice(*LOG_LEVELS), ", ".join(LOG_LEVELS), "info logs one line per request.", chart="gateway.logLevel"
     )
 
+    @functools.cached_property
+    def input(self) -> Input:
+        """What the model takes of a photo: the settings of the contract's names."""
+        return _input(vars(self))
+
     @classmethod
     def load(
         cls, environment: Mapping[str, str], flags: Mapping[str, str | None] | None = None
@@ -863,6 +861,18 @@ class Settings:
         return cls(**values), sources, _unknown(environment)
 
 
+def _input(values: Mapping[str, Any]) -> Input:
+    return Input(**{entry.name: values[entry.name] for entry in fields(Input)})
+
+
+def _input_problems(values: Mapping[str, Any]) -> list[str]:
+    try:
+        _input(values)
+    except ContractError as error:
+        return [f"GATEWAY_PREPROCESSING: {error}"]
+    return []
+
+
 ROWS: tuple[Setting, ...] = tuple(replace(entry.metadata["row"], name=entry.name) for entry in fields(Settings))
 
 
@@ -877,8 +887,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             f"GATEWAY_RATE_BURST_PHOTOS={values['rate_burst_photos']} is less than "
             f"GATEWAY_MAX_PHOTOS={values['max_photos']}: such a request would always exceed the rate limit"
         )
-    scaled = [values[name] for name in ("preprocessing", "mean", "std", "channels")]
-    problems += [f"GATEWAY_PREPROCESSING: {problem}" for problem in contract.input_problems(*scaled)]
+    problems += _input_problems(values)
     tls = [name for name in values if name.startswith("model_tls_") and values[name]]
     if tls and not values["model_tls"]:
         problems.append(

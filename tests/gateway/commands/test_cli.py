@@ -68,7 +68,7 @@ def test_invalid_settings_exit_with_2_and_are_all_named():
     done = run("serve", "--listen-port", "http", GATEWAY_LABELS="a,a")
     assert done.returncode == 2
     assert "error: --listen-port=http: must be a whole number" in done.stderr
-    assert "error: GATEWAY_LABELS=a,a: names twice: a" in done.stderr
+    assert "error: GATEWAY_LABELS=a,a: labels must be there, and each only once: a" in done.stderr
     assert "Traceback" not in done.stderr
 
 

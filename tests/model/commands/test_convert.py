@@ -523,7 +523,7 @@ def test_a_sequential_model(tmp_path: Path) -> None:
         (["--name", "a/b"], "--name=a/b"),
         (["--version", "0"], "a version is a number from 1 up"),
         (["--warmup", "0"], "give batch sizes"),
-        (["--image-size", "big"], "give one number, as 299"),
+        (["--image-size", "big"], "must be pixels"),
         (["--image-size", "100"], "takes photos of 96x96 only"),
         (["--input-name", "a b"], "letters, digits and '_'"),
     ],

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from google.protobuf import unknown_fields, wrappers_pb2
 
-from clothing_contract import ContractError, contract, signature
+from clothing_contract import ContractError, Input, contract, signature
 from clothing_contract.scaling import Scaling
 from clothing_gateway.model import tensor
 
@@ -95,8 +95,8 @@ def describe(
         input_name = signature.choose("input", settings.input_name, inputs, say)
         output_name = signature.choose("output", settings.output_name, outputs, say)
         signature.require_alone(input_name, inputs, _defaults(found), say)
-        photo = signature.photo(input_name, inputs[input_name], settings.image_size, settings.channels, say)
-        scaling = _scaling(photo.channels, settings) if photo.type == "float32" else None
+        photo = signature.photo(input_name, inputs[input_name], settings.input.image_size, settings.input.channels, say)
+        scaling = _scaling(photo.channels, settings.input) if photo.type == "float32" else None
         width = signature.width(output_name, outputs[output_name])
     except ContractError as error:
         raise Misfit(str(error)) from None
@@ -119,10 +119,9 @@ def describe(
     )
 
 
-def _scaling(channels: str, settings: Settings) -> Scaling:
-    given = settings.preprocessing, settings.mean, settings.std
-    signature.require_scaling(channels, *given, say)
-    return Scaling(*given, channels)
+def _scaling(channels: str, given: Input) -> Scaling:
+    signature.require_scaling(channels, given.preprocessing, given.mean, given.std, say)
+    return Scaling.of(replace(given, channels=channels))
 
 
 def say(name: str) -> str:

@@ -19,9 +19,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from clothing_contract import Input
+from clothing_contract.contract import show_size
 from clothing_model import savedmodel
 from clothing_model.commands.options import add_contract_options, contract_of, image_size, read_labels
-from clothing_model.commands.values import CONTRACT_KEYS, size_text
+from clothing_model.commands.values import CONTRACT_KEYS
 from clothing_model.errors import ModelError
 from clothing_model.keras import config as keras_config
 from clothing_model.keras import files as keras_files
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     _require_space(source, model_folder, args.weights)
     noted = {
         "labels": labels and list(labels),
-        "imageSize": size and size_text(size),
+        "imageSize": size and show_size(size[::-1]),
     }
     noted = {key: value for key, value in noted.items() if value} | ({"scores": decided} if decided else {}) | contract
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clothing_contract import ContractError, Input
-from clothing_contract.contract import AUTO
+from clothing_contract.contract import AUTO, show_size
 from clothing_model import savedmodel
 from clothing_model.commands.options import add_contract_options, contract_of, image_size, read_labels
 from clothing_model.errors import ModelError
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         known["labels"] = list(read_labels(args.labels))
     size = image_size(args.image_size)
     if size:
-        known["imageSize"] = size_text(size)
+        known["imageSize"] = show_size(size[::-1])
     if args.output_name:
         known["outputName"] = _existing(args.output_name, model)
     model.description.update(known)
@@ -96,11 +96,6 @@ def _existing(name: str, model: SavedModel) -> str:
     if signature and name not in signature.outputs:
         raise ModelError(f"--output-name={name}: the model has {', '.join(signature.outputs)}")
     return name
-
-
-def size_text(size: tuple[int, int]) -> str:
-    """(height, width) in the chart's notation: 299, or WIDTHxHEIGHT."""
-    return str(size[1]) if size[0] == size[1] else f"{size[1]}x{size[0]}"
 
 
 def image_values(reference: str) -> dict[str, str]:

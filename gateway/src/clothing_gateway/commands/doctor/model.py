@@ -243,19 +243,19 @@ def _signature(server: Server, predictor: Predictor, settings: Settings) -> Iter
 
 
 def _preprocessing(model: Model, settings: Settings) -> Iterator[Finding]:
-    if model.input_type != "float32" and settings.preprocessing not in ("tf", "none"):
+    if model.input_type != "float32" and settings.input.preprocessing not in ("tf", "none"):
         yield Finding(
             "signature",
             WARNING,
-            f"preprocessing {settings.preprocessing!r} is not applied, as the model takes {model.input_type}",
+            f"preprocessing {settings.input.preprocessing!r} is not applied, as the model takes {model.input_type}",
             "model.preprocessing: none",
         )
     elif model.input_type == "float32":
         yield Finding(
             "signature",
             OK,
-            f"preprocessing is {settings.preprocessing!r}; a server doesn't tell whether the model was trained with it "
-            "(helm test with test.label and test.photoUrl checks it)",
+            f"preprocessing is {settings.input.preprocessing!r}; a server doesn't tell whether the model was trained "
+            "with it (helm test with test.label and test.photoUrl checks it)",
         )
 
 
