@@ -107,7 +107,15 @@ def test_schema_has_exactly_the_values(chart):
     for parents_own in ("enabled",):  # a parent chart's condition
         known.pop(parents_own)
     values = yaml.safe_load((chart / "values.yaml").read_text())
-    pass_through = ("server.flags.", "resources.", "behavior.", "affinity.", "ecurityContext.")
+    pass_through = (
+        "server.flags.",
+        "resources.",
+        "helperResources.",
+        "dnsConfig.",
+        "behavior.",
+        "affinity.",
+        "ecurityContext.",
+    )
     for path in known:
         node: Any = values
         for key in path.split("."):
@@ -279,7 +287,16 @@ REFUSED = [
     ("gateway: {autoscaling: {maxReplicas: 0}}", "at '/gateway/autoscaling/maxReplicas': minimum: got 0, want 1"),
     ("gateway: {ingress: {path: photos}}", "at '/gateway/ingress/path': 'photos' does not match pattern"),
     ("fullnameOverride: Photos", "at '/fullnameOverride': 'Photos' does not match pattern"),
-    ("global: {imagePullSecrets: [registry]}", "at '/global/imagePullSecrets/0': got string, want object"),
+    ("global: {imagePullSecrets: registry}", "at '/global/imagePullSecrets': got string, want array"),
+    ("global: {imagePullSecrets: [{secret: a}]}", "at '/global/imagePullSecrets/0'"),
+    ("gateway: {extraContainers: [{image: 'a:1'}]}", "at '/gateway/extraContainers/0': missing property 'name'"),
+    (
+        "server: {extraEnvFrom: [{secret: a}]}",
+        "at '/server/extraEnvFrom/0': additional properties 'secret' not allowed",
+    ),
+    ("server: {hostAliases: [{ip: 10.0.0.5}]}", "at '/server/hostAliases/0': missing property 'hostnames'"),
+    ("gateway: {dnsConfig: {ndots: 1}}", "at '/gateway/dnsConfig': additional properties 'ndots' not allowed"),
+    ("commonLabels: {a: 1}", "at '/commonLabels/a': got number, want string"),
 ]
 
 

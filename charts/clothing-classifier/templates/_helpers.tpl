@@ -20,12 +20,26 @@ app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end -}}
 
-{{- /* Labels of an object. Pods get the selector labels only: a chart's version in them would restart every pod at each upgrade. */ -}}
-{{- define "clothing-classifier.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .context.Chart.Name .context.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/managed-by: {{ .context.Release.Service }}
-app.kubernetes.io/version: {{ .context.Chart.AppVersion | quote }}
-{{ include "clothing-classifier.selectorLabels" . }}
+{{- /* Name, labels and annotations of an object; the name ends in the component, unless "suffix" is another end.
+       Usage: include "clothing-classifier.metadata" (dict "context" . "component" "gateway" "labels" (dict) "annotations" (dict)) */ -}}
+{{- define "clothing-classifier.metadata" -}}
+name: {{ include "clothing-classifier.fullname" .context }}{{ with default .component .suffix }}-{{ . }}{{ end }}
+{{- $own := dict
+  "helm.sh/chart" (printf "%s-%s" .context.Chart.Name .context.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-")
+  "app.kubernetes.io/managed-by" .context.Release.Service
+  "app.kubernetes.io/version" .context.Chart.AppVersion }}
+{{- $selector := include "clothing-classifier.selectorLabels" . | fromYaml }}
+labels:
+  {{- merge $own $selector (default dict .labels) (default dict .context.Values.commonLabels) | toYaml | nindent 2 }}
+{{- with merge (dict) (default dict .annotations) (default dict .context.Values.commonAnnotations) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- /* Labels of a component's pods: a chart's version in them would restart every pod at each upgrade. */ -}}
+{{- define "clothing-classifier.podLabels" -}}
+{{- merge (include "clothing-classifier.selectorLabels" . | fromYaml) (default dict .values.podLabels) (default dict .context.Values.commonLabels) | toYaml -}}
 {{- end -}}
 
 {{- /* Usage: include "clothing-classifier.image" (dict "context" . "image" .Values.gateway.image "tag" "1.0.0"), tag being the default */ -}}
@@ -54,16 +68,34 @@ app.kubernetes.io/version: {{ .context.Chart.AppVersion | quote }}
 {{- end -}}
 
 {{- define "clothing-classifier.serviceAccountName" -}}
-{{- if .Values.serviceAccount.create -}}
-{{- default (include "clothing-classifier.fullname" .) .Values.serviceAccount.name -}}
-{{- else -}}
-{{- default "default" .Values.serviceAccount.name -}}
-{{- end -}}
+{{- $own := ternary (printf "%s-%s" (include "clothing-classifier.fullname" .context) .component) "default" .values.serviceAccount.create -}}
+{{- default $own .values.serviceAccount.name -}}
 {{- end -}}
 
-{{- /* Scheduling of a component's pods.
-       Usage: include "clothing-classifier.scheduling" (dict "context" . "component" "gateway" "values" .Values.gateway) */ -}}
-{{- define "clothing-classifier.scheduling" -}}
+{{- /* What both tiers' pods have besides containers and volumes.
+       Usage: include "clothing-classifier.pod" (dict "context" . "component" "gateway" "values" .Values.gateway) */ -}}
+{{- define "clothing-classifier.pod" -}}
+serviceAccountName: {{ include "clothing-classifier.serviceAccountName" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with .context.Values.global.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  {{- list (ternary (dict "name" .) . (kindIs "string" .)) | toYaml | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- with .values.hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.resourceClaims }}
+resourceClaims:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- with .values.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
@@ -87,6 +119,12 @@ topologySpreadConstraints:
   {{- list $constraint | toYaml | nindent 2 }}
   {{- end }}
 {{- end }}
+{{- end -}}
+
+{{- /* Resources of a container that runs for seconds: the chart's, with the operator's over them.
+       Usage: include "clothing-classifier.helperResources" (dict "context" . "own" (dict "limits" (dict "memory" "64Mi"))) */ -}}
+{{- define "clothing-classifier.helperResources" -}}
+{{- merge (default dict .context.Values.helperResources | deepCopy) .own | toYaml -}}
 {{- end -}}
 
 {{- /* Replicas that there are at least and at most, autoscaled or not. */ -}}
