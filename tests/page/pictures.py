@@ -14,9 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
-from test_page import CHROMIUM, DESKTOP, PHONE
+from test_page import DESKTOP, PHONE
 
 import processes
+from browser import CHROMIUM
 
 FOLDER = processes.ROOT / "docs/pictures"
 CLASSES = ("shoes", "pants")

@@ -1,12 +1,8 @@
-"""The page in Chromium: a real gateway, a real model, and what a person sees and can do.
-
-Chromium comes from the system (CHROMIUM names it where it has another name); .ci/run installs Debian's.
-"""
+"""The page in Chromium: a real gateway, a real model, and what a person sees and can do."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,15 +10,13 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Route, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Page, Route
 
 import processes
+from browser import Browser, chromium, expect
 from processes import LABELS, SAMPLE, Running
 
 PICTURES = processes.ROOT / "page-report"
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None
-)
 # Playwright's greenlets meet an event loop that pytest's own warnings filter would complain of at the exit.
 pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning")]
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
@@ -42,13 +36,8 @@ GIVE = """([kind, selector, bytes, text]) => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on the PATH; install it (apt-get install chromium), or name it in CHROMIUM")
-    playwright: Playwright
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

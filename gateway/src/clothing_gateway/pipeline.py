@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clothing_contract.fitting import Fit
 from clothing_contract.scores import probabilities
 from clothing_gateway.context import RequestContext
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import GatewayError, ModelRefused, Overloaded, TooManyRequests
 from clothing_gateway.fetch import Fetcher
 from clothing_gateway.image import decode
-from clothing_gateway.image.fitting import Fit
 from clothing_gateway.limits.admission import DecodeGate, Slots, slots_in_all
 from clothing_gateway.model.predictor import Predictor
 from clothing_gateway.model.signature import Model
@@ -193,7 +193,7 @@ def read_header(data: bytes, settings: Settings, max_cost: int, size: tuple[int,
         settings.input.resampling,
         jpeg_scaling=settings.jpeg_scaling,
         exif_orientation=settings.input.exif_orientation,
-        fit=Fit(settings.input.fit, settings.input.shorter_side),
+        fit=Fit.of(settings.input),
         max_side=settings.max_side_pixels,
         size=size,
     )

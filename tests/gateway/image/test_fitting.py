@@ -11,10 +11,10 @@ from pictures import by_pillow, turned_file
 from PIL import Image, ImageOps
 
 from clothing_contract import FITS
+from clothing_contract.fitting import Fit
 from clothing_contract.scaling import Scaling
 from clothing_gateway.errors import TooManyPixels
 from clothing_gateway.image import decode
-from clothing_gateway.image.fitting import Fit
 from clothing_gateway.settings import RESAMPLINGS
 
 PILLOWS = [name for name in RESAMPLINGS if not name.startswith("tf-")]

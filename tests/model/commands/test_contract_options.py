@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clothing_contract import Input
 from clothing_model import savedmodel
 from clothing_model.commands.cli import main
-from clothing_model.errors import ModelError
-from clothing_model.evaluation.classifiers import Options, SavedModelClassifier
+from clothing_model.evaluation.classifiers import Options, PhotoError, SavedModelClassifier
 from clothing_model.keras import config as keras_config
 
 TORCHVISION = {
@@ -153,19 +154,84 @@ def test_evaluate_prepares_and_reads_as_noted(tmp_path: Path) -> None:
     assert np.allclose(answer.probabilities, np.exp(raw) / np.exp(raw).sum(), atol=1e-5)
 
 
-def test_evaluate_leaves_other_fits_to_a_gateway(source: Path, tmp_path: Path) -> None:
-    for option in ("--fit=pad", "--resampling=tf-bilinear"):
-        version = convert(source, tmp_path / option, option)
-        with pytest.raises(ModelError, match="give a gateway's address in place of the folder"):
-            SavedModelClassifier(version, Options(), ())
-
-
 def noise(height: int, width: int) -> tuple[bytes, np.ndarray]:
     """A photo's file, and its pixels."""
     pixels = np.random.default_rng(2).integers(0, 256, (height, width, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue(), pixels
+
+
+def cropped(pixels: np.ndarray) -> np.ndarray:
+    """torchvision's Resize(20) and CenterCrop(16) of 40 x 30 pixels, that is 26 x 20."""
+    return np.asarray(Image.fromarray(pixels).resize((26, 20), Image.Resampling.BILINEAR).crop((5, 2, 21, 18)))
+
+
+def padded(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(ImageOps.pad(Image.fromarray(pixels), (16, 16), Image.Resampling.BICUBIC))
+
+
+def cropped_by_keras(pixels: np.ndarray) -> np.ndarray:
+    """load_img(keep_aspect_ratio=True): the largest square."""
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR, box=(5, 0, 35, 30)))
+
+
+def padded_by_tensorflow(pixels: np.ndarray) -> np.ndarray:
+    import tensorflow as tf
+
+    return np.asarray(tf.image.resize_with_pad(pixels, 16, 16))
+
+
+def resized_by_tensorflow(pixels: np.ndarray, **options: Any) -> np.ndarray:
+    import tensorflow as tf
+
+    return np.asarray(tf.image.resize(pixels, (16, 16), **options))
+
+
+def cropped_by_tensorflow(pixels: np.ndarray) -> np.ndarray:
+    import tensorflow as tf
+
+    return np.asarray(tf.image.resize(pixels, (20, 26)))[2:18, 5:21]
+
+
+@pytest.mark.parametrize(
+    ("options", "prepared"),
+    [
+        (("--fit=crop", "--shorter-side=20", "--resampling=bilinear"), cropped),
+        (("--fit=pad", "--resampling=bicubic"), padded),
+        (("--fit=keras-crop", "--resampling=bilinear"), cropped_by_keras),
+        (("--fit=keras-pad", "--resampling=tf-bilinear"), padded_by_tensorflow),
+        (("--resampling=tf-bilinear",), resized_by_tensorflow),
+        (("--resampling=tf-bilinear-antialias",), functools.partial(resized_by_tensorflow, antialias=True)),
+        (("--fit=crop", "--shorter-side=20", "--resampling=tf-bilinear"), cropped_by_tensorflow),
+    ],
+)
+@pytest.mark.parametrize("type_", ["float32", "uint8"])
+def test_evaluate_fits_photos_as_noted(
+    tmp_path: Path, options: tuple[str, ...], prepared: Callable[[np.ndarray], np.ndarray], type_: str
+) -> None:
+    import keras
+
+    photo = keras.Input((16, 16, 3), name="photo")
+    model = keras.Model(photo, keras.layers.Dense(3)(keras.layers.Flatten()(photo)))
+    model.save(tmp_path / "bees.keras")
+    version = convert(tmp_path / "bees.keras", tmp_path, "--preprocessing=rescale", f"--input={type_}", *options)
+    file, pixels = noise(30, 40)
+    wanted = prepared(pixels)
+    if type_ == "uint8":
+        wanted = np.rint(wanted)
+    expected = model(wanted[None].astype(np.float32) / np.float32(255), training=False)[0]
+    answer = SavedModelClassifier(version, Options(), ()).classify(file)
+    assert np.allclose(answer.scores, expected, atol=1e-5)
+
+
+def test_evaluate_crops_no_narrow_photo(source: Path, tmp_path: Path) -> None:
+    """The gateway's limit: a row of 1,000 x 1 would be resized to 20,000 x 20."""
+    classifier = SavedModelClassifier(convert(source, tmp_path, *OPTIONS), Options(), ())
+    assert classifier.classify(noise(1, 800)[0]).scores.shape == (3,)
+    with pytest.raises(PhotoError, match="too narrow; send one whose sides differ less"):
+        classifier.classify(noise(1, 1000)[0])
 
 
 @pytest.mark.parametrize("type_", ["float32", "uint8"])

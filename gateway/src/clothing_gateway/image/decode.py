@@ -4,9 +4,9 @@ The steps and their order are those of keras-image-helper 0.0.2 (keras_image_hel
 with which the course's models were trained, so that the pixels are bit-identical: ``Image.open``, ``convert("RGB")``
 where the mode is another, ``resize`` with NEAREST. What departs from them: photos that cameras stored turned are set
 upright first, as ``ImageOps.exif_transpose`` does it; other filters (TensorFlow's: interpolation.py) and fits
-(fitting.py); JPEGs that libjpeg decodes at a fraction of their size (all of these are settings); and grey PNGs of 16
-bits, of which the upper 8 are taken, as Pillow does for colours and browsers for all: its own conversion clips at 255,
-and so gives white. Transparency is dropped.
+(clothing_contract.fitting); JPEGs that libjpeg decodes at a fraction of their size (all of these are settings); and
+grey PNGs of 16 bits, of which the upper 8 are taken, as Pillow does for colours and browsers for all: its own
+conversion clips at 255, and so gives white. Transparency is dropped.
 
 Plain JPEGs are decoded by clothing_jpeg (../../jpeg), where it is installed: the same libjpeg, the same pixels, without
 the whole picture in memory. All other files are decoded by Pillow, and without clothing_jpeg plain JPEGs too.
@@ -37,11 +37,11 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from clothing_contract.fitting import Axis, Fit, TooNarrowError
 from clothing_contract.scaling import Scaling
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import BrokenImage, GatewayError, NotAnImage, OutOfTime, TooManyPixels
 from clothing_gateway.image import exif, interpolation, layout, turning
-from clothing_gateway.image.fitting import Axis, Fit
 
 core: Any  # clothing_jpeg, or None
 try:
@@ -194,7 +194,10 @@ def _resizing_cost(photo: tuple[int, int], size: tuple[int, int], resampling: st
 
     The decoded picture and the result of the course's way are not counted.
     """
-    across, down = fit.axes(photo, size, max_side)
+    try:
+        across, down = fit.axes(photo, size, max_side)
+    except TooNarrowError as error:
+        raise TooManyPixels(str(error)) from None
     if resampling == "nearest":
         return layout.rows(across.resized, down.resized, 4)
     if resampling == TF_BILINEAR:  # two rows and columns for one, as uint8 and float32; left and right; top and bottom

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from clothing_gateway.image.fitting import Axis
+from clothing_contract.fitting import Axis
 
 Numbers = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]

@@ -118,7 +118,7 @@ class SavedModelClassifier:
         photo, output = signature.inputs[self._input], signature.outputs[self._output]
         self.name = str(model.path)
         self.labels = _labels(model, output.shape, options.labels, default_labels)
-        self._contract, self._kind = _contract(model, options.preprocessing, photo.dtype)
+        self._contract, self._kind = _contract(model, options.preprocessing)
         self._photo, self._scaling = _photo(model, self._input, self._contract, options.image_size)
         self._size = self._photo.size and self._photo.size[::-1]  # height, width
         self._facts = {
@@ -153,9 +153,7 @@ class SavedModelClassifier:
             batch = self._tf.constant([photo])
         else:
             try:
-                pixels = dataset.read_pixels(
-                    photo, self._size, self._contract.resampling, upright=self._contract.exif_orientation
-                )
+                pixels = dataset.read_pixels(photo, self._size, self._contract)
             except dataset.UNREADABLE as error:
                 raise PhotoError(f"can't be read as a photo ({error})") from error
             batch = self._prepare(pixels)
@@ -167,9 +165,12 @@ class SavedModelClassifier:
         seconds = {"prepare": prepared - began, "predict": time.perf_counter() - prepared}
         return Answer(scores, seconds, None if self._kind == AUTO else activated(scores, self._kind))
 
-    def _prepare(self, pixels: NDArray[np.uint8]) -> Any:
-        convert = self._scaling.numbers if self._photo.type == "float32" else self._scaling.ordered
-        batch = convert(pixels[None])
+    def _prepare(self, pixels: NDArray[Any]) -> Any:
+        batch: NDArray[Any]
+        if self._photo.type == "float32":
+            batch = self._scaling.numbers(pixels[None])
+        else:
+            batch = self._scaling.ordered(np.rint(pixels[None]).astype(np.uint8))
         return self._tf.constant(np.moveaxis(batch, -1, 1) if self._photo.layout == rules.NCHW else batch)
 
     def _scores(self, batch: Any) -> NDArray[np.float32]:
@@ -199,7 +200,7 @@ class SavedModelClassifier:
         return np.asarray(self._function(**{self._input: batch})[self._output], np.float32)
 
 
-def _contract(model: savedmodel.SavedModel, preprocessing: str | None, dtype: str) -> tuple[Input, str]:
+def _contract(model: savedmodel.SavedModel, preprocessing: str | None) -> tuple[Input, str]:
     """The model's input and its kind of scores, as noted in it or given.
 
     The kind is ``auto`` where nothing is noted.
@@ -209,15 +210,9 @@ def _contract(model: savedmodel.SavedModel, preprocessing: str | None, dtype: st
         noted = {key: value for key, value in noted.items() if key not in ("mean", "std")}
         noted["preprocessing"] = preprocessing
     try:
-        contract, kind = Input.read(noted), choose("scores", str(noted.get("scores", AUTO)), SCORES)
+        return Input.read(noted), choose("scores", str(noted.get("scores", AUTO)), SCORES)
     except ContractError as error:
         raise ModelError(f"{model.path}: {savedmodel.DESCRIPTION}: {error}") from error
-    if dtype != "DT_STRING" and (contract.fit != "stretch" or contract.resampling.startswith("tf-")):
-        raise ModelError(
-            f"{model.path} was trained with fit {contract.fit} and resampling {contract.resampling}, which the gateway "
-            "prepares, and this command doesn't: give a gateway's address in place of the folder"
-        )
-    return contract, kind
 
 
 def _labels(

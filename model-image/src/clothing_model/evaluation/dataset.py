@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
+from clothing_contract import Input
+from clothing_contract.fitting import Axis, Fit
 from clothing_contract.scaling import Scaling
 from clothing_model.errors import ModelError
 
@@ -30,6 +32,11 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif"})
 
+
+# The gateway's default for GATEWAY_MAX_SIDE_PIXELS: the longer side of a photo, and of a resized one, at most.
+MAX_SIDE = 16_384
+# How photos of the course's model are prepared, which `train` trains.
+COURSE = Input()
 
 # What Pillow raises for files that are no image, or a decompression bomb.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -103,21 +110,43 @@ def find_photos(folder: Path, labels: tuple[str, ...] | None = None) -> Dataset:
 
 
 def read_pixels(
-    photo: Path | bytes, size: int | tuple[int, int], resampling: str = "nearest", *, upright: bool = True
-) -> NDArray[np.uint8]:
-    """Pixels of one photo: uint8 ``(height, width, 3)``, RGB, stretched to the size.
+    photo: Path | bytes, size: int | tuple[int, int], contract: Input = COURSE
+) -> NDArray[np.uint8 | np.float32]:
+    """Pixels of one photo, fitted: ``(height, width, 3)``, RGB, from 0 to 255.
+
+    They are uint8, or float32 where TensorFlow resizes, which doesn't round.
 
     Args:
         photo: its path, or its file's bytes.
         size: both sides, or (height, width).
-        resampling: one of Pillow's filters, by its name.
-        upright: whether the photo is turned upright by EXIF.
+        contract: how the photo is fitted and resized, and whether it is turned upright by EXIF.
+
+    Raises:
+        ValueError: a photo that ``crop`` would resize to a side of more than MAX_SIDE.
 
     """
     height, width = (size, size) if isinstance(size, int) else size
     with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo) as image:
-        rgb = _upright(image) if upright else image.convert("RGB")
-        return np.asarray(rgb.resize((width, height), Image.Resampling[resampling.upper()]))
+        rgb = _upright(image) if contract.exif_orientation else image.convert("RGB")
+        across, down = Fit.of(contract).axes(rgb.size, (width, height), MAX_SIDE)
+        resized = _resized(rgb, across, down, contract.resampling)
+    kept = resized[down.taken, across.taken]
+    if kept.shape[:2] == (height, width):
+        return kept
+    out = np.zeros((height, width, 3), kept.dtype)
+    out[down.placed, across.placed] = kept
+    return out
+
+
+def _resized(image: Image.Image, across: Axis, down: Axis, resampling: str) -> NDArray[np.uint8 | np.float32]:
+    part = across.start, down.start, across.start + across.there, down.start + down.there
+    if not resampling.startswith("tf-"):
+        return np.asarray(image.resize((across.resized, down.resized), Image.Resampling[resampling.upper()], part))
+    import tensorflow as tf
+
+    is_antialiased = resampling.endswith("-antialias")
+    pixels = np.asarray(image.crop(part))
+    return np.asarray(tf.image.resize(pixels, (down.resized, across.resized), antialias=is_antialiased).numpy())
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -16,7 +16,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clothing_gateway.errors import TooManyPixels
+from clothing_contract.contract import Input
+
+
+class TooNarrowError(ValueError):
+    """A photo whose sides differ by so much that resizing it takes too much memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +63,24 @@ class Fit:
     name: str = "stretch"
     shorter_side: int | None = None
 
+    @classmethod
+    def of(cls, contract: Input) -> Fit:
+        """The fit of a contract."""
+        return cls(contract.fit, contract.shorter_side)
+
     def axes(self, photo: tuple[int, int], size: tuple[int, int], max_side: int | None = None) -> tuple[Axis, Axis]:
         """The horizontal and the vertical axis, for an upright photo and a model's input.
 
         Both sizes are (width, height).
 
-        Without a shorter side ``crop`` takes the larger of the model's. Raises TooManyPixels where the resized photo
+        Without a shorter side ``crop`` takes the larger of the model's. Raises TooNarrowError where the resized photo
         has a side of more than ``max_side``: a photo of 16,384 x 1 would be resized to 4 million x 256.
         """
         across, down = zip(photo, size, strict=True)
         if self.name == "crop":
             resized = _shorter_to(photo, self.shorter_side or max(size))
             if max_side is not None and max(resized) > max_side:
-                raise TooManyPixels(
+                raise TooNarrowError(
                     f"The photo of {photo[0]} x {photo[1]} pixels is too narrow; send one whose sides differ less."
                 )
             return _centre(*across, resized[0]), _centre(*down, resized[1])
