@@ -29,8 +29,8 @@ def as_bfloat16(x):
         (np.array([[0.1, 0.3, 5.0]]), 3, "logits"),
         (np.array([[-3.2]]), 2, "logits"),
         (np.array([[7.0]]), 1, "logits"),
-        (np.array([[0.2], [0.9], [0.0]]), 2, "sigmoid"),
-        (np.array([[0.2], [0.9], [1.0]]), 1, "sigmoid"),
+        (np.array([[0.2], [0.9], [0.0]]), 2, None),
+        (np.array([[0.2], [0.9], [1.0]]), 1, None),
         (DISTRIBUTIONS, 10, "softmax"),
         (DISTRIBUTIONS.astype(np.float32), 10, "softmax"),
         (as_bfloat16(DISTRIBUTIONS), 10, "softmax"),
@@ -47,11 +47,33 @@ def test_the_kind_is_decided_only_where_it_is_sure(scores, labels, kind):
     assert decide(scores, labels) == kind
 
 
+@pytest.mark.parametrize(
+    ("scores", "extreme", "kind"),
+    [
+        ([[0.2], [0.9]], [[1.0], [0.0]], "sigmoid"),
+        ([[0.2], [0.9]], [[0.0], [0.0]], "sigmoid"),
+        ([[0.2], [0.9]], [[1 - 1e-7], [1e-38]], "sigmoid"),
+        ([[0.2], [0.9]], [[0.9975], [0.0]], None),
+        ([[0.2], [0.9]], [[1.0], [1e-10]], None),
+        ([[0.2], [0.9]], [[255 / 256], [0.0]], None),
+        ([[0.0], [0.0]], [[0.0], [0.0]], None),
+        ([[0.2], [0.9]], [[1.0], [-70.0]], "logits"),
+        ([[0.5, 0.3, 0.2]], [[1.0, 0.0, 0.0]], "softmax"),
+        ([[0.5, 0.3, 0.2]], [[1.0, 1.0, 0.0]], None),
+        ([[0.5, 0.3, 0.2]], [[9.0, -8.0, 0.0]], "logits"),
+        (np.ones((3, 100)) / 128, None, None),  # independent, in steps of 1/256, with a sum near 1
+    ],
+)
+def test_numbers_far_from_a_photos_tell_probabilities_from_small_logits(scores, extreme, kind):
+    assert decide(np.array(scores), np.shape(scores)[1], None if extreme is None else np.array(extreme)) == kind
+
+
 def test_what_is_undecided_names_what_to_say():
     text = undecided(np.array([[0.95, 0.9, 0.05, 0, 0, 0]]))
     assert "0.95, 0.9, 0.05, 0, 0, …" in text
     assert "independent" in text
     assert "logits" in text
+    assert "sigmoid (a probability) or logits" in undecided(np.array([[0.95]]))
 
 
 def test_a_distribution_is_not_changed():

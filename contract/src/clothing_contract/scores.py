@@ -21,20 +21,30 @@ _STEP = 1 / 256
 _SUM_TOLERANCE = 2**-8
 # Beyond 0 and 1, from rounding alone.
 _RANGE_TOLERANCE = 1e-3
+# Of a sum's tolerance, where nothing but the numbers tells: 100 independent probabilities in steps of 1/256 have a sum
+# within 101 steps of 1 easily.
+_SURE_TOLERANCE = 1 / 16
+# A sigmoid of float32 far from 0: within rounding of 1, or 0 where the exponential ends.
+_NEAR_ONE, _NEAR_ZERO = 1 - 2**-20, 1e-30
 
 
-def decide(scores: Scores, labels: int) -> str | None:
+def decide(scores: Scores, labels: int, extreme: Scores | None = None) -> str | None:
     """The kind of scores (photos, width), where it can't be another; else None.
 
-    Outside 0 to 1 are logits. One number in that range is a sigmoid's; several that sum to 1 for each photo are a
-    softmax's. What is left, in the range and no distribution, may be independent probabilities, or small logits.
+    ``extreme`` are scores (inputs, width) of inputs a million times a photo's: there a logit is far from 0 to 1, and a
+    sigmoid is 0 or 1, unless the network bounds it before.
+
+    Outside 0 to 1 are logits. Several numbers that sum to 1 for each input are a softmax's; one number is a sigmoid's
+    where all extreme ones are 0 or 1. What is left may be probabilities, or small logits.
     """
     wide = scores.astype(np.float64)
-    if not _in_range(wide).all():
+    far = wide[:0] if extreme is None else extreme.astype(np.float64)
+    if not (_in_range(wide).all() and _in_range(far).all()):
         return LOGITS
     if wide.shape[1] == 1:
-        return SIGMOID if labels <= 2 else None
-    return SOFTMAX if all(_is_distribution(row) for row in wide) else None
+        is_sigmoid = len(far) > 0 and labels <= 2 and _is_saturated(far).all() and not (wide == wide[0]).all()
+        return SIGMOID if is_sigmoid else None
+    return SOFTMAX if all(_is_distribution(row, _SURE_TOLERANCE) for row in (*wide, *far)) else None
 
 
 def contradiction(scores: Scores, kind: str) -> str | None:
@@ -51,6 +61,8 @@ def contradiction(scores: Scores, kind: str) -> str | None:
 
 def undecided(scores: Scores) -> str:
     """Why ``decide`` gave None, and what to say instead of auto."""
+    if scores.shape[1] == 1:
+        return f"gives {_shown(scores)}, one number from 0 to 1: {SIGMOID} (a probability) or {LOGITS} (a small one)"
     return (
         f"gives {_shown(scores)}: each from 0 to 1, and no distribution: {INDEPENDENT} (each label's own probability) "
         f"or {LOGITS}"
@@ -86,10 +98,14 @@ def _in_range(wide: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     return (wide >= -_RANGE_TOLERANCE) & (wide <= 1 + _RANGE_TOLERANCE)
 
 
-def _is_distribution(row: npt.NDArray[np.float64]) -> bool:
+def _is_saturated(wide: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    return (wide >= _NEAR_ONE) | (np.abs(wide) <= _NEAR_ZERO)
+
+
+def _is_distribution(row: npt.NDArray[np.float64], most: float = 1.0) -> bool:
     is_quantised = bool(np.all(row / _STEP == np.round(row / _STEP)))
     tolerance = (len(row) + 1) * _STEP if is_quantised else _SUM_TOLERANCE
-    return abs(float(row.sum()) - 1) <= tolerance
+    return abs(float(row.sum()) - 1) <= min(tolerance, most)
 
 
 def _shown(scores: Scores) -> str:

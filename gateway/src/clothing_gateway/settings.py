@@ -524,7 +524,8 @@ class Settings:
         ", ".join(SCORES),
         "What the output's numbers are: softmax (probabilities that sum to 1), logits, sigmoid (one probability, of "
         "the second label or the only one), independent (each label's own probability). auto asks the model about "
-        "three pictures and decides where it can't be otherwise; else the gateway is not ready, and says so.",
+        "three pictures, and about numbers far from a photo's where it takes float32, and decides where it can't be "
+        "otherwise; else the gateway is not ready, and says so.",
         chart="model.scores",
         classify=True,
     )

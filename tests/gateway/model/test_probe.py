@@ -42,14 +42,41 @@ def constant(*rows):
     return lambda batch: [left.pop(0) if len(left) > 1 else left[0] for _ in batch]
 
 
+def network(head, bound=None):
+    """A linear network of the mean of a photo's numbers, here from -1 to 1; ``bound`` is where its features end."""
+
+    def scores(batch):
+        features = np.array([np.mean(photo, dtype=np.float64) for photo in batch])
+        return head(features if bound is None else np.clip(features, -bound, bound))
+
+    return scores
+
+
+def sigmoid(x):
+    with np.errstate(over="ignore"):
+        return (1 / (1 + np.exp(-x, dtype=np.float32)))[:, None]
+
+
+def small_logit(x):
+    return 0.4 + 1e-5 * x[:, None]
+
+
+def by_chance(x):
+    """Logits whose sum is 1 for each photo, by a millionth."""
+    return np.stack([0.5 + 1e-6 * x, 0.3 - 2e-6 * x, np.full_like(x, 0.2)], axis=1)
+
+
 @pytest.mark.parametrize(
     ("outputs", "scores", "settings", "kind", "pictures"),
     [
         (None, None, {}, "logits", 1),
-        (ONE, constant([0.2]), {"labels": ("bee", "wasp")}, "sigmoid", 3),
-        (ONE, constant([0.2]), {"labels": ("wasp",)}, "sigmoid", 3),
+        (ONE, network(sigmoid), {"labels": ("bee", "wasp")}, "sigmoid", 7),
+        (ONE, network(lambda x: 1 - sigmoid(x)), {"labels": ("wasp",)}, "sigmoid", 7),
+        (ONE, network(small_logit), {"labels": ("bee", "wasp")}, "logits", 7),
+        (ONE, constant([0.2]), {"labels": ("bee", "wasp"), "scores": "sigmoid"}, "sigmoid", 1),
         (ONE, constant([0.2], [-3.0]), {"labels": ("bee", "wasp")}, "logits", 2),
-        (THREE, constant([0.25, 0.25, 0.5]), {"labels": ("a", "b", "c")}, "softmax", 3),
+        (THREE, constant([0.25, 0.25, 0.5]), {"labels": ("a", "b", "c")}, "softmax", 7),
+        (THREE, network(by_chance), {"labels": ("a", "b", "c")}, "logits", 7),
         (THREE, constant([0.95, 0.9, 0.05]), {"labels": ("a", "b", "c"), "scores": "independent"}, "independent", 1),
         (THREE, constant([0.95, 0.9, 0.05]), {"labels": ("a", "b", "c"), "scores": "logits"}, "logits", 1),
     ],
@@ -62,6 +89,33 @@ def test_the_kind_of_scores(checked, outputs, scores, settings, kind, pictures):
     assert len(model.probes) == pictures
     predictor.watcher.check()
     assert len(model.probes) == pictures, "a version that is known is not asked again"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"scores": network(sigmoid, bound=6)},  # ReLU6, as MobileNet's: 0.9975 at most
+        {"scores": network(small_logit, bound=6)},
+        {"scores": constant([0.2])},
+        {"scores": constant([0.0])},  # a head of zeros
+        {"scores": constant([1.0])},
+        {"scores": network(sigmoid), "inputs": {"pixels": (types_pb2.DT_UINT8, (-1, 8, 8, 3))}},
+        {"scores": lambda files: [[0.2] for _ in files], "inputs": {"files": (types_pb2.DT_STRING, (-1,))}},
+    ],
+)
+def test_one_number_that_may_be_either_is_not_guessed(checked, model):
+    predictor, _ = checked(outputs=ONE, **model, settings={"labels": ("bee", "wasp")})
+    for words in ("one number from 0 to 1", "sigmoid (a probability) or logits (a small one)", "set GATEWAY_SCORES"):
+        assert words in predictor.versions.not_ready
+
+
+@pytest.mark.parametrize("far", [[np.nan, 1, 1], [np.inf, 0, 0]])
+def test_a_network_that_overflows_is_judged_by_pictures(checked, far):
+    def scores(batch):
+        return [far if np.abs(photo).max() > 1 else [0.5, 0.25, 0.25] for photo in batch]
+
+    predictor, _ = checked(outputs=THREE, scores=scores, settings={"labels": ("a", "b", "c")})
+    assert predictor.versions.route().scores == "softmax"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +188,8 @@ def test_the_log_says_what_was_decided(checked, caplog):
 def test_a_score_that_its_kind_can_not_give_is_no_answer(checked):
     from clothing_gateway.deadline import Deadline
 
-    predictor, model = checked(outputs=ONE, scores=constant([0.2]), settings={"labels": ("bee", "wasp")})
+    settings = {"labels": ("bee", "wasp"), "scores": "sigmoid"}
+    predictor, model = checked(outputs=ONE, scores=constant([0.2]), settings=settings)
     route = predictor.versions.route()
     assert isinstance(route, Model)
     photo = np.zeros((8, 8, 3), np.float32)
@@ -182,7 +237,7 @@ def test_classify_names_the_kind_and_gives_each_label_its_probability(start_gate
     from fakes import image_bytes
 
     model_server.model.outputs, model_server.model.scores = ONE, constant([0.2])
-    gateway = start_gateway(model_server.address, labels="bee,wasp")
+    gateway = start_gateway(model_server.address, labels="bee,wasp", scores="sigmoid")
     answer = gateway.post("/classify", image_bytes(), "image/jpeg")[1]
     assert answer["model"]["scores"] == "sigmoid"
     assert [(one["label"], round(one["probability"], 6)) for one in answer["predictions"]] == [

@@ -20,6 +20,8 @@ from clothing_gateway.model.tensor import Element
 
 # Of a picture for a model that takes files: any, as it has a size of its own in the graph.
 _FILE_SIZE = (64, 64)
+# Numbers that no photo has: logits of 1e-5 leave 0 to 1 (MobileNet's ReLU6 and layer normalisation keep them in it).
+_EXTREME = np.float32(1e6)
 
 Ask = Callable[[Element], npt.NDArray[np.floating[Any]]]
 
@@ -28,7 +30,8 @@ def examine(model: Model, labels: int, ask: Ask) -> Model:
     """The model with the kind of its scores, from its answers to pictures.
 
     Misfit where they can't be used. ``ask`` gives the output for one picture, (1, width). A kind that is configured
-    takes one picture, auto up to three: a single one may sum to 1 by chance.
+    takes one picture, auto up to three, as a single one may sum to 1 by chance, and extreme numbers where the model
+    takes float32: with photos alone a small logit can't be told from a sigmoid.
     """
     rows: list[npt.NDArray[np.floating[Any]]] = []
     for pixels in _pictures(model.size or _FILE_SIZE):
@@ -48,10 +51,34 @@ def examine(model: Model, labels: int, ask: Ask) -> Model:
         if scores.decide(found, labels) == contract.LOGITS:
             return replace(model, scores=contract.LOGITS)
     seen = np.concatenate(rows)
-    kind = scores.decide(seen, labels)
+    kind = scores.decide(seen, labels, _asked_extremes(model, ask))
     if kind is None:
         raise Misfit(f"output {model.output_name!r} {scores.undecided(seen)}: set GATEWAY_SCORES to what they are")
     return replace(model, scores=kind)
+
+
+def _asked_extremes(model: Model, ask: Ask) -> npt.NDArray[np.floating[Any]] | None:
+    """Scores of inputs that no photo has; None where there are none."""
+    rows = []
+    for numbers in _extremes(model):
+        try:
+            found = ask(numbers)
+        except Misfit:  # the graph checks its input
+            return None
+        if np.isfinite(found).all():  # not where the network's own numbers overflow
+            rows.append(found)
+    return np.concatenate(rows) if rows else None
+
+
+def _extremes(model: Model) -> Iterator[npt.NDArray[np.float32]]:
+    if model.size is None or model.scaling is None:
+        return
+    shape = model.arranged(np.zeros((*model.size[::-1], 3), np.uint8)).shape
+    random = np.random.default_rng(0)
+    yield np.full(shape, _EXTREME)
+    yield np.full(shape, -_EXTREME)
+    for _ in range(2):
+        yield random.standard_normal(shape, np.float32) * _EXTREME
 
 
 def _pictures(size: tuple[int, int]) -> Iterator[npt.NDArray[np.uint8]]:
