@@ -9,7 +9,7 @@ from clothing_gateway.limits.fair import FairQueue
 
 
 def served(queue):
-    return "".join(queue.pop() for _ in range(len(queue)))
+    return "".join(queue.pop() for _ in range(queue.size))
 
 
 def test_one_client_is_served_in_order_of_arrival():
@@ -75,7 +75,7 @@ def test_a_removed_item_is_not_served():
         queue.push(item, "")
     queue.remove(items[2])
     assert queue.clear() == [["a"], ["b"]]
-    assert len(queue) == 0
+    assert queue.size == 0
     with pytest.raises(IndexError):
         queue.pop()
 

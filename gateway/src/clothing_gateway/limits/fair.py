@@ -27,13 +27,11 @@ class FairQueue(Generic[Item]):
     """
 
     def __init__(self) -> None:
+        self.size = 0  # items that wait; an attribute, as every request reads it several times
         self._heap: list[tuple[float, int, float, Item]] = []
         self._ends: dict[str, float] = {}
         self._now = 0.0
         self._count = 0
-
-    def __len__(self) -> int:
-        return len(self._heap)
 
     @property
     def head(self) -> Item:
@@ -46,14 +44,16 @@ class FairQueue(Generic[Item]):
         self._ends[client] = start + charge
         self._count += 1
         heapq.heappush(self._heap, (start, self._count, charge, item))
+        self.size += 1
         if len(self._ends) > _MAX_CLIENTS:
             self._ends = {one: end for one, end in self._ends.items() if end > self._now}
 
     def pop(self) -> Item:
         """Remove the next item; IndexError where none waits."""
         start, _, charge, item = heapq.heappop(self._heap)
-        if self._heap:
-            self._now = max(self._now, start + charge / (len(self._heap) + 1))
+        self.size -= 1
+        if self.size:
+            self._now = max(self._now, start + charge / (self.size + 1))
         else:
             self._reset()
         return item
@@ -62,13 +62,14 @@ class FairQueue(Generic[Item]):
         """Remove an item that won't wait any longer; its charge stays."""
         self._heap = [entry for entry in self._heap if entry[3] is not item]
         heapq.heapify(self._heap)
-        if not self._heap:
+        self.size = len(self._heap)
+        if not self.size:
             self._reset()
 
     def clear(self) -> list[Item]:
         """Remove all items; they, in their order."""
         items = [item for *_, item in sorted(self._heap, key=lambda entry: entry[:2])]
-        self._heap = []
+        self._heap, self.size = [], 0
         self._reset()
         return items
 

@@ -88,13 +88,17 @@ class Workers:
         Urgent ones bypass the order and the concurrency limit, and must be cheap.
         """
         with self._lock:
-            if not self._queue and not self._urgent:
+            if not self._queue.size and not self._urgent:
                 self._queued_at = time.monotonic()
             if urgent:
                 self._urgent.append(task)
+                worker = self._next()
+            elif self._idle and self._working < self._at_once and not self._queue.size:
+                worker = self._idle.pop()  # it need not pass through an empty queue
+                self._start(worker, task)
             else:
                 self._queue.push(task, client)
-            worker = self._next()
+                worker = self._next()
         if worker is not None:
             worker.wake.release()
 
@@ -127,7 +131,7 @@ class Workers:
     def stuck_seconds(self) -> float:
         """Seconds since a task finished while tasks wait; 0 where none waits."""
         with self._lock:
-            if not self._queue and not self._urgent:
+            if not self._queue.size and not self._urgent:
                 return 0.0
             return time.monotonic() - max(self._queued_at, self._finished_at)
 
@@ -151,7 +155,7 @@ class Workers:
 
     def _next(self) -> _Worker | None:
         """The thread to wake for the next task that may start; the caller holds the lock."""
-        if self._idle and (self._urgent or (self._queue and self._working < self._at_once)):
+        if self._idle and (self._urgent or (self._queue.size and self._working < self._at_once)):
             worker = self._idle.pop()
             self._give(worker)
             return worker
@@ -160,11 +164,14 @@ class Workers:
     def _give(self, worker: _Worker) -> None:
         if self._urgent:
             worker.task, worker.counts = self._urgent.popleft(), False
-        elif self._queue and self._working < self._at_once:
-            worker.task, worker.counts = self._queue.pop(), True
-            self._working += 1
+        elif self._queue.size and self._working < self._at_once:
+            self._start(worker, self._queue.pop())
         else:
             worker.task = None
+
+    def _start(self, worker: _Worker, task: Task) -> None:
+        worker.task, worker.counts = task, True
+        self._working += 1
 
     def _run(self, worker: _Worker) -> None:
         self._this.worker = worker

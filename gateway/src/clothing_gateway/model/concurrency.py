@@ -88,7 +88,7 @@ class CallSlots:
     @property
     def waiting(self) -> int:
         """Calls that wait for a slot now."""
-        return len(self._retries) + len(self._queue)
+        return len(self._retries) + self._queue.size
 
     @property
     def limit(self) -> int:
@@ -112,7 +112,7 @@ class CallSlots:
         with self._lock:
             if self._in_flight == 0 and self._clock() - self._ended > _FORGET_SECONDS:
                 self._limit = self._maximum
-            if (first or not self.waiting) and self._in_flight < self.limit:
+            if (first or not (self._retries or self._queue.size)) and self._in_flight < self.limit:
                 self._in_flight += 1
                 return True
             turn = threading.Event()
@@ -159,7 +159,7 @@ class CallSlots:
             self._admit()
 
     def _admit(self) -> None:
-        while self.waiting and self._in_flight < self.limit:
+        while (self._retries or self._queue.size) and self._in_flight < self.limit:
             self._in_flight += 1
             turn = self._retries.popleft() if self._retries else self._queue.pop()
             turn.set()
