@@ -12,6 +12,7 @@ compute in float32, as they do.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -95,6 +96,7 @@ class Fit:
         return _stretched(*across), _stretched(*down)
 
 
+@functools.lru_cache(maxsize=512)  # photos of a source have few sizes
 def _stretched(there: int, size: int) -> Axis:
     return Axis(0, there, size, 0, size, 0, size)
 

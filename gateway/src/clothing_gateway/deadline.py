@@ -30,7 +30,7 @@ class Deadline:
 
     def require(self, step: str) -> float:
         """Seconds left for a step, or OutOfTime naming the step that can't start."""
-        left = self.remaining()
+        left = self.at - time.monotonic()
         if left <= 0:
             raise OutOfTime(f"The request's deadline expired before it could {step}.")
         return left

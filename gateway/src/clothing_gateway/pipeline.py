@@ -116,10 +116,13 @@ class Classifier:
         else:
             with context.blocking():  # the photos' own threads work for it
                 prepared = list(self._parallel.map(lambda source: self._prepare(source, model, context), sources))
-        context.photos = len(prepared)
-        context.bytes = sum(one.bytes for one in prepared)
-        context.pixels = sum(one.pixels for one in prepared)
-        elements = [one.element for one in prepared if one.element is not None]
+        context.photos, context.bytes, context.pixels = len(prepared), 0, 0
+        elements: list[Element] = []
+        for one in prepared:
+            context.bytes += one.bytes
+            context.pixels += one.pixels
+            if one.element is not None:
+                elements.append(one.element)
         version = model.version
         rows: list[Scores] = []
         if elements:
@@ -131,9 +134,10 @@ class Classifier:
             version = prediction.version
             self._metrics.count_predictions(model.track, version, len(elements))
             rows = list(prediction.scores)
-        later = [one.error for one in prepared if isinstance(one.error, Overloaded | TooManyRequests)]
-        if len(later) == len(prepared):
-            raise max(later, key=lambda error: error.retry_after or 0)
+        else:
+            later = [one.error for one in prepared if isinstance(one.error, Overloaded | TooManyRequests)]
+            if len(later) == len(prepared):
+                raise max(later, key=lambda error: error.retry_after or 0)
         outcomes: list[Scores | GatewayError] = [one.error or rows.pop(0) for one in prepared]
         return Answer(model, version, outcomes)
 

@@ -204,7 +204,9 @@ class Policy:
             return None
         if any(one in _METADATA and not self._opens_exactly(one) for one in reached):
             return "a cloud's metadata service"
-        form = next((form for form in _TRANSLATED if address in form), None)
+        form = None
+        if isinstance(address, IPv6Address):
+            form = next((form for form in _TRANSLATED if address in form), None)
         if form is not None and not any(_within(network, form) for network in opened):
             # A translator or tunnel leads to the IPv4 address, which opening ::/0 is not meant for.
             reason = next(filter(None, map(self.forbids, _embedded(address))), None)

@@ -136,12 +136,12 @@ class Predictor:
         Raises ClientLeft where the client has disconnected.
         """
         limit = min(self._settings.predict_batch_size, model.batch_limit or len(photos))
+        if len(photos) <= limit:
+            return self._predict(model, photos, deadline, metadata, has_left, client=client)
         parts = [
             self._predict(model, photos[start : start + limit], deadline, metadata, has_left, client=client)
             for start in range(0, len(photos), limit)
         ]
-        if len(parts) == 1:
-            return parts[0]
         return Prediction(np.concatenate([part.scores for part in parts]), parts[-1].version)
 
     def _predict(

@@ -63,7 +63,7 @@ class Model:
 
         The output must have the same name and meaning, too.
         """
-        return self._contract == other._contract
+        return self is other or self._contract == other._contract
 
     @property
     def _contract(self) -> tuple[object, ...]:

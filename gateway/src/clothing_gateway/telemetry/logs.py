@@ -5,13 +5,15 @@ They are for the cluster's log collector, and still readable.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import sys
 import traceback
 from datetime import UTC, datetime
 
-_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+# A record's own attributes, which its constructor sets; those of ``extra`` follow.
+_OWN_ATTRIBUTES = len(vars(logging.makeLogRecord({})))
 # Made once: json.dumps would make one for each line.
 _encode = json.JSONEncoder(default=str).encode
 
@@ -30,7 +32,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line.update((key, value) for key, value in vars(record).items() if key not in _PLAIN)
+        line.update(itertools.islice(vars(record).items(), _OWN_ATTRIBUTES, None))
         if record.exc_info:
             line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
         return _encode(line)

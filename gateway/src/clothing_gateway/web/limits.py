@@ -130,29 +130,27 @@ class Pauses(Generic[_Connection]):
     """
 
     def __init__(self) -> None:
-        self._paused: set[_Connection] = set()
-        self._due: deque[tuple[float, _Connection]] = deque()
-
-    def __contains__(self, connection: _Connection) -> bool:
-        return connection in self._paused
+        # Attributes, as the event loop reads them at every turn.
+        self.paused: set[_Connection] = set()
+        self.due: deque[tuple[float, _Connection]] = deque()  # when each pause ends
 
     def add(self, connection: _Connection) -> bool:
         """Pause a connection; whether no other was paused. From any thread."""
-        first = not self._due
-        self._paused.add(connection)
-        self._due.append((time.monotonic() + PAUSE_SECONDS, connection))
+        first = not self.due
+        self.paused.add(connection)
+        self.due.append((time.monotonic() + PAUSE_SECONDS, connection))
         return first
 
     def resume(self) -> list[_Connection]:
         """End the pauses that are over; their connections."""
         now = time.monotonic()
         resumed: list[_Connection] = []
-        while self._due and self._due[0][0] <= now:
-            connection = self._due.popleft()[1]
-            self._paused.discard(connection)
+        while self.due and self.due[0][0] <= now:
+            connection = self.due.popleft()[1]
+            self.paused.discard(connection)
             resumed.append(connection)
         return resumed
 
     def seconds(self, longest: float) -> float:
         """Seconds until the next pause is over, at most ``longest``."""
-        return min(longest, self._due[0][0] - time.monotonic()) if self._due else longest
+        return min(longest, self.due[0][0] - time.monotonic()) if self.due else longest

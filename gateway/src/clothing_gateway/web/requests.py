@@ -32,6 +32,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 # A head has up to 64 kB, and a log line needs less.
 _LOGGED_CHARACTERS = 1000
 _DETACHED = Detached()
+_STATUS_LINES = {int(one): f"{one.value} {one.phrase}" for one in http.HTTPStatus} | {499: "499 Client Closed Request"}
 # No browser takes a response for another type than its Content-Type.
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 
@@ -49,10 +50,7 @@ class Reply:
     @property
     def status_line(self) -> str:
         """The status with its phrase, as WSGI wants it."""
-        try:
-            return f"{self.status} {http.HTTPStatus(self.status).phrase}"
-        except ValueError:  # 499
-            return f"{self.status} Client Closed Request"
+        return _STATUS_LINES[self.status]
 
 
 def request_id_of(given: str | None) -> str:

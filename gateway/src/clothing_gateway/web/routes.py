@@ -41,6 +41,7 @@ class Photos:
         self._classifier = classifier
         self._slots = slots
         self._clients = clients
+        self._model_name = quote(settings.model_name)  # a header takes no more than ASCII
 
     def predict(self, environ: WSGIEnvironment, context: RequestContext) -> Reply:
         """POST /predict, the course's route: one photo, a score for each label."""
@@ -49,7 +50,7 @@ class Photos:
         if isinstance(scores, GatewayError):
             raise scores
         # The course's gateway answers with Flask's jsonify of a dict, which sorts the keys.
-        return _reply(dict(sorted(zip(self._settings.labels, scores.tolist(), strict=True))), answer)
+        return self._reply(dict(sorted(zip(self._settings.labels, scores.tolist(), strict=True))), answer)
 
     def classify(self, environ: WSGIEnvironment, context: RequestContext) -> Reply:
         """POST /classify: one photo or several, labels ranked by probability."""
@@ -66,7 +67,7 @@ class Photos:
             else:
                 raise outcome
         model = {"name": answer.model.name, "version": str(answer.version), "scores": answer.model.scores}
-        return _reply({"model": model, "photos": photos} if listed else {"model": model, **photos[0]}, answer)
+        return self._reply({"model": model, "photos": photos} if listed else {"model": model, **photos[0]}, answer)
 
     def _ask(self, environ: WSGIEnvironment, context: RequestContext, *, several: bool) -> tuple[Answer, bool]:
         """The answer for the request's photos, and whether it sent a list of them."""
@@ -89,28 +90,27 @@ class Photos:
         finally:
             context.release()
 
+    def _reply(self, value: object, answer: Answer) -> Reply:
+        """A JSON response, with its model in the headers.
 
-def _reply(value: object, answer: Answer) -> Reply:
-    """A JSON response, with its model in the headers.
-
-    The headers have it also where the body has the course's form.
-    """
-    body = _encode(value).encode("ascii") + b"\n"
-    headers = (
-        ("Content-Type", "application/json"),
-        ("Content-Length", str(len(body))),
-        ("X-Model-Name", quote(answer.model.name)),  # a header takes no more than ASCII
-        ("X-Model-Version", str(answer.version)),
-    )
-    return Reply(200, headers, body)
+        The headers have it also where the body has the course's form.
+        """
+        body = _encode(value).encode("ascii") + b"\n"
+        headers = (
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))),
+            ("X-Model-Name", self._model_name),
+            ("X-Model-Version", str(answer.version)),
+        )
+        return Reply(200, headers, body)
 
 
 def _sources(environ: WSGIEnvironment, limit: int) -> tuple[list[Source], bool]:
     """The request's photos, and whether they are a list: then so is the response."""
     content_type: str = environ.get("CONTENT_TYPE", "")
     kind = content_type.partition(";")[0].strip().lower()
-    compressions = COMPRESSIONS & tokens(environ.get("HTTP_CONTENT_ENCODING", ""))
-    if compressions:  # never inflated: a kilobyte may hold a gigabyte
+    encoding = environ.get("HTTP_CONTENT_ENCODING")
+    if encoding and (compressions := COMPRESSIONS & tokens(encoding)):  # never inflated: a kilobyte may hold a gigabyte
         raise UnsupportedEncoding(f"The body is compressed ({min(compressions)}); send it as it is.")
     read: Callable[[], bytes] = environ["wsgi.input"].read
     sources: list[Source]

@@ -79,6 +79,8 @@ _EXHAUSTED_SECONDS = 1.0
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # Idle connections that are looked at to evict one: some may have received a request a moment ago.
 _EVICTION_CANDIDATES = 8
+# Combined once: an operation on flags of an enum takes as long as the system call.
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 
 
 class _Refusal:
@@ -330,7 +332,7 @@ class _Channel(HTTPChannel):
         waitress's own client_disconnected needs channel_request_lookahead, which buffers further requests.
         """
         try:
-            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return not self.socket.recv(1, _PEEK)
         except BlockingIOError:
             return False
         except (OSError, AttributeError):  # reset, or closed on our side
@@ -339,7 +341,7 @@ class _Channel(HTTPChannel):
     def has_arrived(self) -> bool:
         """Whether anything has arrived that has not been read yet."""
         try:
-            return bool(self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            return bool(self.socket.recv(1, _PEEK))
         except OSError:
             return False
 
@@ -370,10 +372,10 @@ class _Channel(HTTPChannel):
             self.server.connections.discard(self)
 
     def readable(self) -> bool:
-        return self not in self.server.pauses and bool(super().readable())
+        return self not in self.server.pauses.paused and bool(super().readable())
 
     def writable(self) -> bool:
-        if self in self.server.pauses and not self.total_outbufs_len and not self.will_close:
+        if self in self.server.pauses.paused and not self.total_outbufs_len and not self.will_close:
             return False  # all is sent, and the connection closes after its pause
         return bool(super().writable())
 
@@ -649,12 +651,17 @@ class Server(TcpWSGIServer):
         """Cancel queued requests, and stop the threads."""
         self.task_dispatcher.shutdown(cancel_pending=True, timeout=1)
 
+    def _resume(self, seconds: float) -> float:
+        """End the pauses that are over; the seconds until the next one, or fewer."""
+        for channel in self.pauses.resume():
+            self.arm(channel)
+        return self.pauses.seconds(seconds)
+
     def turn(self, seconds: float) -> None:
         """Handle the events of one turn, waiting for them up to ``seconds``."""
         self.turned = time.monotonic()
-        for channel in self.pauses.resume():
-            self.arm(channel)
-        seconds = self.pauses.seconds(seconds)
+        if self.pauses.due:
+            seconds = self._resume(seconds)
         if self._epoll is None:
             wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)
             return
