@@ -85,6 +85,10 @@ class Cluster(abc.ABC):
         """Build an image and make it known to the cluster; its tag."""
 
     @abc.abstractmethod
+    def load(self, reference: str) -> None:
+        """Make an image of this machine, as NAME:TAG, known to the cluster."""
+
+    @abc.abstractmethod
     def tag(self, name: str, tag: str, new: str) -> None:
         """Give an image that was built a second tag, also in the cluster."""
 
@@ -152,8 +156,11 @@ class Own(Cluster):
         tag = content_tag(run("buildah", "images", "--no-trunc", "--quiet", f"{name}:build"))
         run("buildah", "tag", f"{name}:build", f"{name}:{tag}")
         if f"{name}:{tag}" not in run(self.command, "images").split():
-            run(self.command, "load", f"{name}:{tag}")
+            self.load(f"{name}:{tag}")
         return tag
+
+    def load(self, reference: str) -> None:
+        run(self.command, "load", reference)
 
     def tag(self, name: str, tag: str, new: str) -> None:
         run(self.command, "tag", f"localhost/{name}:{tag}", f"localhost/{name}:{new}")
@@ -181,17 +188,17 @@ class Kind(Cluster):
 
     def build(self, image: Image) -> str:
         tag = docker_build(image, image.name)
-        self._load(f"{image.name}:{tag}")
+        self.load(f"{image.name}:{tag}")
         return tag
 
     def tag(self, name: str, tag: str, new: str) -> None:
         run("docker", "tag", f"{name}:{tag}", f"{name}:{new}")
-        self._load(f"{name}:{new}")
+        self.load(f"{name}:{new}")
 
     def report(self, folder: Path) -> None:
         run("kind", "export", "logs", str(folder), "--name", KIND_NAME, stderr=subprocess.STDOUT)
 
-    def _load(self, reference: str) -> None:
+    def load(self, reference: str) -> None:
         run("kind", "load", "docker-image", reference, "--name", KIND_NAME)
 
 
@@ -217,12 +224,15 @@ class Existing(Cluster):
     def build(self, image: Image) -> str:
         name = f"{self.registry}/{image.name}"
         tag = docker_build(image, name)
-        run("docker", "push", f"{name}:{tag}")
+        self.load(f"{name}:{tag}")
         return tag
+
+    def load(self, reference: str) -> None:
+        run("docker", "push", reference)
 
     def tag(self, name: str, tag: str, new: str) -> None:
         run("docker", "tag", f"{self.registry}/{name}:{tag}", f"{self.registry}/{name}:{new}")
-        run("docker", "push", f"{self.registry}/{name}:{new}")
+        self.load(f"{self.registry}/{name}:{new}")
 
 
 def content_tag(image_id: str) -> str:

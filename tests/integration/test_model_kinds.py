@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import model_worker
 import processes
 from browser import Browser, chromium, expect
 from model_kinds import KINDS, Kind
-from processes import GATEWAY_BIN, MODEL_BIN, ROOT, SAMPLE
+from model_worker import Worker
+from processes import GATEWAY_BIN, ROOT, SAMPLE
 
 sys.path.append(str(ROOT / "tests/chart"))
 
@@ -30,29 +32,6 @@ import charts
 TOLERANCE = 1e-5
 # Twenty models are made and converted first: half a minute of two quiet cores, more beside others.
 pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::ResourceWarning")]
-
-
-@dataclass
-class Worker:
-    """The process of model_kinds.py."""
-
-    process: subprocess.Popen[str]
-    log: Path
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(request, default=str), file=self.process.stdin, flush=True)
-        reply = self.process.stdout.readline()
-        assert reply, f"{request}:\n{self.log.read_text()[-3000:]}"
-        found: dict[str, Any] = json.loads(reply)
-        return found
-
-    def run(self, *words: str | Path) -> str:
-        """`clothing-model WORDS`, which must succeed; what it prints."""
-        done = self.ask(command=list(words))
-        assert done["code"] == 0, f"{words}: {done['stdout']}{done['stderr']}"
-        return str(done["stdout"])
 
 
 @dataclass
@@ -88,15 +67,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    log = tmp_path_factory.mktemp("worker") / "log"
-    command = [MODEL_BIN / "python", ROOT / "tests/model_kinds.py"]
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-    ):
-        yield Worker(process, log)
-        assert process.stdin is not None
-        process.stdin.close()
+    with model_worker.worker(tmp_path_factory.mktemp("worker") / "log") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
