@@ -225,6 +225,17 @@ def test_artifact_hub_annotation_has_the_changelog(tmp_path):
     assert len(changes) == len(re.findall("(?<= )- ", section)) > 0
 
 
+def test_package_of_a_release_names_its_repository(tmp_path, monkeypatch):
+    version = description(CLASSIFIER)["version"]
+    for repository, home in (("photos/classifier", "https://github.com/photos/classifier"), ("", None)):
+        monkeypatch.setenv("GITHUB_REPOSITORY", repository)
+        assert run(ROOT / "scripts" / "package-charts", tmp_path).returncode == 0
+        with tarfile.open(tmp_path / f"{CLASSIFIER.name}-{version}.tgz") as archive:
+            chart_yaml = archive.extractfile(f"{CLASSIFIER.name}/Chart.yaml")
+            assert chart_yaml
+            assert yaml.safe_load(chart_yaml).get("home") == home
+
+
 def test_packaging_needs_a_changelog_section(tmp_path):
     shutil.copytree(ROOT / "charts", tmp_path / "charts")
     (tmp_path / "scripts").mkdir()

@@ -7,18 +7,29 @@ from typing import Any
 
 import pytest
 import yaml
-from charts import CLASSIFIER, ROOT, flatten, manifests, run, tool
+from charts import CLASSIFIER, ROOT, flatten, manifests, of_version, run, tool
 
 from clothing_gateway.settings import Settings
 
 SETTINGS = (
     "monitoring.rules.enabled=true,monitoring.dashboard.enabled=true,monitoring.podMonitor.enabled=true,"
-    "server.tls.certManager.enabled=true,server.tls.certManager.issuerRef.name=ca"
+    "server.tls.certManager.enabled=true,server.tls.certManager.issuerRef.name=ca,server.autoscaling.enabled=true,"
+    "monitoring.rules.runbookUrl=https://runbooks.example.com/alerts.md"
 )
 RUNBOOKS = ROOT / "docs" / "runbooks" / "alerts.md"
 ALERTS = Path(__file__).with_name("alerts.yaml")
+ALIASES = Path(__file__).with_name("alerts-of-aliases.yaml")
 # What others export, and the rules go by where they are there.
-FOREIGN = {"certmanager_certificate_expiration_timestamp_seconds"}
+FOREIGN = {
+    "certmanager_certificate_expiration_timestamp_seconds",
+    "kube_deployment_spec_replicas",
+    "kube_horizontalpodautoscaler_spec_max_replicas",
+    "kube_horizontalpodautoscaler_spec_min_replicas",
+    "kube_horizontalpodautoscaler_status_current_replicas",
+    "kube_pod_container_status_last_terminated_reason",
+    "kube_pod_container_status_restarts_total",
+    "kube_pod_status_phase",
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +91,36 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert(rules):
     headings = re.findall(r"^## (\w+)$", RUNBOOKS.read_text(), re.MULTILINE)
     assert sorted(headings) == sorted(alerts(rules))
     for name, rule in alerts(rules).items():
-        assert rule["annotations"]["runbook_url"] == f"docs/runbooks/alerts.md#{name.lower()}"
+        assert rule["annotations"]["runbook_url"] == f"https://runbooks.example.com/alerts.md#{name.lower()}"
+
+
+def runbook_urls(objects) -> set[str]:
+    rules = next(m for m in objects if m["kind"] == "PrometheusRule")["spec"]
+    return {rule["annotations"].get("runbook_url", "").partition("#")[0] for rule in alerts(rules).values()}
+
+
+def test_runbook_urls_are_of_the_released_version():
+    """A chart from a repository without an address has none, as a path is no link in Alertmanager."""
+    enabled = ("--set", "monitoring.rules.enabled=true")
+    assert runbook_urls(manifests(CLASSIFIER, *enabled)) == {""}
+    with of_version(CLASSIFIER, "1.2.3") as chart:
+        text = (chart / "Chart.yaml").read_text()
+        (chart / "Chart.yaml").write_text(f"home: https://github.com/photos/classifier\n{text}")
+        found = runbook_urls(manifests(chart, *enabled))
+    assert found == {"https://github.com/photos/classifier/blob/v1.2.3/docs/runbooks/alerts.md"}
+
+
+def test_rules_of_two_aliases_do_not_collide(tmp_path):
+    groups = []
+    for options in ("fullnameOverride=first", "fullnameOverride=second,server.gpu.enabled=true"):
+        found = manifests(CLASSIFIER, "--set", f"monitoring.rules.enabled=true,{options}")
+        groups += next(m for m in found if m["kind"] == "PrometheusRule")["spec"]["groups"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
+    (tmp_path / ALIASES.name).write_text(ALIASES.read_text())
+    code, text = promtool(tmp_path, "check", "rules", "--lint=duplicate-rules", "--lint-fatal", "rules.yaml")
+    assert code == 0, text
+    code, text = promtool(tmp_path, "test", "rules", "--diff", ALIASES.name)
+    assert code == 0, text
 
 
 def exported() -> set[str]:

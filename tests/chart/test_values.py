@@ -296,6 +296,9 @@ REFUSED = [
     ),
     ("server: {hostAliases: [{ip: 10.0.0.5}]}", "at '/server/hostAliases/0': missing property 'hostnames'"),
     ("gateway: {dnsConfig: {ndots: 1}}", "at '/gateway/dnsConfig': additional properties 'ndots' not allowed"),
+    ("monitoring: {rules: {runbookUrl: docs/alerts.md}}", "at '/monitoring/rules/runbookUrl'"),
+    ("monitoring: {rules: {minFailures: 0}}", "at '/monitoring/rules/minFailures': minimum: got 0, want 1"),
+    ("monitoring: {rules: {alerts: {A: {for: soon}}}}", "at '/monitoring/rules/alerts/A/for'"),
     ("commonLabels: {a: 1}", "at '/commonLabels/a': got number, want string"),
 ]
 

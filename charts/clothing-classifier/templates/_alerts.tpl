@@ -1,44 +1,73 @@
-{{- /* The ratio of failed and of slow requests over each window of the alerts, recorded once. Requests without a photo, such as a load balancer's
-       probes, don't count; a photo's own server that fails (424) is no fault of the release. */ -}}
+{{- /* Labels of the rules: two charts of one release, as aliases of an umbrella chart, have rules of their own by their full name. */ -}}
+{{- define "clothing-classifier.ruleLabels" -}}
+namespace: {{ .Release.Namespace }}
+release: {{ .Release.Name }}
+classifier: {{ include "clothing-classifier.fullname" . }}
+{{- end -}}
+
+{{- /* The ratio of failed and of slow requests over each window of the alerts, recorded once, and their number over the long windows. Requests
+       without a photo, such as a load balancer's probes, don't count; a photo's own server that fails (424) is no fault of the release. Slow is
+       what the release took, without the client's uplink and the photo's server: a phone uploads 1.4 MB in 5 s. */ -}}
 {{- define "clothing-classifier.objectives" -}}
-{{- $photos := printf "%s,route=~\"/predict|/classify\"" (include "clothing-classifier.series" (dict "context" . "component" "gateway")) -}}
-{{- $labels := dict "namespace" .Release.Namespace "release" .Release.Name -}}
+{{- $pods := include "clothing-classifier.series" (dict "context" . "component" "gateway") -}}
+{{- $all := printf "gateway_request_duration_seconds_count{%s,route=~\"/predict|/classify\"}" $pods -}}
+{{- $failed := printf "gateway_request_duration_seconds_count{%s,route=~\"/predict|/classify\",status=~\"5..\"}" $pods -}}
+{{- $answered := printf "gateway_processing_duration_seconds_count{%s}" $pods -}}
+{{- $fast := printf "gateway_processing_duration_seconds_bucket{%s,le=~\"%v([.]0)?\"}" $pods .Values.monitoring.rules.latencySeconds -}}
+{{- $labels := include "clothing-classifier.ruleLabels" . -}}
 {{- range $window := list "5m" "30m" "1h" "2h" "6h" "1d" "3d" }}
 - record: clothing_classifier:errors:ratio_rate{{ $window }}
-  expr: >-
-    sum(rate(gateway_request_duration_seconds_count{ {{- $photos }},status=~"5.."}[{{ $window }}]))
-    / sum(rate(gateway_request_duration_seconds_count{ {{- $photos -}} }[{{ $window }}]))
+  expr: sum(rate({{ $failed }}[{{ $window }}])) / sum(rate({{ $all }}[{{ $window }}]))
   labels:
-    {{- toYaml $labels | nindent 4 }}
+    {{- $labels | nindent 4 }}
 - record: clothing_classifier:slow:ratio_rate{{ $window }}
-  expr: >-
-    1 - sum(rate(gateway_request_duration_seconds_bucket{ {{- $photos }},status="200",le=~"{{ $.Values.monitoring.rules.latencySeconds }}([.]0)?"}[{{ $window }}]))
-    / sum(rate(gateway_request_duration_seconds_count{ {{- $photos }},status="200"}[{{ $window }}]))
+  expr: 1 - sum(rate({{ $fast }}[{{ $window }}])) / sum(rate({{ $answered }}[{{ $window }}]))
   labels:
-    {{- toYaml $labels | nindent 4 }}
+    {{- $labels | nindent 4 }}
+{{- end }}
+{{- range $window := list "1h" "6h" "1d" "3d" }}
+- record: clothing_classifier:errors:increase{{ $window }}
+  expr: sum(increase({{ $failed }}[{{ $window }}]))
+  labels:
+    {{- $labels | nindent 4 }}
+- record: clothing_classifier:slow:increase{{ $window }}
+  expr: sum(increase({{ $answered }}[{{ $window }}])) - sum(increase({{ $fast }}[{{ $window }}]))
+  labels:
+    {{- $labels | nindent 4 }}
 {{- end }}
 {{- end -}}
 
 {{- /* Burn rate: 1 spends an objective's error budget in 30 days. Two windows each: the long one shows that it matters, the short one that it
-       continues. Usage: include "clothing-classifier.burn" (dict "context" . "ratio" "errors" "percent" 99.5 "pairs" (list (list "1h" "5m" 14.4))) */ -}}
+       continues. Of few photos a single failure is a high ratio: the long window needs minFailures of them.
+       Usage: include "clothing-classifier.burn" (dict "context" . "ratio" "errors" "percent" 99.5 "pairs" (list (list "1h" "5m" 14.4))) */ -}}
 {{- define "clothing-classifier.burn" -}}
 {{- $budget := divf (subf 100 .percent) 100 -}}
-{{- $series := printf "{namespace=%q,release=%q}" .context.Release.Namespace .context.Release.Name -}}
+{{- $series := printf "{namespace=%q,classifier=%q}" .context.Release.Namespace (include "clothing-classifier.fullname" .context) -}}
+{{- $failures := int64 .context.Values.monitoring.rules.minFailures -}}
 {{- $parts := list -}}
 {{- range .pairs -}}
 {{- $limit := round (mulf (index . 2) $budget) 6 -}}
 {{- $long := printf "clothing_classifier:%s:ratio_rate%s%s > %v" $.ratio (index . 0) $series $limit -}}
 {{- $short := printf "clothing_classifier:%s:ratio_rate%s%s > %v" $.ratio (index . 1) $series $limit -}}
-{{- $parts = append $parts (printf "(%s and %s)" $long $short) -}}
+{{- $many := printf "clothing_classifier:%s:increase%s%s >= %v" $.ratio (index . 0) $series $failures -}}
+{{- $parts = append $parts (printf "(%s and %s and %s)" $long $short $many) -}}
 {{- end -}}
 {{- join " or " $parts -}}
 {{- end -}}
 
+{{- /* Each alert; "when" false leaves it out. Those of pods and autoscalers are of kube-state-metrics, and silent without it. */ -}}
 {{- define "clothing-classifier.alerts" -}}
 {{- $name := include "clothing-classifier.fullname" . -}}
 {{- $gateway := include "clothing-classifier.series" (dict "context" . "component" "gateway") -}}
 {{- $server := include "clothing-classifier.series" (dict "context" . "component" "server") -}}
 {{- $rules := .Values.monitoring.rules -}}
+{{- $pods := include "clothing-classifier.series" (dict "context" . "component" "(gateway|server)") -}}
+{{- $scaler := printf "namespace=%q,horizontalpodautoscaler=~\"(keda-hpa-)?%s-(gateway|server)\"" .Release.Namespace $name -}}
+{{- /* Scaled to zero, by hand or at night: nothing is ready by design. */ -}}
+{{- $zero := printf "unless on() (kube_deployment_spec_replicas{namespace=%q,deployment=~\"%s-(gateway|server)\"} == 0)" .Release.Namespace $name -}}
+{{- /* An upgrade that stops the only server leaves no gateway ready for as long as the new one may load. */ -}}
+{{- $loading := include "clothing-classifier.server.progressDeadlineSeconds" . | int -}}
+{{- $noServer := include "clothing-classifier.server.upgradeStopsAll" . | empty | not -}}
 {{- $fast := list (list "1h" "5m" 14.4) (list "6h" "30m" 6.0) -}}
 {{- $slow := list (list "1d" "2h" 3.0) (list "3d" "6h" 1.0) -}}
 - alert: ClassifierAvailabilityBurnFast
@@ -62,13 +91,13 @@
   severity: warning
   summary: More answers of {{ $name }} take longer than {{ $rules.latencySeconds }} s than its objective allows
 - alert: ClassifierNoGatewayReady
-  expr: {{ printf "sum(gateway_ready{%s}) < 1 or absent(gateway_ready{%s})" $gateway $gateway | toJson }}
-  for: 2m
+  expr: {{ printf "(sum(gateway_ready{%s}) < 1 or absent(gateway_ready{%s})) %s" $gateway $gateway $zero | toJson }}
+  for: {{ ternary (printf "%ds" $loading) "2m" $noServer }}
   severity: critical
   summary: No gateway of {{ $name }} is ready, so no request is answered
 - alert: ClassifierGatewayNotReady
-  expr: {{ printf "min by (pod) (gateway_ready{%s}) == 0" $gateway | toJson }}
-  for: 10m
+  expr: {{ printf "min by (pod) (gateway_ready{%s}) == 0 %s" $gateway $zero | toJson }}
+  for: {{ ternary (printf "%ds" (max 600 $loading)) "10m" $noServer }}
   severity: warning
   summary: {{ `"{{ $labels.pod }} is not ready; its /readyz and its log have the reason"` }}
 {{- /* Calls that a full server refused are in neither sum: most of them succeed when they are retried, and those that don't have alerts of
@@ -103,18 +132,37 @@
   for: 10m
   severity: warning
   summary: The gateways of {{ $name }} use over 80 % of their in-flight slots
-{{- if .Values.server.monitoring.enabled }}
 - alert: ClassifierBatchQueueLong
+  when: {{ .Values.server.monitoring.enabled }}
   expr: {{ printf "histogram_quantile(0.95, sum by (le) (rate(:tensorflow:serving:batching_session:queuing_latency_bucket{%s}[5m]))) / 1e6 > %v" $server (round (divf $rules.latencySeconds 2) 4) | toJson }}
   for: 10m
   severity: warning
   summary: Calls wait in the batching queue of {{ $name }}'s model servers for half of latencySeconds
-{{- end }}
-{{- if .Values.server.tls.certManager.enabled }}
+- alert: ClassifierPodRestarts
+  expr: {{ printf "sum by (pod, container) (increase(kube_pod_container_status_restarts_total{%s}[1h])) > 2.5" $pods | toJson }}
+  for: 1m
+  severity: warning
+  summary: {{ `"{{ $labels.container }} in {{ $labels.pod }} restarted three times or more in an hour"` }}
+- alert: ClassifierPodOutOfMemory
+  expr: {{ printf "max by (pod, container) (kube_pod_container_status_last_terminated_reason{%s,reason=\"OOMKilled\"}) == 1 and on (pod, container) sum by (pod, container) (increase(kube_pod_container_status_restarts_total{%s}[30m])) > 0.5" $pods $pods | toJson }}
+  for: 1m
+  severity: warning
+  summary: {{ `"{{ $labels.container }} in {{ $labels.pod }} exceeded its memory limit and was killed"` }}
+- alert: ClassifierPodPending
+  expr: {{ printf "max by (pod) (kube_pod_status_phase{%s,phase=\"Pending\"}) == 1" $pods | toJson }}
+  for: 15m
+  severity: warning
+  summary: {{ `"{{ $labels.pod }} is Pending: no node has room for it, its image isn't pulled, or an init container doesn't end"` }}
+- alert: ClassifierAutoscalerAtMaximum
+  when: {{ or .Values.server.autoscaling.enabled .Values.gateway.autoscaling.enabled }}
+  expr: {{ printf "max by (horizontalpodautoscaler) (kube_horizontalpodautoscaler_status_current_replicas{%s}) >= max by (horizontalpodautoscaler) (kube_horizontalpodautoscaler_spec_max_replicas{%s}) > max by (horizontalpodautoscaler) (kube_horizontalpodautoscaler_spec_min_replicas{%s})" $scaler $scaler $scaler | toJson }}
+  for: 30m
+  severity: warning
+  summary: {{ `"{{ $labels.horizontalpodautoscaler }} has had its maximum of replicas for half an hour: more load would be refused"` }}
 - alert: ClassifierCertificateExpires
+  when: {{ .Values.server.tls.certManager.enabled }}
   expr: {{ printf "min by (name) ((certmanager_certificate_expiration_timestamp_seconds{namespace=%q,name=~\"%s-(gateway|server)\"} or certmanager_certificate_expiration_timestamp_seconds{exported_namespace=%q,name=~\"%s-(gateway|server)\"}) - time()) < 14 * 86400" .Release.Namespace $name .Release.Namespace $name | toJson }}
   for: 1h
   severity: warning
   summary: {{ `"The certificate {{ $labels.name }} expires within 14 days and has not been renewed"` }}
-{{- end }}
 {{- end -}}

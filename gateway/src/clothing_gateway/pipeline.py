@@ -51,6 +51,7 @@ class _Prepared:
     error: GatewayError | None = None
     bytes: int = 0
     pixels: int = 0
+    received: float = 0.0  # when a fetched photo was complete, by perf_counter
 
 
 def fetching_limit(settings: Settings) -> int:
@@ -111,6 +112,7 @@ class Classifier:
         return self._classify(sources, context, fallback)
 
     def _classify(self, sources: Sequence[Source], context: RequestContext, model: Model) -> Answer:
+        received = perf_counter()
         if len(sources) == 1:
             prepared = [self._prepare(sources[0], model, context)]
         else:
@@ -121,6 +123,7 @@ class Classifier:
         for one in prepared:
             context.bytes += one.bytes
             context.pixels += one.pixels
+            received = max(received, one.received)
             if one.element is not None:
                 elements.append(one.element)
         version = model.version
@@ -134,6 +137,8 @@ class Classifier:
             version = prediction.version
             self._metrics.count_predictions(model.track, version, len(elements))
             rows = list(prediction.scores)
+            # Neither the client's uplink nor the photos' servers: what the release answers for.
+            self._metrics.processing.observe(perf_counter() - received)
         else:
             later = [one.error for one in prepared if isinstance(one.error, Overloaded | TooManyRequests)]
             if len(later) == len(prepared):
@@ -150,6 +155,7 @@ class Classifier:
                 context.require_client()
                 with context.stage("fetch"), context.blocking():
                     fetched = self._fetcher.fetch(source, context.deadline, context.client_gone, context.owner)
+                one.received = perf_counter()
                 try:
                     self._enter(context)
                     self._decode(fetched.data, model, context, one)

@@ -386,7 +386,7 @@ def test_over_capacity(app):
 def samples(app):
     text = app.metrics.render(time.monotonic()).decode()
     lines = [line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#"]
-    return {name: float(value) for name, value in lines if "python" not in name and "process" not in name}
+    return {name: float(value) for name, value in lines if name.startswith("gateway_")}
 
 
 def test_stages_reach_metrics_log_and_server_timing_alike(app, photos, caplog):
@@ -411,6 +411,11 @@ def test_stages_reach_metrics_log_and_server_timing_alike(app, photos, caplog):
         assert record.stages[stage] == pytest.approx(total, abs=0.06)
         assert f"{stage};dur={record.stages[stage]}" in headers["Server-Timing"]
     assert counted['gateway_request_duration_seconds_count{route="/classify",status="200"}'] == 1
+    assert counted["gateway_processing_duration_seconds_count"] == 1
+    # The photos were fetched in parallel, and neither fetch is processing.
+    fetched = counted['gateway_stage_duration_seconds_sum{stage="fetch"}'] / 2
+    whole = counted['gateway_request_duration_seconds_sum{route="/classify",status="200"}']
+    assert 0 < counted["gateway_processing_duration_seconds_sum"] <= whole - fetched
     assert counted['gateway_errors_total{code="photo-server-failed"}'] == 1
     assert "hush" not in caplog.text
 

@@ -175,6 +175,13 @@ recreate
 {{- ternary (add .Values.server.maxConnectionAgeSeconds 5) 0 (eq (include "clothing-classifier.server.rolloutMode" .) "surge") -}}
 {{- end -}}
 
+{{- /* Whether an upgrade of the servers stops all of them at once; empty is no. */ -}}
+{{- define "clothing-classifier.server.upgradeStopsAll" -}}
+{{- $mode := include "clothing-classifier.server.rolloutMode" . -}}
+{{- $servers := include "clothing-classifier.minReplicas" .Values.server | int -}}
+{{- if or (eq $mode "recreate") (and (eq $mode "inPlace") (eq $servers 1)) -}}true{{- end -}}
+{{- end -}}
+
 {{- /* Starting may take server.startup.maxSeconds, pulling the image five minutes more; a gateway is ready when a server is. */ -}}
 {{- define "clothing-classifier.server.progressDeadlineSeconds" -}}
 {{- add .Values.server.startup.maxSeconds (include "clothing-classifier.server.minReadySeconds" .) 300 -}}

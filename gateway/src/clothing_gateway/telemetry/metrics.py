@@ -86,6 +86,12 @@ class Metrics:
         )
         # Each child is looked up once: a lookup by labels costs as much as the observation.
         self._request = functools.cache(self.requests.labels)
+        self.processing = Histogram(
+            "gateway_processing_duration_seconds",
+            "Time from the last byte of a request's photos, uploaded or fetched, to their scores.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self._stages = Histogram(
             "gateway_stage_duration_seconds",
             "Time of a photo in a stage: fetch, wait (for a decoder), decode (with preprocessing), predict (a call).",
