@@ -91,20 +91,20 @@ def corpus():
     return kinds
 
 
-def decode(data, size, prepare):
+def decode(data, size, prepare, resampling="nearest", fit=decoding.STRETCH):
     """The numbers, or the kind of error."""
     try:
-        header = decoding.read_header(data, MAX_PIXELS, 1 << 40)
+        header = decoding.read_header(data, MAX_PIXELS, 1 << 40, resampling, fit=fit)
         return decoding.decode(data, header, size, prepare)
     except GatewayError as error:
         return type(error)
 
 
-def decode_by_pillow(data, size, prepare):
+def decode_by_pillow(data, *arguments):
     """The same without the native core."""
     core, decoding.core = decoding.core, None
     try:
-        return decode(data, size, prepare)
+        return decode(data, *arguments)
     finally:
         decoding.core = core
 

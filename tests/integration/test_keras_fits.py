@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from clothing_contract.fitting import Fit
 from clothing_contract.scaling import Scaling
 from clothing_gateway.image import decode
-from clothing_gateway.image.fitting import Fit
 from processes import MODEL_BIN
 
 # Of photos and models, (width, height): wide, tall, square, smaller, odd, of the model's ratio, a narrow one.

@@ -115,6 +115,8 @@ MEASURE = textwrap.dedent("""
     [(name, True, "nearest", False) for name in KINDS]
     + [(name, False, "nearest", False) for name in KINDS if name.startswith("jpeg")]
     + [(name, True, "bicubic", False) for name in ("jpeg 4:2:0", "png rgb", "png rgba", "png palette")]
+    + [(name, core, "lanczos", False) for name in ("jpeg 4:2:0 progressive", "jpeg grey") for core in (True, False)]
+    + [("jpeg 4:2:0", False, "bicubic", turned) for turned in (True, False)]
     + [(name, True, "tf-bilinear", False) for name in ("jpeg 4:2:0", "png rgb")]
     + [(name, True, "tf-bilinear-antialias", False) for name in ("jpeg 4:2:0", "png palette")]
     + [(name, core, "nearest", True) for name in ("jpeg 4:2:0", "jpeg 4:2:0 progressive") for core in (True, False)]

@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 from fakes import image_bytes
 from jpegs import PREPARATIONS, TF, corpus, damage, decode, decode_by_pillow, same, with_segment
+from pictures import turned_file
+from PIL import Image
 
+from clothing_contract import FITS
+from clothing_contract.fitting import Fit
 from clothing_contract.scaling import Scaling
 from clothing_gateway.errors import BrokenImage
 from clothing_gateway.image import decode as decoding
@@ -25,16 +29,18 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 
 CORPUS = corpus()
+FILTERS = ["box", "bilinear", "hamming", "bicubic", "lanczos"]
 SIZES = [(299, 299), (37, 23), (23, 180), (8, 8), (1, 1), (3, 500)]
 
 pytestmark = pytest.mark.skipif(decoding.core is None, reason="the native core is not installed")
 
 
-def check(data, size=(299, 299), prepare=None):
+def check(data, size=(299, 299), prepare=None, resampling="nearest", fit=decoding.STRETCH):
     """The core's result, compared with Pillow's."""
-    ours, pillows = decode(data, size, prepare), decode_by_pillow(data, size, prepare)
+    arguments = (size, prepare, resampling, fit)
+    ours, pillows = decode(data, *arguments), decode_by_pillow(data, *arguments)
     if not same(ours, pillows):
-        pytest.fail(f"{size}, {prepare}: {ours} is not Pillow's {pillows}", pytrace=False)
+        pytest.fail(f"{arguments}: {ours} is not Pillow's {pillows}", pytrace=False)
     return ours
 
 
@@ -44,6 +50,8 @@ def test_every_jpeg_kind_equals_pillow(name, size):
     assert (decoding.core.read_header(CORPUS[name]) is None) == (name == "cmyk")
     for prepare in PREPARATIONS:
         check(CORPUS[name], size, prepare)
+    for resampling in FILTERS:
+        check(CORPUS[name], size, TF, resampling)
 
 
 @pytest.mark.parametrize("taken", [1, 2, 3, 7, 64, 299])
@@ -52,6 +60,57 @@ def test_every_width_and_height_equals_pillow(taken, subsampling):
     for side in range(1, 140):
         check(image_bytes((side, 5), subsampling=subsampling), (taken, 3))
         check(image_bytes((9, side), subsampling=subsampling), (3, taken))
+
+
+@pytest.mark.parametrize("resampling", FILTERS)
+def test_filters_equal_pillow_at_every_width_and_height(resampling):
+    """Shrunk, enlarged and as it is; to one pixel and of one."""
+    for side in (*range(1, 20), 33, 64, 139):
+        for taken in (1, 2, 7, 64, 139):
+            check(image_bytes((side, 5)), (taken, 3), None, resampling)
+            check(image_bytes((9, side)), (3, taken), None, resampling)
+            check(image_bytes((side, side), mode="L"), (taken, taken), None, resampling)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (80, 900), (900, 80)], ids=str)
+def test_filters_equal_pillow_for_turned_photos(size, orientation):
+    """Pillow resizes the height first where it shrinks more than twice as much."""
+    data = turned_file(image_bytes(size), orientation)
+    for resampling in FILTERS:
+        for fit in (decoding.STRETCH, Fit("crop", 40), *map(Fit, FITS[2:])):
+            check(data, (37, 23), None, resampling, fit)
+
+
+@pytest.mark.parametrize("resampling", FILTERS)
+@pytest.mark.parametrize(
+    ("photo", "start", "there", "resized"),
+    [
+        (500, 0, 500, 37),
+        (37, 0, 37, 500),
+        (640, 0, 640, 224),
+        (224, 0, 224, 224),
+        (1, 0, 1, 3),
+        (1000, 0, 1000, 1),
+        (500, 113, 375, 37),
+        (100, 7, 20, 90),
+        (50, 49, 1, 4),
+        (99, 20, 31, 31),
+    ],
+)
+def test_weights_are_pillows_own(photo, start, there, resized, resampling):
+    """Resizing a picture of int32, Pillow rounds a single pixel of 2^22 as it rounds a weight."""
+    impulses = Image.fromarray(np.eye(photo, dtype=np.int32) << 22)
+    part = (start, 0, start + there, photo)
+    wanted = np.asarray(impulses.resize((resized, photo), Image.Resampling[resampling.upper()], part)).T
+    half = resized // 2
+    for first, kept in ((0, resized), (half, resized - half)):
+        found = decoding.core.weights(resampling, photo, start, there, resized, first, kept)
+        starts, weights = (np.frombuffer(one, np.int32) for one in found)
+        got = np.zeros((kept, photo), np.int32)
+        for row, at, values in zip(got, starts, weights.reshape(kept, -1), strict=True):
+            row[at : at + len(values)] = values
+        assert np.array_equal(got, wanted[first:])
 
 
 def test_columns_and_rows_are_pillows_for_large_pictures():
@@ -77,7 +136,9 @@ def test_columns_and_rows_are_pillows_for_large_pictures():
 def test_large(size, options):
     data = image_bytes(size, **options)
     assert isinstance(check(data, prepare=TF), np.ndarray)
-    assert decode(data[: len(data) // 2], (299, 299), TF) is BrokenImage
+    assert isinstance(check(data, (224, 224), TF, "lanczos", Fit("crop", 256)), np.ndarray)
+    for resampling in ("nearest", "bilinear"):
+        assert decode(data[: len(data) // 2], (299, 299), TF, resampling) is BrokenImage
 
 
 def test_photos():
@@ -88,6 +149,8 @@ def test_photos():
         data = file.read_bytes()
         assert decoding.core.read_header(data) is not None, file
         assert isinstance(check(data, prepare=TF), np.ndarray), file
+        for resampling in FILTERS:
+            assert isinstance(check(data, (224, 224), TF, resampling, Fit("crop", 256)), np.ndarray), file
 
 
 @pytest.mark.parametrize("name", ["4:2:0", "progressive", "restarts", "tall", "grey", "turned", "17 square"])
@@ -95,7 +158,8 @@ def test_truncation_at_every_offset(name):
     data = CORPUS[name]
     step = max(len(data) // 400, 1)
     ends = {*range(3, len(data), step), *range(len(data) - 40, len(data))}
-    assert {check(data[:end], (7, 9)) for end in ends} == {BrokenImage}
+    for resampling in ("nearest", "bilinear"):
+        assert {check(data[:end], (7, 9), None, resampling, Fit("crop", 12)) for end in ends} == {BrokenImage}
     for behind in (b"\xff", b"\xff\xd8", b"x" * 100_000, data):
         assert same(check(data + behind, (7, 9)), decode(data, (7, 9), None))
 
@@ -143,8 +207,10 @@ def test_damaged(tmp_path):
         data = damage(rng.choice(files), rng, files)
         size = rng.choice([*SIZES, (rng.randint(1, 60), rng.randint(1, 60)), None])
         prepare = rng.choice(PREPARATIONS)
+        resampling = rng.choice(["nearest", *FILTERS])
+        fit = rng.choice([decoding.STRETCH, Fit("crop", rng.randint(1, 60)), *map(Fit, FITS[2:])])
         (tmp_path / "last.jpg").write_bytes(data)
-        ours = check(data, size, prepare)
+        ours = check(data, size, prepare, resampling, fit)
         by = "core" if decoding.core.read_header(data) else "Pillow"
         key = f"{by}: {'pixels' if ours is None or isinstance(ours, np.ndarray) else ours.__name__}"
         counts[key] = counts.get(key, 0) + 1
@@ -170,6 +236,7 @@ def test_errors_leak_no_memory():
         for _ in range(times):
             for data in files:
                 decode(data, (64, 64), TF)
+                decode(data, (64, 64), TF, "bilinear")
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     first = decode_all(20)
@@ -217,12 +284,66 @@ def test_wrong_arguments_are_refused():
             core.decode(wrong, pixels, places, places, None)
 
 
+def test_wrong_weights_are_refused():
+    """Results behind the photo, out of order, of other types, or so heavy that a sum would overflow."""
+    data = CORPUS["4:2:0"]  # 123 x 77 pixels
+    core = decoding.core
+    pixels = np.empty((8, 8, 3), np.uint8)
+    starts, weights = np.arange(8, dtype=np.int32) * 9, np.full((8, 14), 1 << 18, np.int32)
+    good = (starts, weights)
+    core.resample(data, pixels, good, good, False)
+    core.resample(data, pixels[::-1, :, ::-1], good, good, True)
+    heavy = weights.copy()
+    heavy[3] = (1 << 23) // 14 + 1
+    for wrong in (
+        (starts + 1, weights),
+        (starts - 1, weights),
+        (starts[::-1].copy(), weights),
+        (starts[:7], weights),
+        (starts, weights[:, :13].astype(np.int64)[:7].copy()),
+        (starts, np.full((8, 78), 1, np.int32)),
+        (starts, heavy),
+        (starts, -heavy),
+        (starts[:0], weights),
+        (starts, weights[:0]),
+        (starts.view(np.uint8)[:31], weights),
+        (np.empty(33, np.uint8)[1:].view(np.int32), weights),
+    ):
+        with pytest.raises(ValueError, match="must hold"):
+            core.resample(data, pixels, wrong, good, False)
+    for out in (pixels[1:], pixels[:, 1:], pixels[..., 1:], pixels.astype(np.float32), pixels[..., None]):
+        with pytest.raises(ValueError, match="must hold"):
+            core.resample(data, out, good, good, False)
+    with pytest.raises(BufferError):
+        core.resample(data, bytes(8 * 8 * 3), good, good, False)
+    with pytest.raises(core.BrokenJpeg, match="read_header"):
+        core.resample(b"", pixels, good, good, False)
+    for arguments in (
+        ("nearest", 8, 0, 8, 8, 0, 8),
+        ("box", 0, 0, 0, 8, 0, 8),
+        ("box", 65_536, 0, 8, 8, 0, 8),
+        ("box", 8, -1, 8, 8, 0, 8),
+        ("box", 8, 1, 8, 8, 0, 8),
+        ("box", 8, 2**31 - 1, 2**31 - 1, 8, 0, 8),
+        ("box", 8, 0, 0, 8, 0, 8),
+        ("box", 8, 0, 8, 0, 0, 1),
+        ("box", 8, 0, 8, 8, -1, 1),
+        ("box", 8, 0, 8, 8, 0, 0),
+        ("box", 8, 0, 8, 8, 1, 8),
+        ("box", 8, 0, 8, 8, 2**31 - 1, 2**31 - 1),
+    ):
+        with pytest.raises(ValueError, match="no filter"):
+            core.weights(*arguments)
+
+
 def test_without_the_core_pillow_decodes(monkeypatch):
     monkeypatch.setattr(decoding, "core", None)
     assert decoding.jpeg_decoder().startswith("Pillow ")
     assert not decoding.read_header(CORPUS["4:2:0"], 1 << 30, 1 << 40).plain
 
 
-def test_other_filters_are_pillows():
-    for options in ({"resampling": "bilinear"}, {"jpeg_scaling": True}):
+def test_the_core_serves_all_but_scaled_files_and_antialiased_tensorflow():
+    for resampling in ("nearest", "tf-bilinear", *FILTERS):
+        assert decoding.read_header(CORPUS["4:2:0"], 1 << 30, 1 << 40, resampling).plain
+    for options in ({"resampling": "tf-bilinear-antialias"}, {"jpeg_scaling": True}):
         assert not decoding.read_header(CORPUS["4:2:0"], 1 << 30, 1 << 40, **options).plain

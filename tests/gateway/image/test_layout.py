@@ -366,12 +366,13 @@ def test_nothing_is_decoded_after_the_deadline(data):
 def test_a_decode_ends_at_its_deadline():
     """The deadline passes within the decoding, of a file in several scans and of one in one."""
     for data in (image_bytes((8000, 6000), progressive=True), image_bytes((8000, 6000), quality=95)):
-        header = decode.read_header(data, 50 * MIB, 1 << 40)
-        start = time.thread_time()
-        decode.decode(data, header, None)
-        whole = time.thread_time() - start
-        with pytest.raises(OutOfTime):
-            decode.decode(data, header, None, None, Deadline.after(whole / 4))
+        for resampling, size in (("nearest", None), ("bilinear", (224, 224))):
+            header = decode.read_header(data, 50 * MIB, 1 << 40, resampling)
+            start = time.thread_time()
+            decode.decode(data, header, size)
+            whole = time.thread_time() - start
+            with pytest.raises(OutOfTime):
+                decode.decode(data, header, size, None, Deadline.after(whole / 4))
 
 
 def test_other_formats_are_named():

@@ -1,4 +1,4 @@
-"""JPEG decoding to chosen rows and columns, with Pillow's own libjpeg.
+"""JPEG decoding to chosen rows and columns, or resized by Pillow's filters, with Pillow's own libjpeg.
 
 Importing it raises ImportError where this Pillow's libjpeg can't be used: then Pillow decodes, to the same pixels.
 """
@@ -6,12 +6,12 @@ Importing it raises ImportError where this Pillow's libjpeg can't be used: then 
 from PIL import _imaging
 
 from clothing_jpeg import _core
-from clothing_jpeg._core import BrokenJpeg, TooManyScans, decode, read_header
+from clothing_jpeg._core import BrokenJpeg, TooManyScans, decode, read_header, resample, weights
 
 __version__ = "0.1.0"
 # Of the functions' signatures: the gateway uses no other.
-API = 2
-__all__ = ["API", "LIBJPEG", "BrokenJpeg", "TooManyScans", "decode", "read_header"]
+API = 3
+__all__ = ["API", "LIBJPEG", "BrokenJpeg", "TooManyScans", "decode", "read_header", "resample", "weights"]
 
 _core.bind(_imaging.__file__)
 

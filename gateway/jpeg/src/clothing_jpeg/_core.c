@@ -1,8 +1,9 @@
-/* Chosen rows and columns of a JPEG, row by row, with the libjpeg that Pillow itself decodes with.
+/* Chosen rows and columns of a JPEG, or weighted sums of them, row by row, with the libjpeg that Pillow decodes with.
  *
- * The result must be bit-identical to Pillow's decode and convert("RGB"), and files that Pillow's decoder refuses must
- * be refused. So nothing here computes a pixel: libjpeg decodes, with its defaults, as Pillow has it do (JpegDecode.c),
- * and the caller chooses which rows and columns are kept, and by the strides of its array where they are written.
+ * The result must be bit-identical to Pillow's decode, convert("RGB") and resize, and files that Pillow's decoder refuses
+ * must be refused. libjpeg decodes, with its defaults, as Pillow has it do (JpegDecode.c). decode() computes no pixel: the
+ * caller chooses which rows and columns are kept, and by the strides of its array where they are written. resample()
+ * computes what Pillow's filters do (Resample.c): integer sums, rounded to uint8 between the two directions.
  *
  * libjpeg is not linked: bind() finds its functions in the library that Pillow's own module has loaded. One decoder in
  * the process, the same for both ways, and renewed with Pillow. Two versions of libjpeg agree on whole files; on damaged
@@ -13,9 +14,11 @@
 #include <Python.h>
 
 #include <dlfcn.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -49,8 +52,21 @@
 /* A deadline farther away is none. */
 #define MAX_SECONDS 1e9
 
+/* Of a JPEG, and of a result. */
+#define MAX_SIDE 65535
+
 #define CHANNELS 3
 #define PIXEL 4 /* bytes of one in a row of libjpeg's JCS_EXT_RGBX */
+
+/* Fractional bits of a weight: Pillow's, which leaves 8 for the pixel and 2 for sums that leave its range. */
+#define WEIGHT_BITS 22
+#define ONE (1 << WEIGHT_BITS)
+/* A result's weights, without their signs, at most: sums then fit in an int32_t. Lanczos has 1.3 * ONE. */
+#define MAX_WEIGHTS (2 * ONE)
+/* Bytes of rows that are summed at a time, so that the sums stay in the fastest cache. */
+#define BLOCK 1024
+/* Rows in memory begin on a border of so many bytes, beside which OFF_LINE puts them. */
+#define LINE 32
 
 static struct {
     struct jpeg_error_mgr *(*std_error)(struct jpeg_error_mgr *);
@@ -79,6 +95,136 @@ typedef struct {
     int exif_segments;          /* Pillow joins their bodies */
 } Header;
 
+/* ---- weighted sums in one direction ---- */
+
+typedef struct {
+    const int32_t *starts;  /* of each result: the first of the photo's rows or columns, ascending */
+    const int32_t *weights; /* results x span, in units of 1 / ONE */
+    int count, span;        /* count is 0 where nothing is resampled */
+} Spans;
+
+static double box(double x) { return x > -0.5 && x <= 0.5 ? 1.0 : 0.0; }
+
+static double bilinear(double x) {
+    x = fabs(x);
+    return x < 1.0 ? 1.0 - x : 0.0;
+}
+
+static double hamming(double x) {
+    x = fabs(x);
+    if (x == 0.0) return 1.0;
+    if (x >= 1.0) return 0.0;
+    const double angle = x * M_PI;
+    return sin(angle) / angle * (0.54f + 0.46f * cos(angle)); /* float's constants, as in Pillow */
+}
+
+/* Keys' cubic convolution, a = -0.5. */
+static double bicubic(double x) {
+    x = fabs(x);
+    if (x < 1.0) return (1.5 * x - 2.5) * x * x + 1;
+    if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * -0.5;
+    return 0.0;
+}
+
+static double sinc(double x) {
+    if (x == 0.0) return 1.0;
+    const double angle = x * M_PI;
+    return sin(angle) / angle;
+}
+
+static double lanczos(double x) { return x >= -3.0 && x < 3.0 ? sinc(x) * sinc(x / 3) : 0.0; }
+
+typedef struct {
+    const char *name;
+    double (*value)(double);
+    double support; /* the distance at which it ends */
+} Filter;
+
+static const Filter filters[] = {
+    {"box", box, 0.5}, {"bilinear", bilinear, 1.0}, {"hamming", hamming, 1.0}, {"bicubic", bicubic, 2.0}, {"lanczos", lanczos, 3.0}};
+
+typedef struct {
+    double centre, width; /* of a filter over the photo's rows or columns */
+    int start, end;
+} Window;
+
+/* Of a photo's part, which ends nothing: a filter sees the pixels around it. */
+typedef struct {
+    int photo, start, there, resized; /* pixels of all, before the part, in it, and in the result */
+} Part;
+
+static Window window_of(const Filter *filter, const Part *part, int result) {
+    const double scale = (double)part->there / part->resized, width = scale < 1.0 ? 1.0 : scale;
+    const double reach = filter->support * width;
+    Window window = {.centre = part->start + (result + 0.5) * scale, .width = width};
+    window.start = (int)(window.centre - reach + 0.5);
+    if (window.start < 0) window.start = 0;
+    window.end = (int)(window.centre + reach + 0.5);
+    if (window.end > part->photo) window.end = part->photo;
+    return window;
+}
+
+/* One result's weights, ``span`` of them from ``*start``; ``exact`` has the room for as many doubles. */
+static void weigh(const Filter *filter, int photo, const Window *window, int span, int32_t *start, int32_t *weights,
+                  double *exact) {
+    const double inverse = 1.0 / window->width;
+    const int count = window->end - window->start;
+    double total = 0.0;
+    for (int i = 0; i < count; i++) {
+        exact[i] = filter->value((i + window->start - window->centre + 0.5) * inverse);
+        total += exact[i];
+    }
+    *start = window->start + span > photo ? photo - span : window->start;
+    memset(weights, 0, (size_t)span * sizeof(*weights));
+    weights += window->start - *start;
+    for (int i = 0; i < count; i++) {
+        const double weight = total != 0.0 ? exact[i] / total : exact[i];
+        weights[i] = (int32_t)(weight < 0 ? -0.5 + weight * ONE : 0.5 + weight * ONE);
+    }
+}
+
+static inline JSAMPLE rounded(int32_t sum) {
+    sum >>= WEIGHT_BITS;
+    return (JSAMPLE)(sum < 0 ? 0 : sum > MAXJSAMPLE ? MAXJSAMPLE : sum);
+}
+
+/* A row of results from a row of pixels of one value, or of red, green, blue and one that is not used. */
+static void sum_across(const Spans *spans, const JSAMPLE *row, size_t pixel, JSAMPLE *out) {
+    const int32_t *weights = spans->weights;
+    for (int i = 0; i < spans->count; i++, weights += spans->span, out += pixel) {
+        const JSAMPLE *at = row + pixel * (size_t)spans->starts[i];
+        int32_t red = ONE / 2, green = ONE / 2, blue = ONE / 2;
+        if (pixel == 1) {
+            for (int j = 0; j < spans->span; j++) red += at[j] * weights[j];
+        } else {
+            for (int j = 0; j < spans->span; j++, at += PIXEL) {
+                red += at[0] * weights[j];
+                green += at[1] * weights[j];
+                blue += at[2] * weights[j];
+            }
+            out[1] = rounded(green);
+            out[2] = rounded(blue);
+        }
+        out[0] = rounded(red);
+    }
+}
+
+/* A row of results from ``span`` rows, of which ``ring`` holds the photo's row y at y % span. */
+static void sum_down(const Spans *spans, int result, const JSAMPLE *ring, size_t stride, size_t bytes, JSAMPLE *out) {
+    const int32_t *weights = spans->weights + (size_t)result * (size_t)spans->span;
+    for (size_t from = 0; from < bytes; from += BLOCK) {
+        const size_t size = bytes - from < BLOCK ? bytes - from : BLOCK;
+        int32_t sums[BLOCK];
+        for (size_t i = 0; i < size; i++) sums[i] = ONE / 2;
+        for (int j = 0; j < spans->span; j++) {
+            const JSAMPLE *row = ring + (size_t)((spans->starts[result] + j) % spans->span) * stride + from;
+            const int32_t weight = weights[j];
+            for (size_t i = 0; i < size; i++) sums[i] += row[i] * weight;
+        }
+        for (size_t i = 0; i < size; i++) out[from + i] = rounded(sums[i]);
+    }
+}
+
 /* ---- one decoding ---- */
 
 typedef struct {
@@ -105,6 +251,8 @@ typedef struct {
     int takes_black;                /* a row behind the photo's last */
     JSAMPLE *row;                   /* one of the photo's rows, and a black pixel behind it */
     JSAMPLE *black;                 /* a row of black pixels, where one is taken */
+    Spans across, down;             /* of resample(), else empty */
+    int down_first;
 } Job;
 
 static void fail(j_common_ptr cinfo) {
@@ -204,6 +352,16 @@ static void keep_row(const Job *job, int y) {
         keep(job, out, step, channel, 0);
 }
 
+static void put_row(const Job *job, int y, const JSAMPLE *row, size_t pixel) {
+    const size_t green = pixel > 1, blue = 2 * green;
+    char *out = job->out + y * job->strides[0];
+    for (int x = 0; x < job->width; x++, row += pixel, out += job->strides[1]) {
+        *(JSAMPLE *)out = row[0];
+        *(JSAMPLE *)(out + job->strides[2]) = row[green];
+        *(JSAMPLE *)(out + 2 * job->strides[2]) = row[blue];
+    }
+}
+
 /* Read on until the photo's row ``wanted`` is in job->row. */
 static void read_to(Job *job, int wanted, int skipping) {
     j_decompress_ptr cinfo = &job->cinfo;
@@ -250,6 +408,42 @@ static void keep_rows(Job *job) {
     job->row = decoded;
     /* The last row is always read: skipping past it would let a file pass that ends before it. */
     if (before < in - 1) read_to(job, in - 1, skipping);
+}
+
+/* Sum across and down, or down and across, as soon as a result's last row is decoded. */
+static void resample_rows(Job *job) {
+    j_decompress_ptr cinfo = &job->cinfo;
+    const Spans *across = &job->across, *down = &job->down;
+    const int in = (int)cinfo->output_height;
+    const int skipping = in >= SKIP_FROM * (int64_t)down->count && skips_well(cinfo);
+    const size_t pixel = (size_t)cinfo->output_components, wide = cinfo->output_width * pixel;
+    const size_t kept = (size_t)across->count * pixel, left = (size_t)across->starts[0] * pixel;
+    const size_t needed = ((size_t)across->starts[across->count - 1] + (size_t)across->span) * pixel - left;
+    const size_t stride = ((job->down_first ? wide : kept) + OFF_LINE + LINE) / LINE * LINE;
+    JSAMPLE *decoded = job->row;
+    JSAMPLE *ring = cinfo->mem->alloc_large((j_common_ptr)cinfo, JPOOL_IMAGE, stride * (size_t)down->span);
+    JSAMPLE *between = cinfo->mem->alloc_large((j_common_ptr)cinfo, JPOOL_IMAGE, wide > kept ? wide : kept);
+    JSAMPLE *result = cinfo->mem->alloc_large((j_common_ptr)cinfo, JPOOL_IMAGE, kept);
+    int next = 0;
+    for (int y = 0; y < down->count; y++) {
+        if (next < down->starts[y]) next = down->starts[y];
+        for (; next < down->starts[y] + down->span; next++) {
+            JSAMPLE *slot = ring + (size_t)(next % down->span) * stride + OFF_LINE;
+            if (job->down_first) job->row = slot;
+            read_to(job, next, skipping);
+            if (!job->down_first) sum_across(across, job->row, pixel, slot);
+        }
+        look_at_clock(job);
+        if (job->down_first) {
+            sum_down(down, y, ring + OFF_LINE + left, stride, needed, between + left);
+            sum_across(across, between, pixel, result);
+        } else {
+            sum_down(down, y, ring + OFF_LINE, stride, kept, result);
+        }
+        put_row(job, y, result, pixel);
+    }
+    job->row = decoded;
+    if (next < in) read_to(job, in - 1, skipping); /* as in keep_rows */
 }
 
 static int u16(const unsigned char *at) { return at[0] << 8 | at[1]; }
@@ -319,7 +513,10 @@ static int run(Job *job, const unsigned char *data, size_t size, const Header *h
         job->black = cinfo->mem->alloc_large((j_common_ptr)cinfo, JPOOL_IMAGE, (cinfo->output_width + 1) * pixel);
         memset(job->black, 0, (cinfo->output_width + 1) * pixel);
     }
-    keep_rows(job);
+    if (job->down.count)
+        resample_rows(job);
+    else
+        keep_rows(job);
     job->finishing = 1;
     lib.finish_decompress(cinfo);
     lib.destroy_decompress(cinfo);
@@ -478,6 +675,45 @@ static PyObject *py_read_header(PyObject *self, PyObject *args) {
         header.scans ? Py_True : Py_False, header.exif, header.exif_end, header.exif_segments);
 }
 
+/* What decode() and resample() begin with: a file that they take, and the limits; NULL with an exception. */
+static Job *new_job(const Py_buffer *data, Header *header, int max_scans, PyObject *seconds_object) {
+    double seconds = MAX_SECONDS;
+    if (seconds_object != Py_None && (seconds = PyFloat_AsDouble(seconds_object), PyErr_Occurred())) return NULL;
+    if (!bound) {
+        PyErr_SetString(PyExc_RuntimeError, "bind() comes first");
+        return NULL;
+    }
+    if (!read_plain_header(data->buf, data->len, header)) {
+        PyErr_SetString(BrokenJpeg, "not a file that read_header() takes");
+        return NULL;
+    }
+    Job *job = PyMem_Calloc(1, sizeof(*job));
+    if (!job) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    job->max_scans = max_scans;
+    if (seconds < MAX_SECONDS) {
+        job->has_deadline = 1;
+        job->deadline = now() + (int64_t)(seconds * 1e9);
+    }
+    return job;
+}
+
+/* What they end with: the decoding, and None or its exception. */
+static PyObject *finish(Job *job, const Py_buffer *data, const Header *header) {
+    int outcome;
+    Py_BEGIN_ALLOW_THREADS;
+    outcome = run(job, data->buf, (size_t)data->len, header);
+    Py_END_ALLOW_THREADS;
+    switch (outcome) {
+        case DONE: Py_RETURN_NONE;
+        case TOO_MANY_SCANS: return PyErr_Format(TooManyScans, "more than %d scans", job->max_scans);
+        case OUT_OF_TIME: PyErr_SetString(PyExc_TimeoutError, "the time for decoding is over"); return NULL;
+        default: PyErr_SetString(BrokenJpeg, job->message); return NULL;
+    }
+}
+
 /* An array of int32, each from 0 to ``most``; in order where ``ascending``, but for those that are ``most``. */
 static int get_places(PyObject *object, Py_buffer *view, int most, int ascending, int *has_most) {
     if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE) < 0) return 0;
@@ -496,6 +732,100 @@ static int get_places(PyObject *object, Py_buffer *view, int most, int ascending
     return fits;
 }
 
+static PyObject *py_weights(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *name;
+    Part part;
+    int first, kept, span = 0;
+    if (!PyArg_ParseTuple(args, "siiiiii:weights", &name, &part.photo, &part.start, &part.there, &part.resized, &first,
+                          &kept))
+        return NULL;
+    const Filter *filter = NULL;
+    for (size_t i = 0; i < sizeof(filters) / sizeof(*filters); i++)
+        if (!strcmp(filters[i].name, name)) filter = &filters[i];
+    if (!filter || part.photo < 1 || part.photo > MAX_SIDE || part.start < 0 || part.there < 1 ||
+        part.there > part.photo - part.start || part.resized < 1 || part.resized > MAX_SIDE || first < 0 || kept < 1 ||
+        kept > part.resized - first)
+        return PyErr_Format(PyExc_ValueError, "no filter, or no part of 1 to %d pixels", MAX_SIDE);
+    for (int i = 0; i < kept; i++) {
+        const Window window = window_of(filter, &part, first + i);
+        if (window.end - window.start > span) span = window.end - window.start;
+    }
+    PyObject *starts = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)sizeof(int32_t) * kept);
+    PyObject *weights = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)sizeof(int32_t) * kept * span);
+    double *exact = PyMem_Malloc((size_t)span * sizeof(*exact));
+    PyObject *result = starts && weights && exact ? Py_BuildValue("(OO)", starts, weights) : PyErr_NoMemory();
+    if (result) {
+        int32_t *start = (int32_t *)PyBytes_AsString(starts), *weight = (int32_t *)PyBytes_AsString(weights);
+        Py_BEGIN_ALLOW_THREADS;
+        for (int i = 0; i < kept; i++, weight += span) {
+            const Window window = window_of(filter, &part, first + i);
+            weigh(filter, part.photo, &window, span, start + i, weight, exact);
+        }
+        Py_END_ALLOW_THREADS;
+    }
+    PyMem_Free(exact);
+    Py_XDECREF(starts);
+    Py_XDECREF(weights);
+    return result;
+}
+
+/* Whether all results lie within the photo, in order, and no sum of theirs can overflow. */
+static int get_spans(Spans *spans, const Py_buffer *starts, const Py_buffer *weights, int there) {
+    const Py_ssize_t four = sizeof(int32_t), count = starts->len / four, total = weights->len / four;
+    spans->starts = starts->buf;
+    spans->weights = weights->buf;
+    int fits = count > 0 && count <= MAX_SIDE && total > 0 && total % count == 0 && total / count <= there &&
+               starts->len % four == 0 && weights->len % four == 0 && !((uintptr_t)starts->buf % sizeof(int32_t)) &&
+               !((uintptr_t)weights->buf % sizeof(int32_t));
+    if (fits) {
+        spans->count = (int)count;
+        spans->span = (int)(total / count);
+    }
+    for (Py_ssize_t i = 0, before = 0; fits && i < count; before = spans->starts[i++])
+        fits = spans->starts[i] >= before && spans->starts[i] <= there - spans->span;
+    for (Py_ssize_t i = 0; fits && i < count; i++) {
+        int64_t sum = 0;
+        for (Py_ssize_t j = 0; j < spans->span; j++) sum += llabs(spans->weights[i * spans->span + j]);
+        fits = sum <= MAX_WEIGHTS;
+    }
+    if (!fits) PyErr_SetString(PyExc_ValueError, "starts and weights must hold int32 within the photo, in order");
+    return fits;
+}
+
+static PyObject *py_resample(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer data = {0}, out = {0}, buffers[4] = {0};
+    PyObject *out_object, *seconds_object = Py_None, *result = NULL;
+    Job *job = NULL;
+    Header header;
+    int down_first, max_scans = 0;
+    if (!PyArg_ParseTuple(args, "y*O(y*y*)(y*y*)p|iO:resample", &data, &out_object, &buffers[0], &buffers[1],
+                          &buffers[2], &buffers[3], &down_first, &max_scans, &seconds_object))
+        return NULL;
+    if (!(job = new_job(&data, &header, max_scans, seconds_object))) goto done;
+    if (PyObject_GetBuffer(out_object, &out, PyBUF_STRIDED) < 0) goto done;
+    if (!get_spans(&job->down, &buffers[0], &buffers[1], header.height)) goto done;
+    if (!get_spans(&job->across, &buffers[2], &buffers[3], header.width)) goto done;
+    if (out.ndim != 3 || out.itemsize != 1 || out.shape[0] != job->down.count || out.shape[1] != job->across.count ||
+        out.shape[2] != CHANNELS) {
+        PyErr_SetString(PyExc_ValueError, "out must hold rows x columns x 3 numbers");
+        goto done;
+    }
+    job->down_first = down_first;
+    job->out = out.buf;
+    memcpy(job->strides, out.strides, sizeof(job->strides));
+    job->height = (int)out.shape[0];
+    job->width = (int)out.shape[1];
+    result = finish(job, &data, &header);
+done:
+    PyMem_Free(job);
+    if (out.obj) PyBuffer_Release(&out);
+    for (int i = 0; i < 4; i++) PyBuffer_Release(&buffers[i]);
+    PyBuffer_Release(&data);
+    return result;
+}
+
 static PyObject *py_decode(PyObject *self, PyObject *args) {
     (void)self;
     Py_buffer data = {0}, out = {0}, table = {0}, rows = {0}, columns = {0};
@@ -504,19 +834,10 @@ static PyObject *py_decode(PyObject *self, PyObject *args) {
     Header header;
     int max_scans = 0, takes_black = 0, ignored = 0;
     PyObject *seconds_object = Py_None;
-    double seconds = 0;
     if (!PyArg_ParseTuple(args, "y*OOOO|iO:decode", &data, &out_object, &rows_object, &columns_object, &table_object,
                           &max_scans, &seconds_object))
         return NULL;
-    if (seconds_object != Py_None && (seconds = PyFloat_AsDouble(seconds_object), PyErr_Occurred())) goto done;
-    if (!bound) {
-        PyErr_SetString(PyExc_RuntimeError, "bind() comes first");
-        goto done;
-    }
-    if (!read_plain_header(data.buf, data.len, &header)) {
-        PyErr_SetString(BrokenJpeg, "not a file that read_header() takes");
-        goto done;
-    }
+    if (!(job = new_job(&data, &header, max_scans, seconds_object))) goto done;
     if (table_object != Py_None && PyObject_GetBuffer(table_object, &table, PyBUF_SIMPLE) < 0) goto done;
     if (table.buf && (table.len != 256 * CHANNELS * sizeof(float) || (uintptr_t)table.buf % sizeof(float))) {
         PyErr_SetString(PyExc_ValueError, "table must hold 256 x 3 float32");
@@ -535,10 +856,6 @@ static PyObject *py_decode(PyObject *self, PyObject *args) {
             goto done;
         }
     }
-    if (!(job = PyMem_Calloc(1, sizeof(*job)))) {
-        PyErr_NoMemory();
-        goto done;
-    }
     job->out = out.buf;
     job->table = table.buf;
     if (out.buf) {
@@ -549,21 +866,7 @@ static PyObject *py_decode(PyObject *self, PyObject *args) {
         job->width = (int)out.shape[1];
         job->takes_black = takes_black;
     }
-    job->max_scans = max_scans;
-    if (seconds_object != Py_None && seconds < MAX_SECONDS) {
-        job->has_deadline = 1;
-        job->deadline = now() + (int64_t)(seconds * 1e9);
-    }
-    int outcome;
-    Py_BEGIN_ALLOW_THREADS;
-    outcome = run(job, data.buf, (size_t)data.len, &header);
-    Py_END_ALLOW_THREADS;
-    switch (outcome) {
-        case DONE: result = Py_NewRef(Py_None); break;
-        case TOO_MANY_SCANS: PyErr_Format(TooManyScans, "more than %d scans", max_scans); break;
-        case OUT_OF_TIME: PyErr_SetString(PyExc_TimeoutError, "the time for decoding is over"); break;
-        default: PyErr_SetString(BrokenJpeg, job->message);
-    }
+    result = finish(job, &data, &header);
 done:
     PyMem_Free(job);
     if (out.obj) PyBuffer_Release(&out);
@@ -581,6 +884,10 @@ static PyMethodDef methods[] = {
      "decode() takes, or None."},
     {"decode", py_decode, METH_VARARGS,
      "decode(data, out or None, rows, columns, table or None, max_scans=0, seconds=None)"},
+    {"weights", py_weights, METH_VARARGS,
+     "weights(filter, photo, start, there, resized, first, kept): (starts, weights), int32 each, of Pillow's resize."},
+    {"resample", py_resample, METH_VARARGS,
+     "resample(data, out, (row starts, weights), (column starts, weights), down_first, max_scans=0, seconds=None)"},
     {NULL, NULL, 0, NULL},
 };
 

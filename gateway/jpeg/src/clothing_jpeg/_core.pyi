@@ -25,3 +25,24 @@ def decode(
     seconds: float | None = None,
     /,
 ) -> None: ...
+
+# Pillow's weights for one direction: the ``kept`` results from ``first`` on, of a part of ``there`` pixels from
+# ``start`` of ``photo``, which box, bilinear, hamming, bicubic or lanczos resizes to ``resized``. Two arrays of int32:
+# each result's first pixel, and for each result as many weights as the longest takes, in units of 1/2^22.
+def weights(
+    name: str, photo: int, start: int, there: int, resized: int, first: int, kept: int, /
+) -> tuple[bytes, bytes]: ...
+
+# Fills ``out``, uint8 of rows x columns x 3 with any strides, with weighted sums: of the photo's rows and columns as
+# ``weights`` gives them, and where ``down_first``, of columns of pixels before rows. Between the two, sums are rounded
+# to uint8. The limits are those of decode().
+def resample(
+    data: Buffer,
+    out: Buffer,
+    rows: tuple[Buffer, Buffer],
+    columns: tuple[Buffer, Buffer],
+    down_first: bool,
+    max_scans: int = 0,
+    seconds: float | None = None,
+    /,
+) -> None: ...

@@ -49,6 +49,25 @@ def upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     return (size[1], size[0]) if is_transposed(orientation) else size
 
 
+class Spans(NamedTuple):
+    """One direction of a resampled picture: each result is a weighted sum."""
+
+    starts: Places  # (results,): the first of the pixels that make it, ascending
+    weights: npt.NDArray[np.int32]  # (results, pixels): in units of 1/2^22
+
+
+class Resampled(NamedTuple):
+    """Sums of a stored picture's rows and columns, and the result's array.
+
+    The array has the stored picture's orientation.
+    """
+
+    out: npt.NDArray[np.uint8]  # (rows, columns, 3), a view of the result
+    rows: Spans
+    columns: Spans
+    down_first: bool  # whether columns of pixels are summed before rows
+
+
 @functools.lru_cache(maxsize=512)  # 15 us each; photos of a source have few sizes
 def nearest(taken: int, start: int, there: int, photo: int) -> Places:
     """Index of each of ``taken`` pixels of a photo's part, as in ImagingScaleAffine.
@@ -82,6 +101,26 @@ def turned(
     if orientation in _MIRRORED_COLUMNS:
         columns = _mirrored(columns, stored[0])
     return Taken(out, np.ascontiguousarray(rows), columns)
+
+
+def resampled(upright: Resampled, stored: tuple[int, int], orientation: int) -> Resampled:
+    """The stored picture's sums for those of the upright one.
+
+    ``stored`` is its (width, height).
+    """
+    out, rows, columns, down_first = upright
+    if is_transposed(orientation):
+        out, rows, columns, down_first = out.transpose(1, 0, 2), columns, rows, not down_first
+    if orientation in _MIRRORED_ROWS:
+        out, rows = out[::-1], _mirrored_spans(rows, stored[1])
+    if orientation in _MIRRORED_COLUMNS:
+        out, columns = out[:, ::-1], _mirrored_spans(columns, stored[0])
+    return Resampled(out, rows, columns, down_first)
+
+
+def _mirrored_spans(spans: Spans, there: int) -> Spans:
+    starts = np.int32(there - spans.weights.shape[1]) - spans.starts[::-1]
+    return Spans(starts, np.ascontiguousarray(spans.weights[::-1, ::-1]))
 
 
 def _mirrored(places: Places, there: int) -> Places:
