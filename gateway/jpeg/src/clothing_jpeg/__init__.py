@@ -1,4 +1,4 @@
-"""JPEG decoding to chosen rows and columns, or resized by Pillow's filters, with Pillow's own libjpeg.
+"""JPEG decoding to chosen rows and columns, or resized, with Pillow's libjpeg.
 
 Importing it raises ImportError where this Pillow's libjpeg can't be used: then Pillow decodes, to the same pixels.
 """

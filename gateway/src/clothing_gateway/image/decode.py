@@ -200,13 +200,13 @@ def scanned_pixels(data: bytes, header: Header) -> int:
 
 
 def _down_first(photo: tuple[int, int], axes: tuple[Axis, Axis]) -> bool:
-    """Whether Pillow resizes the height before the width, as since 13 (ImagingResampleInner)."""
+    """Whether Pillow resizes the height first: since 13, ImagingResampleInner."""
     across, down = photo[0] - axes[0].resized, photo[1] - axes[1].resized
     return down > max(0, 2 * across)
 
 
 def _resampling_cost(photo: tuple[int, int], axes: tuple[Axis, Axis], resampling: str, orientation: int) -> int:
-    """Maximum bytes of memory for resizing in clothing_jpeg: the rows of one result, and weights."""
+    """Maximum bytes of memory for resizing in clothing_jpeg: rows and weights."""
     spans = [
         min(2 * math.ceil(_REACH[resampling] * max(axis.there / axis.resized, 1)) + 1, there)
         for there, axis in zip(photo, axes, strict=True)
@@ -449,7 +449,7 @@ def _resampled_plain(
 
 
 def _spans(resampling: str, photo: int, axis: Axis) -> turning.Spans:
-    """Weights of one direction; 30 us for 4,000 pixels by bilinear to 256, 300 by lanczos."""
+    """Weights of one direction: 30 us for 4,000 pixels by bilinear, 300 by lanczos."""
     starts, weights = core.weights(resampling, photo, axis.start, axis.there, axis.resized, axis.first, axis.kept)
     return turning.Spans(np.frombuffer(starts, np.int32), np.frombuffer(weights, np.int32).reshape(axis.kept, -1))
 
@@ -472,7 +472,7 @@ def _call_core(
     arguments: tuple[Any, ...],
     deadline: Deadline | None,
 ) -> None:
-    """Call clothing_jpeg with the limits of scans and time; raises our errors for its own."""
+    """Call clothing_jpeg with the limits; raises our errors for its own."""
     scans = layout.most_scans(header.width, header.height)
     try:
         function(data, *arguments, scans, None if deadline is None else deadline.require("decode the photo"))
