@@ -23,7 +23,7 @@ from clothing_gateway.errors import (
     PhotoServerFailed,
     TooManyBytes,
 )
-from clothing_gateway.fetch import Fetcher, Policy, Resolver, client
+from clothing_gateway.fetch import Fetcher, Policy, Resolver, client, response
 from clothing_gateway.fetch.client import ACCEPT
 from clothing_gateway.fetch.policy import NotAllowed
 from clothing_gateway.fetch.resolver import NoAddress
@@ -619,6 +619,40 @@ def test_chunk_extensions_are_limited(make, stack):
     with pytest.raises(PhotoServerFailed) as caught:
         get(make(ports=[port]), f"http://127.0.0.1:{port}/")
     assert "no content" in caught.value.cause
+
+
+def received(data, size):
+    """The body's pieces of a response that arrives in pieces of this size."""
+    arriving = (data[at : at + size] for at in range(0, len(data), size))
+    answer = response.Answer(lambda: next(arriving, b""))
+    return list(answer.body(answer.head()))
+
+
+@pytest.mark.parametrize("size", [1, 23])
+def test_small_chunks_are_limited(size):
+    """What is no content may be 64 kB and a quarter of the content."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    line = b"%x\r\n" % size
+    chunk = line + b"x" * size + b"\r\n"
+
+    def fits(count):
+        beside = len(head) + count * (len(chunk) - size) + len(b"0\r\n")
+        return beside <= response.MAX_HEAD_BYTES + count * size // 4
+
+    most = next(count for count in range(1 << 20) if not fits(count + 1))
+    assert b"".join(received(head + chunk * most + b"0\r\n\r\n", 65536)) == b"x" * size * most
+    with pytest.raises(response.BadAnswer, match="no content"):
+        received(head + chunk * (most + 1) + b"0\r\n\r\n", 65536)
+
+
+@pytest.mark.parametrize("size", [65536, 29, 30, 31])
+def test_small_chunks_are_joined(size):
+    """Wherever their packets end: in pieces of 24 bytes 20 MB would take 60 MB of memory."""
+    chunks = (b"18\r\n" + b"x" * 24 + b"\r\n") * 10_000
+    pieces = received(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n", size)
+    assert b"".join(pieces) == b"x" * 240_000
+    if size == 65536:
+        assert len(pieces) < 10
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import collections
 import io
+import json
+import socket
 import threading
+import time
 
 import pytest
 from fakes import FakeModel, ModelServer, image_bytes, multipart
@@ -129,6 +132,37 @@ def test_hostile_files_take_no_more_memory(start_gateway, stack):
     for name, got in answers.items():
         assert got <= ({(200, None)} if name in decoded else refused), name
     assert gateway.post("/predict", image_bytes())[0] == 200
+
+
+def test_photos_in_tiny_packets_take_no_more_memory(start_gateway, photo_server):
+    """A read allocates 64 kB before bytes arrive: kept with the two that do, a page stays in use."""
+    packets, connections = 1000, 16
+
+    def pinch(handler):
+        handler.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (2 * packets))
+        for _ in range(packets):
+            handler.wfile.write(b"xx")
+            time.sleep(0.0002)
+
+    photo_server.paths["/pinch"] = pinch
+    server = ModelServer()
+    gateway = start_gateway(server.address, fetch_allowed_networks="127.0.0.0/8", fetch_allowed_ports=photo_server.port)
+    before, answers = peak(gateway.pid), collections.Counter()
+    body = json.dumps({"url": f"{photo_server.url}/pinch"})
+
+    def ask():
+        answers[gateway.post("/predict", body, "application/json")[0]] += 1
+
+    clients = [threading.Thread(target=ask) for _ in range(connections)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    server.stop()
+    print(f"{(peak(gateway.pid) - before) // 1024} kB for {packets * connections} packets")
+    assert answers == {415: connections}
+    assert peak(gateway.pid) - before < packets * connections * 512
 
 
 def test_the_maximum_is_the_figure_in_the_readme():

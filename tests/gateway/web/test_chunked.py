@@ -113,10 +113,19 @@ def test_trailer_is_limited_to_8_kb(lines):
     assert receive(b"0\r\nX:" + b"a" * MAX_TRAILER_BYTES)[0].error
 
 
-def test_one_byte_chunks_are_limited():
-    overhead = len(b"1\r\n\r\n")
-    most = MAX_OVERHEAD_BYTES // (overhead - 1)
-    assert receive(encoded([b"x"] * (most - 10)))[0].completed
-    body, _ = receive(encoded([b"x"] * (most + 10)))
-    assert body.error
-    assert receive(encoded([b"x" * 100] * 10_000))[0].completed
+@pytest.mark.parametrize("size", [1, 5, 23])
+def test_small_chunks_are_limited(size):
+    """What is no content may be 16 kB and a quarter of the content."""
+    line = b"%x\r\n" % size
+    chunk = line + b"x" * size + b"\r\n"
+
+    def fits(count):
+        return count * (len(chunk) - size) + len(line) <= MAX_OVERHEAD_BYTES + count * size // 4
+
+    most = next(count for count in range(1 << 20) if not fits(count + 1))
+    assert receive(chunk * most + line)[0].error is None
+    assert receive(chunk * (most + 1) + line)[0].error
+
+
+def test_chunks_of_24_bytes_are_not_limited():
+    assert receive(encoded([b"x" * 24] * 40_000))[0].completed

@@ -352,15 +352,15 @@ class Fetcher:
         too_many = TooManyBytes(f"The photo is too large; at most {self._max_bytes} bytes are fetched.")
         if head.length is not None and head.length > self._max_bytes:
             raise too_many
-        pieces: list[bytes] = []
-        total = 0
+        # A copy: each packet has a buffer of CHUNK_BYTES, allocated before it arrives, of which a page would stay with
+        # it: two bytes took 4 kB.
+        received = bytearray()
         for piece in answer.body(head):
-            total += len(piece)
-            if total > self._max_bytes:
+            if len(received) + len(piece) > self._max_bytes:
                 raise too_many
             hold.grow(len(piece))  # as they are received: an announced length must not use up the budget
-            pieces.append(piece)
-        data = b"".join(pieces)
+            received += piece
+        data = bytes(received)
         if _WEB_PAGE.match(data, 0, 4096):
             raise NotAnImage("The address gave a web page; send the photo's own address.")
         return data
