@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import select
 import socket
 import threading
@@ -15,7 +16,7 @@ from waitress.channel import HTTPChannel
 
 from clothing_gateway.limits.admission import ByteBudget
 from clothing_gateway.telemetry.metrics import Metrics
-from clothing_gateway.web.limits import Connections, PortLimits
+from clothing_gateway.web.limits import Connections, Pace, PortLimits
 from clothing_gateway.web.requests import Lifecycle
 from clothing_gateway.web.server import Listener
 
@@ -334,6 +335,111 @@ def test_pipelined_requests_are_limited_to_sixteen(listener):
     assert data.count(b"Connection: close") == 1
     assert data.rpartition(b"Connection: close")[2].endswith(b"/a15")
     assert answered(1000).count(b"HTTP/1.1 200 OK") == 16
+
+
+def first_line(listener, data):
+    """Status line of the first response; empty where the connection is closed without one."""
+    with connect(listener) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(data)
+        return connection.recv(65536).partition(b"\r\n")[0]
+    return b""
+
+
+def test_header_fields_are_limited_to_100(listener):
+    """Each takes 200 bytes of memory, and 64 kB have 13,000 empty ones."""
+    head = b"GET /a HTTP/1.1\r\nHost: a\r\n"
+    fields = [b"X-%d:\r\n" % number for number in range(100)]
+    assert b" 200 " in first_line(listener, head + b"".join(fields[:99]) + b"\r\n")
+    assert b" 431 " in first_line(listener, head + b"".join(fields) + b"\r\n")
+
+
+def test_head_is_limited_to_64_kb(listener):
+    head = b"GET /a HTTP/1.1\r\nX: %b\r\n\r\n"
+    most = 65535 - len(head % b"")
+    assert b" 200 " in first_line(listener, head % (b"x" * most))
+    assert b" 431 " in first_line(listener, head % (b"x" * (most + 1)))
+
+
+def test_heads_of_one_client_are_counted(serve):
+    """Those that wait behind another and those that aren't complete; the sum is limited, and is released."""
+    heads = ByteBudget(200_000, 100_000)
+    listener = serve(heads=heads)
+    head = b"GET /slow HTTP/1.1\r\nX: "
+    with connect(listener) as unfinished:
+        unfinished.sendall(head + b"x" * (60_000 - len(head)))
+        wait_for(lambda: heads.reserved == 60_000)
+    wait_for(lambda: heads.reserved == 0)
+    with connect(listener) as waiting, connect(listener, "127.0.0.2") as other:
+        waiting.sendall((head + b"x" * 6_000 + b"\r\n\r\n") * 15)
+        wait_for(lambda: heads.reserved > 48_000)
+        assert b" 503 " in first_line(listener, head + b"x" * 60_000)
+        other.sendall(head + b"x" * 60_000 + b"\r\n\r\n")
+        assert b" 200 " in other.recv(65536)
+    wait_for(lambda: heads.reserved == 0)
+
+
+def test_empty_lines_between_requests_are_limited_to_sixteen(listener):
+    def answer(count):
+        return first_line(listener, b"\r\n\r\n" * count + request(b"a"))
+
+    assert b" 200 " in answer(16)
+    assert b" 400 " in answer(17)
+    with connect(listener) as connection:  # counted anew after each request
+        for _ in range(3):
+            connection.sendall(b"\r\n\r\n" * 16 + request(b"a"))
+            assert read(connection, 2).endswith(b"/a")
+
+
+@pytest.mark.parametrize("digits", [5, 6, 4300, 4301, 60_000])
+def test_length_of_many_digits(listener, caplog, digits):
+    """Above 4,300 digits Python's int raises an error of its own."""
+    data = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: " + b"9" * digits + b"\r\n\r\n"
+    if digits == 5:
+        assert b" 200 " in first_line(listener, data + b"x" * 99_999)
+    else:
+        assert (b" 413 " if digits <= 4300 else b" 400 ") in first_line(listener, data)
+    assert caplog.text == ""
+
+
+def test_nothing_is_answered_behind_a_refused_request(listener):
+    with connect(listener) as connection:
+        connection.sendall(b"POST /a HTTP/1.1\r\nContent-Length: x\r\n\r\n" + request(b"a") * 9)
+        assert re.findall(rb"HTTP/1\.[01] (\d+) ", read(connection)) == [b"400"]
+
+
+def test_cheap_requests_of_one_client_are_paced(listener):
+    """On however many connections; another client's start at once."""
+    listener.pace = Pace(per_second=20, at_once=10)
+    start = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connect(listener)) for _ in range(4)]
+        for connection in connections:
+            connection.sendall(request(b"a") * 5)
+        with connect(listener, "127.0.0.2") as other:
+            other.sendall(request(b"b"))
+            assert read(other, 2).endswith(b"/b")
+        assert time.monotonic() - start < 0.4
+        for connection in connections:
+            data = b""
+            while data.count(b"HTTP/1.1 200") < 5 or not data.endswith(b"/a"):
+                data += connection.recv(65536)
+    assert time.monotonic() - start > 0.45  # ten at once, and ten at 20 a second
+
+
+def test_pace():
+    pace = Pace(per_second=1000, at_once=3)
+    held = [pace.holds(number, "a") for number in range(6)]
+    assert held[:3] == [False] * 3
+    assert held[-1]
+    assert not pace.holds(9, "b")
+    due = []
+    while len(due) < sum(held):
+        time.sleep(pace.seconds(1))
+        due += pace.due()
+    assert due == [number for number in range(6) if held[number]]
+    assert pace.seconds(1) == 1
+    time.sleep(0.01)
+    assert not pace.holds(7, "a")
 
 
 def test_stuck_workers_are_noticed(serve):

@@ -29,11 +29,18 @@ from waitress.task import ErrorTask, WSGITask
 
 from clothing_gateway import errors
 from clothing_gateway.context import CONTEXT, Client
-from clothing_gateway.errors import BadRequest, GatewayError, Overloaded, RequestTooSlow, TooManyBytes
+from clothing_gateway.errors import (
+    BadRequest,
+    GatewayError,
+    HeadersTooLarge,
+    Overloaded,
+    RequestTooSlow,
+    TooManyBytes,
+)
 from clothing_gateway.limits.admission import Slot
 from clothing_gateway.limits.workers import Workers
 from clothing_gateway.web.chunked import ChunkedBody
-from clothing_gateway.web.limits import Connections, Pauses, PortLimits
+from clothing_gateway.web.limits import Connections, Pace, Pauses, PortLimits
 from clothing_gateway.web.rate_limit import client_address
 from clothing_gateway.web.requests import Lifecycle
 
@@ -131,6 +138,7 @@ class _Request(HTTPRequestParser):
         self._channel = channel
         self._limits: PortLimits = channel.server.limits
         self._reserved = 0
+        self._head = 0  # reserved bytes of the head
         self._discarded = 0
 
     @property
@@ -143,33 +151,41 @@ class _Request(HTTPRequestParser):
         if not self.header_bytes_received and self._is_rejected(data):
             return len(data)
         consumed: int = super().received(data)
+        if not in_body and self._is_refused(consumed):
+            return len(data)
         if isinstance(self.body_rcv, ChunkedBody) and self.body_rcv.error:
             self.error = _Refusal(BadRequest("The chunked body is malformed.", cause=self.body_rcv.error))
         if not in_body and self.headers_finished and self.error is None and not self.empty:
             self._admit()
+        self._count_body(consumed, in_body=in_body)
+        if self.cut:
+            self.completed = True
+            return len(data)
+        return consumed
+
+    def _count_body(self, count: int, *, in_body: bool) -> None:
+        """Apply the body's limits to its length, or to bytes of it that have arrived."""
         if self.error is None and self.headers_finished:
             largest = self._largest
             if (self.body_bytes_received if in_body else self.content_length) > largest:
                 self.refuse(TooManyBytes(f"The body is too large; send {largest} bytes at most."))
                 self.cut = not self.completed and self.content_length > largest + _DISCARDED_BYTES
             elif in_body:
-                if self._limits.budget.reserve(consumed, self.owner):
-                    self._reserved += consumed
+                if self._limits.budget.reserve(count, self.owner):
+                    self._reserved += count
                 else:
                     self.refuse(Overloaded(cause="GATEWAY_MAX_BUFFERED_BYTES are in use"))
         elif in_body and isinstance(self.error, _Refusal):
-            self._discarded += consumed
+            self._discarded += count
             self.cut = not self.completed and self._discarded > _DISCARDED_BYTES
-        if self.cut:
-            self.completed = True
-            return len(data)
-        return consumed
 
     def _is_rejected(self, data: bytes) -> bool:
         """Whether a request is complete with its first bytes: one too many, or one of TLS."""
-        if len(self._channel.requests) >= self._limits.max_pipelined:
-            # Dropped, and so is what follows: the client sends again what was not answered (RFC 9112, 9.3.2).
-            self._channel.requests[-1].last = True
+        requests = self._channel.requests
+        if len(requests) >= self._limits.max_pipelined or (requests and requests[-1].error):
+            # Dropped, and so is what follows: the client sends again what was not answered (RFC 9112, 9.3.2). Behind a
+            # refused request, which closes the connection, nothing is answered.
+            requests[-1].last = True
             self.completed = self.empty = True
         elif data.startswith(_TLS_HANDSHAKE):
             # Answered at once: a client that gets HTTP says so, one that gets silence waits for its timeout.
@@ -177,13 +193,45 @@ class _Request(HTTPRequestParser):
             self.completed = self.cut = True
         return self.completed
 
+    def _is_refused(self, count: int) -> bool:
+        """Count a part of the head; whether it ends the request.
+
+        Empty lines in place of a head do, and a head beyond its client's share.
+        """
+        channel, limits = self._channel, self._limits
+        if self.empty:
+            channel.empty_lines += 1
+            if channel.empty_lines <= limits.max_empty_lines:
+                return False
+            self.empty = False
+            self.error = _Refusal(BadRequest("Empty lines arrived in place of a request; send a request."))
+        elif self.error is not None:
+            return False
+        elif limits.heads.reserve(count, channel.client):
+            self._head += count
+            if self.headers_finished:
+                channel.empty_lines = 0
+            return False
+        else:
+            self.refuse(Overloaded(cause="too many bytes of requests' heads wait"))
+        self.completed = self.cut = True
+        return True
+
     def parse_header(self, header_plus: bytes) -> None:
         """Parse the head; ambiguous framing of the body closes the connection.
 
         waitress accepts Transfer-Encoding beside Content-Length, twice, or in HTTP/1.0, and a proxy may read it
         otherwise: one's body is the other's next request, request smuggling (RFC 9112, section 6.1).
         """
-        super().parse_header(header_plus)
+        # Beside the fields there are the request line and the head's end.
+        if header_plus.count(b"\n") > self._limits.max_fields + 2:
+            super().parse_header(b"GET / HTTP/1.0\r\n")  # as waitress does with a head of too many bytes
+            self.error = _Refusal(HeadersTooLarge())
+            return
+        try:
+            super().parse_header(header_plus)
+        except ValueError:  # a length of more than 4,300 digits
+            raise ParsingError("a number that is none") from None
         encodings = header_plus.lower().count(b"transfer-encoding") if self.chunked else 0
         if "TRANSFER_ENCODING" in self.headers or (
             self.chunked and ("CONTENT_LENGTH" in self.headers or encodings > 1 or not _CHUNKED.search(header_plus))
@@ -232,7 +280,8 @@ class _Request(HTTPRequestParser):
 
     def _release(self) -> None:
         self._limits.budget.release(self._reserved, self.owner)
-        self._reserved = 0
+        self._limits.heads.release(self._head, self._channel.client)
+        self._reserved = self._head = 0
 
 
 @functools.lru_cache(maxsize=2)
@@ -323,6 +372,7 @@ class _Channel(HTTPChannel):
         self.parser_class = functools.partial(_Request, self)
         self.client = ""  # the peer's address, of IPv6 its /64
         self.silent = True  # whether nothing has arrived
+        self.empty_lines = 0  # since the last request
         self.opened = self.taken = time.monotonic()  # taken: when the client last took bytes, or a response began
         super().__init__(server, *args, **kwargs)
 
@@ -470,6 +520,7 @@ class Server(TcpWSGIServer):
         self.limits = limits
         self.lifecycle = lifecycle
         self.pauses: Pauses[_Channel] = Pauses()
+        self.pace: Pace[_Channel] = Pace()
         # Used with ``arming`` held.
         self.connections: Connections[_Channel] = Connections(limits.max_connections, limits.max_connections_per_client)
         self.draining = False
@@ -528,7 +579,7 @@ class Server(TcpWSGIServer):
         """Enqueue a connection's request.
 
         A photo's slot is acquired or denied here, before the request waits for a thread, so that those that wait have
-        one; its client's share counts. Whatever is no photo with a slot is answered at once.
+        one; its client's share counts. Whatever is no photo with a slot is answered at once, in its client's pace.
         """
         request, limits = task.requests[0], self.limits
         if limits.slots is not None and request.error is None and request.slotted:
@@ -536,6 +587,13 @@ class Server(TcpWSGIServer):
                 request.slot = limits.fetching.slot(request.owner)
             else:
                 request.slot = limits.slots.slot(request.owner)
+        if request.slot is None and self.pace.holds(task, task.client):
+            self.wake()  # the loop's turn may be meant to last longer
+        else:
+            self._start(task)
+
+    def _start(self, task: _Channel) -> None:
+        request = task.requests[0]
         urgent = request.slot is None or not request.slot.held
         self.task_dispatcher.add_task(task, urgent=urgent, client=request.owner)
 
@@ -652,15 +710,17 @@ class Server(TcpWSGIServer):
         self.task_dispatcher.shutdown(cancel_pending=True, timeout=1)
 
     def _resume(self, seconds: float) -> float:
-        """End the pauses that are over; the seconds until the next one, or fewer."""
+        """Resume connections that are due; seconds until the next, at most ``seconds``."""
         for channel in self.pauses.resume():
             self.arm(channel)
-        return self.pauses.seconds(seconds)
+        for channel in self.pace.due():
+            self._start(channel)
+        return self.pace.seconds(self.pauses.seconds(seconds))
 
     def turn(self, seconds: float) -> None:
         """Handle the events of one turn, waiting for them up to ``seconds``."""
         self.turned = time.monotonic()
-        if self.pauses.due:
+        if self.pauses.due or self.pace.held:
             seconds = self._resume(seconds)
         if self._epoll is None:
             wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)
