@@ -43,10 +43,17 @@ ANSWERS = {
     "half": {"", "400", "408"},
     "slow": {"", "408"},
     "unread": {""},
+    "floods": {"", "200"},
+    "fields": {"", "431"},
+    "heads": {"", "415", "422", "503"},
+    "blank": {"", "400"},
+    "digits": {"", "400"},
     "unfinished": {"", "408", "413", "503"},
     "huge": {"", "413"},
     "endless": {"", "408", "413"},
     "bytes": {"", "400", "408", "413"},
+    "morsels": {"", "400", "408", "413"},
+    "forms": {"", "400", "413", "503"},
     "extension": {"", "400", "413", "431"},
     "json": {"", "413"},
     "pixels": {"413"},
@@ -65,6 +72,8 @@ ANSWERS = {
     "large": {"", "200", "503", "504"},
     "urls": {"", "200", "503", "504"},  # 200 names each photo's own error
     "fetches": {"", "424", "503", "504"},
+    "crumbs": {"", "424", "503", "504"},
+    "pinches": {"", "415", "424", "503", "504"},
     "admin": {"", "404", "408"},  # 404 to the pipelined GETs
 }
 # Valid photos that take long to decode: they take their client's own turns in the slots and the decode queue.

@@ -9,13 +9,23 @@
 //	half       10 that send half a request and shut down their sending side
 //	slow       20 uploads of one byte a second
 //	unread     40 that pipeline 64 kB of GETs and read no answer: worker threads, and memory for answers
+//	floods     100 that pipeline 16 GETs of /ping each time their answers have arrived: cheap requests without end
 //	unfinished 130 bodies of 1 MB without their last byte: the buffer for bodies (GATEWAY_MAX_BUFFERED_BYTES)
+//
+// Heads:
+//
+//	fields     500 uploads with 9,200 empty header fields in 60 kB: memory, and work of the event loop
+//	heads      100 that pipeline 15 GETs with a head of 60 kB behind a POST: memory
+//	blank      20 that send empty lines, 100 kB a second each: work of the event loop
+//	digits     20 uploads whose length has 5,000 digits
 //
 // Bodies:
 //
 //	huge       two of 1 GB, by Content-Length, as fast as they are read
 //	endless    two of chunks that don't end, a megabyte a second
 //	bytes      two of chunks of one byte, half a megabyte a second each: work of the event loop
+//	morsels    two of chunks of five bytes, likewise
+//	forms      two forms of 1,000 parts, 4 MB of headers
 //	extension  one chunk extension of 18 MB that never ends, then 20 bytes at a time: quadratic work, where there is any
 //	json       two of 20 MB of JSON objects: memory, and the interpreter's lock
 //
@@ -39,10 +49,12 @@
 //	middle     PNGs of 10 kB: 2 megapixels, that are light by the gateway's measure
 //	large      plain JPEGs of 18 MB
 //
-// Photos' servers (with -listen, an address that the gateway may fetch from; this program listens there and never answers):
+// Photos' servers (with -listen, an address that the gateway may fetch from; this program listens there):
 //
-//	urls       three requests of two slow URLs each: the workers
-//	fetches    33 requests of one slow URL each: all photos in flight
+//	urls       three requests of two URLs each that are never answered: the workers
+//	fetches    33 requests of one such URL each: all photos in flight
+//	crumbs     33 of one URL whose answer has chunks of five bytes: the interpreter's lock, memory
+//	pinches    33 of one URL whose answer's body arrives in packets of two bytes
 //
 // The admin port (with -admin): 100 connections that send nothing and 3 that read nothing: the kubelet's probes.
 //
@@ -120,10 +132,11 @@ func main() {
 	a.end = end
 
 	a.connections(*silent)
+	a.heads()
 	a.bodies()
 	a.photos(*costly)
 	if *listen != "" {
-		a.slowPhotoServer(*listen)
+		a.photoServer(*listen)
 	}
 	if *admin != "" {
 		a.address = *admin
@@ -159,10 +172,50 @@ func (a *attack) connections(silent int) {
 	})
 	a.start("slow", 20, func(conn net.Conn) { a.drip(conn, upload+"\xff\xd8", "\xff", time.Second) })
 	a.startUnread("unread", 40)
+	a.each("floods", 100, a.flood)
 	a.start("unfinished", 130, func(conn net.Conn) {
 		io.WriteString(conn, upload)
 		conn.Write(make([]byte, 1048575))
 	})
+}
+
+func (a *attack) heads() {
+	var fields strings.Builder
+	for number := range 9200 {
+		fmt.Fprintf(&fields, "%x:\r\n", 0x1000+number)
+	}
+	upload := a.head + "image/jpeg\r\nContent-Length: "
+	a.start("fields", 500, func(conn net.Conn) { io.WriteString(conn, upload+"1000\r\n"+fields.String()+"\r\n") })
+	large := a.head + "image/jpeg\r\nContent-Length: 3\r\n\r\n\xff\xd8\xff"
+	large += strings.Repeat("GET /ping HTTP/1.1\r\nX: "+strings.Repeat("y", 60_000)+"\r\n\r\n", 15)
+	a.start("heads", 100, func(conn net.Conn) { io.WriteString(conn, large) })
+	blank := strings.Repeat("\r\n", 5000)
+	a.start("blank", 20, func(conn net.Conn) { a.drip(conn, blank, blank, 100*time.Millisecond) })
+	a.start("digits", 20, func(conn net.Conn) { io.WriteString(conn, upload+strings.Repeat("9", 5000)+"\r\n\r\n") })
+}
+
+// flood asks for something cheap as often as it is answered.
+func (a *attack) flood(conn net.Conn) {
+	defer conn.Close()
+	defer context.AfterFunc(a.end, func() { conn.Close() })()
+	const batch = 16
+	several := strings.Repeat("GET /ping HTTP/1.1\r\nHost: a\r\n\r\n", batch)
+	answers := bufio.NewReader(conn)
+	for {
+		if _, err := io.WriteString(conn, several); err != nil {
+			a.count("floods", "")
+			return
+		}
+		for range batch {
+			response, err := http.ReadResponse(answers, nil)
+			if err != nil {
+				a.count("floods", "")
+				return
+			}
+			io.Copy(io.Discard, response.Body)
+			a.count("floods", strconv.Itoa(response.StatusCode))
+		}
+	}
 }
 
 func (a *attack) bodies() {
@@ -181,6 +234,10 @@ func (a *attack) bodies() {
 	a.start("endless", 2, func(conn net.Conn) { a.drip(conn, chunked, chunk, 100*time.Millisecond) })
 	bytes := strings.Repeat("1\r\nx\r\n", 8500)
 	a.start("bytes", 2, func(conn net.Conn) { a.drip(conn, chunked, bytes, 100*time.Millisecond) })
+	morsels := strings.Repeat("5\r\nxxxxx\r\n", 5100)
+	a.start("morsels", 2, func(conn net.Conn) { a.drip(conn, chunked, morsels, 100*time.Millisecond) })
+	part := "--b\r\nContent-Disposition: form-data; " + strings.Repeat(`a="b"; `, 550) + "name=\"x\"\r\n\r\n\r\n"
+	a.start("forms", 2, a.sends("multipart/form-data; boundary=b", []byte(strings.Repeat(part, 999)+"--b--\r\n")))
 	extension := chunked + "1;a=" + strings.Repeat("y", 18<<20)
 	a.start("extension", 1, func(conn net.Conn) { a.drip(conn, extension, strings.Repeat("y", 20), 10*time.Millisecond) })
 	objects := `{"url":[` + strings.Repeat(`{"":0},`, 2_800_000) + `0]}`
@@ -202,31 +259,50 @@ func (a *attack) photos(costly int) {
 	a.pause = pause
 }
 
-// slowPhotoServer accepts connections, reads, and never answers; and has the gateway fetch from it.
-func (a *attack) slowPhotoServer(address string) {
+// photoServer has the gateway fetch from here: /slow.jpg is never answered, the others are answered at great length.
+func (a *attack) photoServer(address string) {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		log.Fatal(err)
 	}
 	context.AfterFunc(a.end, func() { listener.Close() })
+	url := "http://" + listener.Addr().String()
+	single := func(path string) func(net.Conn) {
+		return a.sends("application/json", fmt.Appendf(nil, `{"url": %q}`, url+path))
+	}
+	a.start("fetches", 33, single("/slow.jpg"))
+	a.start("crumbs", 33, single("/crumbs.jpg"))
+	a.start("pinches", 33, single("/pinches.jpg"))
+	a.head = strings.Replace(a.head, "/predict ", "/classify ", 1)
+	a.start("urls", 3, a.sends("application/json", fmt.Appendf(nil, `{"urls": [%q, %q]}`, url+"/slow.jpg", url+"/slow.jpg")))
 	go func() {
 		for {
 			conn, err := listener.Accept()
 			if err != nil {
 				return
 			}
-			go func() {
-				defer conn.Close()
-				io.Copy(io.Discard, conn)
-			}()
+			go a.answer(conn)
 		}
 	}()
-	one := "http://" + listener.Addr().String() + "/slow.jpg"
-	single := fmt.Appendf(nil, `{"url": %q}`, one)
-	several := fmt.Appendf(nil, `{"urls": [%q, %q]}`, one, one)
-	a.start("fetches", 33, a.sends("application/json", single))
-	a.head = strings.Replace(a.head, "/predict ", "/classify ", 1)
-	a.start("urls", 3, a.sends("application/json", several))
+}
+
+func (a *attack) answer(conn net.Conn) {
+	defer conn.Close()
+	request, err := http.ReadRequest(bufio.NewReader(conn))
+	if err != nil {
+		return
+	}
+	counted := counting{conn, a.sent[strings.TrimSuffix(request.URL.Path[1:], ".jpg")]}
+	head := "HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n"
+	switch request.URL.Path {
+	case "/crumbs.jpg":
+		crumbs := strings.Repeat("5\r\nxxxxx\r\n", 6000)
+		a.drip(counted, head+"Transfer-Encoding: chunked\r\n\r\n", crumbs, 20*time.Millisecond)
+	case "/pinches.jpg":
+		a.drip(counted, head+"Content-Length: 20000000\r\n\r\n", "xx", time.Millisecond)
+	default:
+		io.Copy(io.Discard, conn)
+	}
 }
 
 // pipelined asks for more than it will ever read.
