@@ -349,21 +349,23 @@ class Fetcher:
             raise PhotoServerFailed(f"The photo's server answered with status {head.status}; check the address.")
         if not COMPRESSIONS.isdisjoint(head.encodings):
             raise PhotoServerFailed("The photo's server sent it compressed; upload the photo.")
-        too_many = TooManyBytes(f"The photo is too large; at most {self._max_bytes} bytes are fetched.")
         if head.length is not None and head.length > self._max_bytes:
-            raise too_many
+            raise self._too_many()
         # A copy: each packet has a buffer of CHUNK_BYTES, allocated before it arrives, of which a page would stay with
         # it: two bytes took 4 kB.
         received = bytearray()
         for piece in answer.body(head):
             if len(received) + len(piece) > self._max_bytes:
-                raise too_many
+                raise self._too_many()
             hold.grow(len(piece))  # as they are received: an announced length must not use up the budget
             received += piece
         data = bytes(received)
         if _WEB_PAGE.match(data, 0, 4096):
             raise NotAnImage("The address gave a web page; send the photo's own address.")
         return data
+
+    def _too_many(self) -> TooManyBytes:
+        return TooManyBytes(f"The photo is too large; at most {self._max_bytes} bytes are fetched.")
 
     def _take_idle(self, target: Target, addresses: list[Address]) -> tuple[HTTPConnection, _Key] | None:
         """Return the idle connection used last to one of the addresses just checked."""
