@@ -183,6 +183,36 @@ def test_from_keras(models: dict[str, Made], tmp_path: Path, preprocessing: str)
     assert np.abs(got - want).max() <= 1e-6 * np.abs(want).max()
 
 
+@pytest.mark.parametrize("kind", ["float32", "uint8", "encoded"])
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_channels_first(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, channels: str) -> None:
+    """As PyTorch's models are, of a width that is given: Keras's scores for the gateway's numbers."""
+    import keras
+    import tensorflow as tf
+
+    from clothing_model.evaluation.classifiers import Options, SavedModelClassifier
+
+    photo = keras.Input((3, 16, None), name="photo")
+    last = keras.layers.Permute((2, 3, 1))(photo)
+    found = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, activation="relu")(last))
+    model = keras.Model(photo, keras.layers.Dense(3)(found))
+    model.save(tmp_path / "m.keras")
+    scaling = ["--preprocessing=rescale", "--mean=0.485,0.456,0.406", "--std=0.2", f"--channels={channels}"]
+    options = ["--name=m", f"--output={tmp_path}", f"--input={kind}", "--labels=a,b,c", *scaling]
+    assert main(["convert", str(tmp_path / "m.keras"), *options, "--image-size=9x16"]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "m"), "--strict"]) == 0, capsys.readouterr().out
+    ((_, tensor),) = savedmodel.read(tmp_path / "m").signatures["serving_default"].inputs.items()
+    assert tensor.shape == ((-1,) if kind == "encoded" else (-1, 3, 16, 9))
+    file = encoded(picture(50, 40), format="PNG")
+    numbers = Scaling("rescale", (0.485, 0.456, 0.406), (0.2,), channels).numbers(pillow(file, 9, 16))
+    expected = model(tf.constant(numbers.transpose(2, 0, 1)[None]), training=False)[0]
+    answer = SavedModelClassifier(tmp_path / "m", Options(), ()).classify(file)
+    assert answer.scores == pytest.approx(np.asarray(expected), abs=1e-5)
+    assert main(["convert", str(tmp_path / "m.keras"), *options, "--image-size=9x17"]) == 1
+    assert "takes photos of ?x16 only" in capsys.readouterr().err
+
+
 def test_served(demo: Path, serve: Starter) -> None:
     """All three on one portable server, warmed up; a broken file is the client's fault, and harms nobody."""
     config = "".join(

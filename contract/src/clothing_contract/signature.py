@@ -6,7 +6,7 @@ which reads them from a SavedModel. Each names the value to change by ``say``, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from clothing_contract.contract import CHANNELS, ContractError, input_problems
@@ -100,15 +100,20 @@ def photo(name: str, tensor: Tensor, size: tuple[int, int] | None, channels: str
             f"input {name!r} has the shape {shape}; the gateway sends (batch, height, width, channels) or (batch, "
             "channels, height, width), of 3 channels or 1"
         )
-    layout = NCHW if shape[3] not in (1, 3) and shape[1] in (1, 3) else NHWC
-    count, height, width = (shape[1], *shape[2:]) if layout == NCHW else (shape[3], *shape[1:3])
+    found = layout(shape[1:])
+    count, height, width = (shape[1], *shape[2:]) if found == NCHW else (shape[3], *shape[1:3])
     return Photo(
         kind,
-        layout,
+        found,
         _channels(name, shape, count, channels, say),
         _size(name, shape, (width, height), size, say),
         _batch_limit(name, shape),
     )
+
+
+def layout(shape: Sequence[int | None]) -> str:
+    """NHWC or NCHW, of a photo's three dimensions: channels are 3 or 1."""
+    return NCHW if shape[2] not in (1, 3) and shape[0] in (1, 3) else NHWC
 
 
 def require_scaling(

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from clothing_contract import Input
+from clothing_contract import signature as rules
 from clothing_contract.contract import show_size
 from clothing_model import savedmodel
 from clothing_model.commands.options import add_contract_options, contract_of, image_size, read_labels
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from clothing_contract.scaling import Scaling
 
 INPUTS = ("float32", "uint8", "encoded")
+FIRST = (0, 3, 1, 2)  # channels before height and width
 WEIGHTS = ("float32", "float16")
 TEMPORARY = ".converting-"
 OLD = "-old-"  # the version that --force replaces, by its number
@@ -365,7 +367,8 @@ def _write_saved_model(
     _require_labels(labels, model.output_shape[-1])
     shape = _photo_shape(source, model.input_shape, given.size)
     input_name, output_name = _names(given, model)
-    scaling = Scaling.of(replace(given.contract, channels="grey") if shape[2] == 1 else given.contract)
+    is_grey = _channels_last(shape)[2] == 1
+    scaling = Scaling.of(replace(given.contract, channels="grey") if is_grey else given.contract)
     module = tf.Module()
     if weights == WEIGHTS[0]:
         module.variables_to_save, call = model.variables, model.call
@@ -374,9 +377,11 @@ def _write_saved_model(
 
     def serve(photos: Any) -> dict[str, Any]:
         if given.input == graph_preprocessing.ENCODED:
-            photos = graph_preprocessing.pixels_of_files(photos, *_fixed(shape))
-        if given.input != graph_preprocessing.FLOAT32:
-            photos = graph_preprocessing.numbers(photos, scaling)
+            pixels = graph_preprocessing.pixels_of_files(photos, *_fixed(shape))
+            photos = graph_preprocessing.numbers(pixels, scaling)
+            photos = tf.transpose(photos, FIRST) if rules.layout(shape) == rules.NCHW else photos
+        elif given.input == graph_preprocessing.UINT8:
+            photos = graph_preprocessing.numbers(photos, scaling, rules.layout(shape))
         return {output_name: tf.cast(call(photos), tf.float32)}
 
     if given.input == graph_preprocessing.ENCODED:
@@ -420,7 +425,7 @@ def _require_names(input_name: str | None, output_name: str | None) -> None:
 
 def _fixed(shape: tuple[int | None, ...]) -> tuple[int, int]:
     """Height and width, which a model that resizes photos itself needs."""
-    height, width, channels = shape
+    height, width, channels = _channels_last(shape)
     if height is None or width is None:
         raise ModelError(
             "--input=encoded: the model takes photos of any size; give --image-size, the size to resize them to"
@@ -436,14 +441,23 @@ def _photo_shape(
     shape = input_shape[1:]
     if len(shape) != 3:
         raise ModelError(
-            f"{source.path} takes an input of the shape {input_shape}: a photo's is (batch, height, width, channels)"
+            f"{source.path} takes an input of the shape {input_shape}: a photo's is (batch, height, width, channels) "
+            "or (batch, channels, height, width)"
         )
     if size is None:
         return shape
-    fitting = all(have in (None, want) for have, want in zip(shape[:2], size, strict=True))
-    if not fitting:
-        raise ModelError(f"--image-size: {source.path} takes photos of {shape[1]}x{shape[0]} only; leave it out")
-    return (*size, shape[2])
+    height, width, channels = _channels_last(shape)
+    if height not in (None, size[0]) or width not in (None, size[1]):
+        raise ModelError(
+            f"--image-size: {source.path} takes photos of {width or '?'}x{height or '?'} only; leave it out"
+        )
+    return (channels, *size) if rules.layout(shape) == rules.NCHW else (*size, channels)
+
+
+def _channels_last(shape: Sequence[int | None]) -> tuple[int | None, int | None, int | None]:
+    """Height, width and channels of a shape in either layout, without the batch."""
+    first, second, third = shape
+    return (second, third, first) if rules.layout(shape) == rules.NCHW else (first, second, third)
 
 
 def _largest_difference(
@@ -459,15 +473,18 @@ def _largest_difference(
 
     from clothing_model.keras import graph_preprocessing
 
-    sizes = [size or default for size, default in zip(shape, (128, 128, 3), strict=True)]
+    is_first = rules.layout(shape) == rules.NCHW
+    sizes = [size or default for size, default in zip(_channels_last(shape), (128, 128, 3), strict=True)]
     random = np.random.default_rng(0)
     if given == graph_preprocessing.FLOAT32:
-        numbers = photos = tf.constant(random.uniform(-1, 1, (2, *sizes)).astype(np.float32))
+        pixels = tf.constant(random.uniform(-1, 1, (2, *sizes)).astype(np.float32))
+        numbers = pixels
     else:
-        photos = tf.constant(random.integers(0, 256, (2, *sizes), np.uint8))
-        numbers = graph_preprocessing.numbers(photos, scaling)
-        if given == graph_preprocessing.ENCODED:  # PNG keeps each pixel
-            photos = tf.stack([tf.io.encode_png(photo) for photo in photos])
+        pixels = tf.constant(random.integers(0, 256, (2, *sizes), np.uint8))
+        numbers = graph_preprocessing.numbers(pixels, scaling)
+    photos, numbers = (tf.transpose(each, FIRST) if is_first else each for each in (pixels, numbers))
+    if given == graph_preprocessing.ENCODED:  # PNG keeps each pixel
+        photos = tf.stack([tf.io.encode_png(each) for each in pixels])
     saved = tf.saved_model.load(str(folder)).signatures[savedmodel.DEFAULT_SIGNATURE]
     name = next(iter(saved.structured_input_signature[1]))
     (got,) = saved(**{name: photos}).values()

@@ -11,12 +11,13 @@ from typing import Any
 import tensorflow as tf
 
 from clothing_contract.scaling import Scaling
+from clothing_contract.signature import NCHW, NHWC
 
 FLOAT32, UINT8, ENCODED = "float32", "uint8", "encoded"
 
 
-def numbers(pixels: Any, scaling: Scaling) -> Any:
-    """Convert uint8 (batch, height, width, RGB or grey) to float32 of the same shape."""
+def numbers(pixels: Any, scaling: Scaling, layout: str = NHWC) -> Any:
+    """Convert uint8 pixels, RGB or grey, to float32 of the same shape and layout."""
     if scaling == Scaling("none"):
         return tf.cast(pixels, tf.float32)
     values, reverse = scaling.table
@@ -24,7 +25,9 @@ def numbers(pixels: Any, scaling: Scaling) -> Any:
     if len(values[0]) == 1 or (scaling.preprocessing == "tf" and not reverse):  # the channels are alike
         return tf.gather(values[:, 0], index)
     source = (2, 1, 0) if reverse else (0, 1, 2)
-    return tf.stack([tf.gather(values[:, channel], index[..., source[channel]]) for channel in range(3)], axis=-1)
+    planes = [index[:, channel] if layout == NCHW else index[..., channel] for channel in source]
+    scaled = [tf.gather(values[:, channel], plane) for channel, plane in enumerate(planes)]
+    return tf.stack(scaled, axis=1 if layout == NCHW else -1)
 
 
 def pixels_of_files(files: Any, height: int, width: int) -> Any:
