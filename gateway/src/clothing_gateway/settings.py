@@ -316,11 +316,9 @@ _PORTS = _listed(_integer(1, 65535).parse, {"$ref": "#/$defs/port"}, collect=fro
 _NETWORKS = _listed(ipaddress.ip_network, {"$ref": "#/$defs/cidr"})
 _HOSTS = replace(_listed(_host, {}), schema={"$ref": "#/$defs/hosts"})
 _OWN_HOSTS = _listed(_own_host, {})
-_ORIGINS = _listed(_origin, {"type": "string", "pattern": r"^(\*|https?://[A-Za-z0-9.\[\]:-]+)$"})
+_ORIGINS = _listed(_origin, {"type": "string"})
 _USER_AGENT = Kind(parse=_user_agent)
-_PROXY = Kind(
-    parse=_proxy, show=_show_proxy, empty=None, schema={"type": "string", "pattern": "^$|^http://[^/@]+:[0-9]+/?$"}
-)
+_PROXY = Kind(parse=_proxy, show=_show_proxy, empty=None, schema={"type": "string"})
 
 
 def _setting(default: str, kind: Kind, unit: str, reason: str, **more: Any) -> Any:  # noqa: ANN401 - a field of any type
