@@ -24,6 +24,7 @@ PROCESSES = {TESTS / "e2e", TESTS / "integration", TESTS / "page"}
 # Modules of the standard library, and parts of the gateway, that start a process or listen on a socket.
 STARTERS = {
     "clothing_gateway.gateway",
+    "clothing_gateway.image.pool",
     "clothing_gateway.web.admin",
     "clothing_gateway.web.server",
     "grpc",

@@ -84,7 +84,7 @@ _DECODE_MEMORY = """
 from clothing_gateway.limits import memory
 from clothing_gateway.settings import Settings
 s = Settings()
-print(memory.for_decoders(s.max_buffered_bytes, s.max_in_flight, 1 << 30))
+print(memory.for_decoders(s.max_buffered_bytes, s.max_in_flight, s.decode_processes, 1 << 30))
 """
 
 

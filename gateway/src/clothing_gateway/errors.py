@@ -20,6 +20,7 @@ GatewayError                     500  internal-error
 │   └── UnsupportedImage         415  unsupported-image
 ├── HostNotAllowed               421  host-not-allowed
 ├── BrokenImage                  422  broken-image
+│   └── DecoderCrashed           422  decoder-crashed
 ├── PhotoServerFailed            424  photo-server-failed
 ├── TooManyRequests              429  too-many-requests
 ├── HeadersTooLarge              431  headers-too-large
@@ -277,6 +278,14 @@ class BrokenImage(GatewayError):
     code = "broken-image"
     title = "Broken image"
     detail = "The image file is damaged or cut off; send it again."
+
+
+class DecoderCrashed(BrokenImage):
+    """The process that decoded the photo crashed over it."""
+
+    code = "decoder-crashed"
+    title = "Decoder crashed"
+    detail = "The photo crashed its decoder; save it as JPEG, and retry."
 
 
 class PhotoServerFailed(GatewayError):

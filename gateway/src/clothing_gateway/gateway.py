@@ -20,6 +20,7 @@ from types import FrameType
 
 from clothing_gateway import __version__, fetch
 from clothing_gateway.image.decode import jpeg_decoder
+from clothing_gateway.image.pool import DecoderPool
 from clothing_gateway.limits import cgroup
 from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Slots, slots_in_all
 from clothing_gateway.model.channels import target_of
@@ -128,7 +129,12 @@ class Gateway:
         budget = ByteBudget(settings.max_buffered_bytes, share)
         slots = Slots(slots_in_all(settings.max_in_flight), settings.max_in_flight)
         fetching = Slots(fetching_limit(settings), settings.max_in_flight)
-        gate = DecodeGate(settings.decode_slots, settings.decode_memory_bytes)
+        processes = settings.decode_processes
+        # Of the decode processes one is left to light photos.
+        gate = DecodeGate(
+            settings.decode_slots, settings.decode_memory_bytes, max(processes - 1, 1) if processes else None
+        )
+        self._decoders = DecoderPool(processes, gate.largest, self.metrics.count_decode_exit) if processes else None
         attempts = AttemptCounter(target_of(settings.tf_serving_host))
         self.predictor = Predictor(settings, count=self.metrics.count_rpc)
         calls = self.predictor.slots
@@ -149,6 +155,7 @@ class Gateway:
             gate=gate,
             slots=slots,
             metrics=self.metrics,
+            decoders=self._decoders,
             count_megapixels=known.megapixels.take if known.megapixels else None,
         )
         connections = _connections(settings.max_connections)
@@ -260,6 +267,8 @@ class Gateway:
         admin.join(2)
         self.admin.stop_accepting()
         self.admin.drain(self._ended, until=time.monotonic())
+        if self._decoders is not None:
+            self._decoders.close()
         if self._tracer is not None:
             self._tracer.close()
         # Connections to servers, and threads that still wait for one, end with the process: a model server that hangs

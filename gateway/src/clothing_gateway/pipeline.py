@@ -5,6 +5,7 @@ It is independent of HTTP.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -22,6 +23,7 @@ from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import GatewayError, ModelRefused, Overloaded, TooManyRequests
 from clothing_gateway.fetch import Fetcher
 from clothing_gateway.image import decode
+from clothing_gateway.image.pool import DecoderPool
 from clothing_gateway.limits.admission import DecodeGate, Slots, slots_in_all
 from clothing_gateway.model.predictor import Predictor
 from clothing_gateway.model.signature import Model
@@ -76,10 +78,12 @@ class Classifier:
         gate: DecodeGate,
         slots: Slots,
         metrics: Metrics,
+        decoders: DecoderPool | None = None,
         count_megapixels: Callable[[str, float], object] | None = None,
     ) -> None:
         """Store the parts, and start the threads of requests with several photos.
 
+        ``decoders`` decode what clothing_jpeg doesn't; without them this process does.
         ``count_megapixels`` takes a client's identity and a photo's megapixels, times its scans, before it is decoded;
         raises TooManyRequests over the client's rate.
         """
@@ -89,6 +93,7 @@ class Classifier:
         self._gate = gate
         self._slots = slots
         self._metrics = metrics
+        self._decoders = decoders
         self._count_megapixels = count_megapixels
         # A thread for each photo that is fetched or in flight, so that no request's photos queue here behind another's
         # slow fetches.
@@ -182,7 +187,7 @@ class Classifier:
         one.pixels = header.pixels
         self._metrics.photo_pixels.observe(header.pixels)
         start = perf_counter()
-        # A heavy photo waits and is decoded without the worker's permit: C code without the GIL, as I/O is.
+        # A heavy photo waits and is decoded without the worker's permit: in another process, or in C without the GIL.
         permit = nullcontext() if self._gate.light(header.cost) else context.blocking()
         with permit, self._gate.hold(header.cost, context.deadline, context.owner):
             context.record("wait", perf_counter() - start)
@@ -191,7 +196,14 @@ class Classifier:
             if self._count_megapixels is not None:
                 self._count_megapixels(context.owner, decode.scanned_pixels(data, header) / 1e6)
             with context.stage("decode"):
-                one.element = prepare(data, header, model, context.deadline)
+                one.element = prepare(data, header, model, context.deadline, self._decoder(header, context))
+
+    def _decoder(self, header: decode.Header, context: RequestContext) -> decode.Decoder | None:
+        """The decode processes, for one photo; None without them."""
+        if self._decoders is None:
+            return None
+        heavy = not self._gate.light(header.cost)
+        return functools.partial(self._decoders.decode, heavy=heavy, client_gone=context.client_gone)
 
 
 def read_header(data: bytes, settings: Settings, max_cost: int, size: tuple[int, int] | None = None) -> decode.Header:
@@ -209,9 +221,15 @@ def read_header(data: bytes, settings: Settings, max_cost: int, size: tuple[int,
     )
 
 
-def prepare(data: bytes, header: decode.Header, model: Model, deadline: Deadline | None = None) -> Element:
-    """One photo as an element of the model's input."""
-    element = decode.decode(data, header, model.size, model.scaling if model.is_plain else None, deadline)
+def prepare(
+    data: bytes,
+    header: decode.Header,
+    model: Model,
+    deadline: Deadline | None = None,
+    by: decode.Decoder | None = None,
+) -> Element:
+    """One photo as an element of the model's input; ``by`` is decode.decode's."""
+    element = decode.decode(data, header, model.size, model.scaling if model.is_plain else None, deadline, by=by)
     if element is None:
         return data  # decoded to validate it only: the model takes the file
     return element if model.is_plain else model.arranged(element)

@@ -22,6 +22,7 @@ import functools
 import ipaddress
 import json
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -325,6 +326,14 @@ def _setting(default: str, kind: Kind, unit: str, reason: str, **more: Any) -> A
     """A field of Settings, of a row."""
     row = Setting(default, kind, unit, reason, **more)
     return field(default_factory=lambda: row.value(default, {}), metadata={"row": row})
+
+
+def decode_processes() -> int:
+    """Decode processes by default: one for each core, and one for light photos.
+
+    Each takes 8 MiB, and memory for four large photos at a time is more than the default limit leaves.
+    """
+    return min(cgroup.available_cores(), 4) + 1 if sys.platform == "linux" else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -654,6 +663,16 @@ class Settings:
         derive=lambda _: cgroup.available_cores(),
         derived="the cores",
     )
+    decode_processes: int = _setting(
+        "",
+        _integer(0, 64),
+        "processes",
+        "Processes that decode what clothing_jpeg doesn't (PNG, WebP, GIF, BMP, some JPEGs), at most: there a decode "
+        "ends at its deadline, and a crash costs one photo. Heavy photos leave one of them to light photos. Empty is "
+        "the cores + 1, at most 5, as each takes memory; 0 decodes in the gateway's own process. Linux only.",
+        derive=lambda _: decode_processes(),
+        derived="the cores + 1, at most 5",
+    )
     decode_memory_bytes: int = _setting(
         "",
         _LARGE_BYTES,
@@ -664,6 +683,7 @@ class Settings:
         derive=lambda values: memory.for_decoders(
             values.get("max_buffered_bytes", 128 * MIB),
             values.get("max_in_flight", 32),
+            values.get("decode_processes", decode_processes()),
             image_size=values.get("image_size"),
         ),
         derived="by the container's limit",

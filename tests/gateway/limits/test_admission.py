@@ -217,6 +217,20 @@ def test_light_photo_does_not_wait_for_a_heavy_one():
     assert state(gate) == (0, 0, 0, 1000)
 
 
+def test_heavy_photos_have_slots_of_their_own():
+    gate = DecodeGate(slots=4, memory_bytes=1000, heavy_slots=1)
+    heavy = inside(gate, 200)
+    waiting = queued(gate, 200)
+    light = [inside(gate, 50) for _ in range(3)]
+    light[0].leave()
+    assert not waiting.inside.wait(0.05)
+    heavy.leave()
+    assert waiting.inside.wait(5)
+    for visitor in (waiting, *light[1:]):
+        visitor.leave()
+    assert state(gate) == (0, 0, 0, 1000)
+
+
 def test_heavy_photos_leave_memory_for_light_ones():
     gate = DecodeGate(slots=4, memory_bytes=1000)
     assert gate.largest == 800

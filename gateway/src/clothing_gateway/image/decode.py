@@ -81,6 +81,8 @@ Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", message="Palette images with Transparency", module="PIL")
 
 Pixels = npt.NDArray[np.uint8]
+# Decodes a file by its header to what the axes keep, as ``by_pillow`` does.
+Decoder = Callable[["bytes", "Header", "tuple[Axis, Axis] | None", "Deadline | None"], npt.NDArray[Any]]
 
 
 def jpeg_decoder() -> str:
@@ -163,7 +165,7 @@ def read_header(
         width, height, cost, turn = plain
     else:
         found = layout.read(data, kind)
-        width, height, cost = found.width, found.height, found.memory
+        width, height, cost = found.width, found.height, found.memory + len(data)  # the decode process's copy
         turn = _orientation(data, found.exif) if exif_orientation else exif.AS_STORED
         if turn != exif.AS_STORED:
             cost += layout.rows(width, height, 4) + 16 * width  # a turned copy
@@ -183,10 +185,14 @@ def read_header(
     if max(header.width, header.height) > max_side:
         raise TooManyPixels(f"The photo has {header.width} x {header.height} pixels; a side may have {max_side}.")
     if header.cost > max_cost:
-        raise TooManyPixels(
-            f"Decoding this {kind} file of {header.width} x {header.height} pixels takes more memory than allowed."
-        )
+        raise _too_much_memory(header)
     return header
+
+
+def _too_much_memory(header: Header) -> TooManyPixels:
+    return TooManyPixels(
+        f"Decoding this {header.format} file of {header.width} x {header.height} pixels takes more memory than allowed."
+    )
 
 
 def scanned_pixels(data: bytes, header: Header) -> int:
@@ -242,24 +248,27 @@ def decode(
     size: tuple[int, int] | None,
     scaling: Scaling | None = None,
     deadline: Deadline | None = None,
+    *,
+    by: Decoder | None = None,
 ) -> npt.NDArray[Any] | None:
     """Decode to RGB pixels in ``size`` (width, height): uint8 (height, width, 3).
 
     With ``scaling`` they are preprocessed, as float32.
 
-    Without a size the photo is decoded for verification only, and the result is None. Raises BrokenImage, TooComplex,
-    or OutOfTime at the deadline.
+    Without a size the photo is decoded for verification only, and the result is None. ``by`` decodes what clothing_jpeg
+    doesn't; by default Pillow does, in this process. Raises BrokenImage, TooComplex, or OutOfTime at the deadline.
     """
+    by = by or by_pillow
     if size is None:
         if header.layout is None:
             _decode_plain(data, header, None, None, deadline)
         else:
-            _decode_by_pillow(data, header, header.layout, None, deadline)
+            by(data, header, None, deadline)
         return None
     photo = turning.upright((header.width, header.height), header.orientation)
     across, down = header.fit.axes(photo, size)
     if header.layout is not None:
-        pixels = _decode_by_pillow(data, header, header.layout, (across, down), deadline)
+        pixels = by(data, header, (across, down), deadline)
     elif header.resampling == TF_BILINEAR:
         pixels = interpolation.bilinear(
             lambda rows, columns: _gather_plain(data, header, rows, columns, deadline), across, down
@@ -317,44 +326,66 @@ class _File(io.BytesIO):
         return super().read(size)
 
 
-def _decode_by_pillow(
-    data: bytes, header: Header, found: layout.Layout, axes: tuple[Axis, Axis] | None, deadline: Deadline | None
+def by_pillow(
+    data: bytes, header: Header, axes: tuple[Axis, Axis] | None, deadline: Deadline | None = None
 ) -> npt.NDArray[Any]:
-    """What is kept of the resized photo, or without ``axes`` nothing but the verdict."""
+    """Decode by Pillow: what is kept of the resized photo, RGB (``shape_by_pillow``).
+
+    Without ``axes`` the photo is decoded for verification only. Raises BrokenImage, TooComplex, or OutOfTime at the
+    deadline, which Pillow looks at wherever it reads the file.
+    """
+    found = header.layout
+    if found is None:
+        raise ValueError("a plain JPEG, of which no parts are known")
     layout.count_scans(data, found)
     layout.require_few_groups(data, found)
     opened: Image.Image | None = None
     try:
         opened = Image.open(_File(layout.essence(data, found), deadline), formats=(header.format,))
-        image: Image.Image = opened
-        if image.size != (header.width, header.height):
-            raise BrokenImage(cause=f"Pillow finds {image.size} pixels, its header {header.width} x {header.height}")
-        if header.jpeg_scaling and axes is not None and header.format == "JPEG":
-            # The smallest of full, half, quarter and eighth whose part is not below the size.
-            whole = turning.upright(image.size, header.orientation)
-            wanted = [-(-axis.resized * photo // axis.there) for axis, photo in zip(axes, whole, strict=True)]
-            image.draft(None, turning.upright((wanted[0], wanted[1]), header.orientation))
-            now = turning.upright(image.size, header.orientation)
-            axes = axes[0].of(whole[0], now[0]), axes[1].of(whole[1], now[1])
-        if image.mode == "I;16":
-            image = image.point(lambda value: value / 256)
-        if image.mode != "RGB":
-            image = image.convert("RGB")
-        else:
-            image.load()
-        if axes is None:
-            return np.empty(0, np.uint8)
-        if header.orientation != exif.AS_STORED:
-            image = image.transpose(turning.METHODS[header.orientation])
-        return _resize(image, header.resampling, axes, deadline)
+        return _kept(opened, header, axes, deadline)
     except GatewayError:
         raise
+    except MemoryError:
+        raise _too_much_memory(header) from None
     except Exception as error:  # noqa: BLE001
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError and others over bad bytes.
         raise BrokenImage(cause=f"{type(error).__name__}: {error}") from None
     finally:
         if opened is not None:
             opened.close()  # frees its pixels before the next photo's turn, not with the last reference to it
+
+
+def _kept(
+    image: Image.Image, header: Header, axes: tuple[Axis, Axis] | None, deadline: Deadline | None
+) -> npt.NDArray[Any]:
+    if image.size != (header.width, header.height):
+        raise BrokenImage(cause=f"Pillow finds {image.size} pixels, its header {header.width} x {header.height}")
+    if header.jpeg_scaling and axes is not None and header.format == "JPEG":
+        # The smallest of full, half, quarter and eighth whose part is not below the size.
+        whole = turning.upright(image.size, header.orientation)
+        wanted = [-(-axis.resized * photo // axis.there) for axis, photo in zip(axes, whole, strict=True)]
+        image.draft(None, turning.upright((wanted[0], wanted[1]), header.orientation))
+        now = turning.upright(image.size, header.orientation)
+        axes = axes[0].of(whole[0], now[0]), axes[1].of(whole[1], now[1])
+    if image.mode == "I;16":
+        image = image.point(lambda value: value / 256)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    else:
+        image.load()
+    if axes is None:
+        return np.empty(0, np.uint8)
+    if header.orientation != exif.AS_STORED:
+        image = image.transpose(turning.METHODS[header.orientation])
+    return _resize(image, header.resampling, axes, deadline)
+
+
+def shape_by_pillow(header: Header, axes: tuple[Axis, Axis] | None) -> tuple[tuple[int, ...], type[np.generic]]:
+    """Shape and dtype of the result of ``by_pillow``."""
+    if axes is None:
+        return (0,), np.uint8
+    across, down = axes
+    return (down.kept, across.kept, 3), np.float32 if header.resampling in (TF_BILINEAR, TF_ANTIALIASED) else np.uint8
 
 
 def _resize(

@@ -176,14 +176,16 @@ class DecodeGate:
     """A concurrency and memory limit on decoders, with queues in order of client.
 
     Decoding needs a core and, for a large photo, hundreds of megabytes; more decoders than cores only slow each other
-    down. Light photos wait apart from heavy ones, which take up to seconds and can't be interrupted: where heavy ones
-    hold all decoders, one light photo is decoded beside them, and the kernel divides the cores among their threads. So
-    a light photo waits for light ones only. Within each queue the order is strict, also where a later and smaller photo
+    down. Light photos wait apart from heavy ones, which take up to seconds: where heavy ones hold all decoders, one
+    light photo is decoded beside them, and the kernel divides the cores among them. So a light photo waits for light
+    ones only. Within each queue the order is strict, also where a later and smaller photo
     would fit: large photos would starve. A client is charged by memory, which stands for time as well.
     """
 
-    def __init__(self, slots: int, memory_bytes: int) -> None:
+    def __init__(self, slots: int, memory_bytes: int, heavy_slots: int | None = None) -> None:
+        """Set the limits: photos, bytes, and heavy photos (as many as all by default)."""
         self._slots = slots
+        self._heavy_slots = slots if heavy_slots is None else min(slots, heavy_slots)
         self._free_bytes = memory_bytes
         self._light_bytes = min(_LIGHT_BYTES, memory_bytes // 10)
         self._reserved_bytes = min(_RESERVED_BYTES, memory_bytes // 5)
@@ -243,7 +245,11 @@ class DecodeGate:
     def _fits(self, cost: int, light: bool) -> bool:  # noqa: FBT001
         if light:
             return cost <= self._free_bytes and (self._running < self._slots or not self._light_running)
-        return cost <= min(self._heavy_free_bytes, self._free_bytes) and self._running < self._slots
+        return cost <= min(self._heavy_free_bytes, self._free_bytes) and self._heavy_may_run
+
+    @property
+    def _heavy_may_run(self) -> bool:
+        return self._running < self._slots and self._running - self._light_running < self._heavy_slots
 
     def _take(self, cost: int, light: bool) -> None:  # noqa: FBT001
         self._running += 1
@@ -270,7 +276,7 @@ class DecodeGate:
 
     def _next(self) -> FairQueue[_Waiter] | None:
         """The queue whose head may start now."""
-        heavy = self._heavy.head if self._heavy.size and self._running < self._slots else None
+        heavy = self._heavy.head if self._heavy.size and self._heavy_may_run else None
         light = self._light.head if self._light.size else None
         kept = 0
         if heavy is not None and (light is None or heavy.number < light.number):

@@ -16,20 +16,24 @@ _WARM_BYTES = 16 << 20
 _TRIM_SECONDS = 30.0
 
 
-def bound_heap() -> bool:
+def bound_heap(kept_bytes: int = 32 << 20, heaps: int = _HEAPS) -> bool:
     """Make glibc return a photo's memory after decoding; False with another C library.
 
     By default glibc takes Pillow's blocks of 16 MB from the heap once it has seen one freed, and each thread's heap
     keeps its peak size: 16 photos of 24 megapixels, decoded one after another, left 1.4 GB. With a fixed
     threshold, blocks of 4 MB and more are mapped and unmapped; what is smaller (a photo's tensor has 1 MB) stays in two
-    heaps, which don't shrink below 32 MB, so that an ordinary photo costs no page faults.
+    heaps, which don't shrink below 32 MB (``kept_bytes``), so that an ordinary photo costs no page faults.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
     return all(
-        (mallopt(_M_MMAP_THRESHOLD, 4 << 20), mallopt(_M_TRIM_THRESHOLD, 32 << 20), mallopt(_M_ARENA_MAX, _HEAPS))
+        (
+            mallopt(_M_MMAP_THRESHOLD, 4 << 20),
+            mallopt(_M_TRIM_THRESHOLD, kept_bytes),
+            mallopt(_M_ARENA_MAX, heaps),
+        )
     )
 
 

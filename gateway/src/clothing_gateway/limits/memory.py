@@ -1,4 +1,4 @@
-"""Maximum memory of the process, by its settings; measured by test_memory.py."""
+"""Maximum memory of the processes, by the settings; measured by test_memory.py."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from clothing_gateway.limits.admission import slots_in_all
 MIB = 1 << 20
 # 80 MiB when idle, and what the two heaps keep for the next photos, 32 MiB each (heap.bound_heap).
 _PROCESS_BYTES = 144 * MIB
+# The decode processes' fork server, and what each of them has of its own beside a photo (image/worker.py): measured 18
+# and 7 MiB.
+_FORK_SERVER_BYTES = 20 * MIB
+_DECODE_PROCESS_BYTES = 8 * MIB
 # A photo's file as it was received, and as it was read or parsed from its form.
 _FILE_COPIES = 2
 # A photo's tensor as prepared, in the message, serialised, and in gRPC's buffers.
@@ -39,20 +43,30 @@ class Bounds(Protocol):
         """Bytes of all decoders together."""
 
     @property
+    def decode_processes(self) -> int:
+        """Decode processes, at most; 0 decodes in this one."""
+
+    @property
     def image_size(self) -> tuple[int, int] | None:
         """Width and height of the model's input, where the settings name them."""
 
 
-def without_decoders(max_buffered_bytes: int, max_in_flight: int, image_size: tuple[int, int] | None = None) -> int:
-    """Bytes for the process and its requests, without decoding."""
+def without_decoders(
+    max_buffered_bytes: int, max_in_flight: int, decode_processes: int, image_size: tuple[int, int] | None = None
+) -> int:
+    """Bytes for the processes and their requests, without decoding."""
     width, height = image_size or _IMAGE_SIZE
     tensors = _TENSOR_COPIES * width * height * _PIXEL_BYTES * slots_in_all(max_in_flight)
-    return _PROCESS_BYTES + _FILE_COPIES * max_buffered_bytes + tensors
+    processes = _PROCESS_BYTES
+    if decode_processes:
+        processes += _FORK_SERVER_BYTES + decode_processes * _DECODE_PROCESS_BYTES
+    return processes + _FILE_COPIES * max_buffered_bytes + tensors
 
 
 def for_decoders(
     max_buffered_bytes: int,
     max_in_flight: int,
+    decode_processes: int,
     limit: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> int:
@@ -64,13 +78,15 @@ def for_decoders(
         limit = cgroup.memory_limit()
     if limit is None:
         return _DECODERS_BYTES
-    left = limit - without_decoders(max_buffered_bytes, max_in_flight, image_size)
+    left = limit - without_decoders(max_buffered_bytes, max_in_flight, decode_processes, image_size)
     return min(_DECODERS_BYTES, max(left, _LEAST_DECODERS_BYTES))
 
 
 def most_bytes(settings: Bounds) -> int:
     """Maximum bytes that the process takes, whatever clients send."""
-    requests = without_decoders(settings.max_buffered_bytes, settings.max_in_flight, settings.image_size)
+    requests = without_decoders(
+        settings.max_buffered_bytes, settings.max_in_flight, settings.decode_processes, settings.image_size
+    )
     return requests + settings.decode_memory_bytes
 
 

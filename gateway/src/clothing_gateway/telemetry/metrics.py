@@ -20,6 +20,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from clothing_gateway import __version__
 from clothing_gateway.errors import all_errors
+from clothing_gateway.image.pool import EXITS
 
 # Without the time at which each series was created: as many lines again, and no query uses them.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -110,6 +111,14 @@ class Metrics:
             if error.status >= 500:
                 # At 0 from the start: rate() does not see a series that begins with its first error.
                 self.errors.labels(error.code)
+        self._decode_exits = Counter(
+            "gateway_decode_process_exits_total",
+            "Decode processes that ended, by reason: their photo's deadline, its client left, a crash, or killed.",
+            ("reason",),
+            registry=self.registry,
+        )
+        for reason in EXITS:
+            self._decode_exits.labels(reason)
         self.fetches = Counter(
             "gateway_fetches_total", "Fetched photos, by result.", ("result",), registry=self.registry
         )
@@ -201,6 +210,10 @@ class Metrics:
     def count_error(self, code: str) -> None:
         """Count an error of a request or of one of its photos."""
         self.errors.labels(code).inc()
+
+    def count_decode_exit(self, reason: str) -> None:
+        """Count a decode process that ended, by reason."""
+        self._decode_exits.labels(reason).inc()
 
     def count_fetch(self, result: str) -> None:
         """Count a fetch, by result."""
