@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from clothing_contract import Input
+from clothing_contract import Input, Output
 from clothing_gateway.settings import EXTRA_ENV, ROWS, Setting
 from values_schema import dump
 
@@ -30,7 +30,7 @@ BEGIN = "Generated from gateway/src/clothing_gateway/settings.py by `make docs`:
 END = "End of what is generated"
 
 # Settings of the model's contract. Its size may be an integer in the values, which a text's type doesn't say.
-CONTRACT = {field.name for field in fields(Input)} - {"image_size"} | {"scores"}
+CONTRACT = {field.name for part in (Input, Output) for field in fields(part)} - {"image_size"}
 
 
 def generate() -> dict[Path, str]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clothing_contract import ContractError, Input
+from clothing_contract import ContractError, Input, Output
 from clothing_contract.contract import parse_numbers, parse_size, show_size
 
 IMAGENET = {"preprocessing": "rescale", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -44,6 +44,7 @@ def test_sizes_are_width_and_height():
         ({"fit": "cover"}, "fit is 'cover'"),
         ({"exifOrientation": "off"}, "exifOrientation is 'off', and must be true or false"),
         ({"preprocessing": 1}, "preprocessing is 1, and must be a text"),
+        ({"shorterSide": True}, "shorterSide is True, and must be pixels"),
         ({"imageSize": "0"}, "imageSize is '0', and must be pixels"),
         ({"mean": [0.5]}, "mean and std belong to preprocessing none"),
         ({"preprocessing": "torch", "std": [2]}, "it is torch, which has its own"),
@@ -59,6 +60,30 @@ def test_sizes_are_width_and_height():
 def test_invalid_contract_names_the_key(values, message):
     with pytest.raises(ContractError) as error:
         Input.read(values)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("values", [{}, {"scores": "independent", "threshold": 0.3}, {"threshold": 0.9}])
+def test_written_meaning_equals_the_read_one(values):
+    assert Output.read({**values, "labels": ["a"]}).values() == values
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scores": "percent"}, "scores is 'percent', and must be one of auto"),
+        ({"scores": "softmax", "threshold": 0.3}, "and scores is softmax, of which the most probable label holds"),
+        ({"scores": "logits", "threshold": 0.5}, "labels with a probability of their own (sigmoid, independent)"),
+        ({"scores": "sigmoid", "threshold": 0}, "must be above 0 and below 1"),
+        ({"threshold": 1}, "must be above 0 and below 1"),
+        ({"threshold": float("nan")}, "must be above 0 and below 1"),
+        ({"threshold": "0.5"}, "threshold is '0.5', and must be a number"),
+        ({"threshold": True}, "must be a number"),
+    ],
+)
+def test_invalid_meaning_names_the_key(values, message):
+    with pytest.raises(ContractError) as error:
+        Output.read(values)
     assert message in str(error.value)
 
 

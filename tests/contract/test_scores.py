@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from clothing_contract.scores import contradiction, decide, expanded, probabilities, undecided
+from clothing_contract import Output
+from clothing_contract.scores import contradiction, decide, expanded, holding, probabilities, undecided
 
 RANDOM = np.random.default_rng(2)
 
@@ -113,6 +114,26 @@ def test_one_sigmoid_for_two_labels_is_the_second_ones():
 def test_a_score_for_each_label_stays():
     for scores, labels in ((np.array([[0.2]]), 1), (np.array([[0.2, 0.8]]), 2), (np.array([[1.0, 2.0, 3.0]]), 3)):
         assert expanded(scores, "sigmoid", labels) is scores
+
+
+@pytest.mark.parametrize(
+    ("chances", "scores", "threshold", "held"),
+    [
+        ([0.3, 0.9, 0.6, 0.5], "independent", None, [1, 2]),
+        ([0.3, 0.9, 0.6, 0.5], "independent", 0.25, [1, 2, 3, 0]),
+        ([0.3, 0.9, 0.6, 0.5], "independent", 0.95, []),
+        ([0.6, 0.4], "sigmoid", None, [0]),
+        ([0.6, 0.4], "sigmoid", 0.35, [1]),  # less probable than the other, and above what was asked for
+        ([0.5, 0.5], "sigmoid", None, [0]),
+        ([0.4], "sigmoid", None, []),
+        ([0.4], "sigmoid", 0.3, [0]),
+        ([0.1, 0.9], "softmax", None, None),
+        ([0.1, 0.9], "logits", None, None),
+        ([0.1, 0.9], "auto", None, None),
+    ],
+)
+def test_labels_above_the_threshold(chances, scores, threshold, held):
+    assert holding(np.array(chances), Output(scores=scores, threshold=threshold)) == held
 
 
 @pytest.mark.parametrize(

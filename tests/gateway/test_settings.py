@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from clothing_contract import Input
+from clothing_contract import Input, Output
 from clothing_gateway.limits import cgroup
 from clothing_gateway.settings import ROWS, Settings, SettingsError
 
@@ -266,3 +266,16 @@ def test_the_contract_is_the_settings_of_its_names():
     assert settings.input is settings.input
     (problem,) = problems(mean="1")
     assert problem.startswith("GATEWAY_PREPROCESSING: mean and std belong to")
+
+
+def test_a_threshold_is_for_labels_with_a_probability_of_their_own():
+    assert load(scores="independent", threshold="0.3").output == Output(scores="independent", threshold=0.3)
+    assert load().output == Output()
+    for given, words in (
+        ({"scores": "softmax", "threshold": "0.3"}, "leave it out"),
+        ({"threshold": "1"}, "below 1"),
+        ({"threshold": "2"}, "at most 1"),
+        ({"threshold": "half"}, "must be a number"),
+    ):
+        (problem,) = problems(**given)
+        assert words in problem

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clothing_model import savedmodel
 from clothing_model.commands.cli import main
+from clothing_model.errors import ModelError
 from clothing_model.evaluation.classifiers import Options, SavedModelClassifier
 
 
@@ -48,3 +50,20 @@ def test_one_number_for_two_labels(activation: str, tmp_path: Path, capsys: pyte
     raw = model.predict(numbers, verbose=0)[:, 0]
     expected = raw if activation == "sigmoid" else 1 / (1 + np.exp(-raw))
     assert np.allclose(found, np.stack([1 - expected, expected], axis=1), atol=1e-5)
+
+    noted = savedmodel.read(version).description  # a linear network: far from a photo the numbers tell
+    (version / savedmodel.DESCRIPTION).write_text(json.dumps({**noted, "scores": "auto"}))
+    again = SavedModelClassifier(version, Options(), ())
+    assert np.allclose(np.stack([again.classify(photo(level)).probabilities for level in levels]), found, atol=1e-5)
+
+
+def test_one_number_that_may_be_either_is_not_guessed(tmp_path: Path) -> None:
+    """ReLU6 keeps its features, and so a small logit, in their range."""
+    import keras
+
+    inputs = keras.Input((16, 20, 3), name="photo")
+    features = keras.layers.ReLU(6.0)(keras.layers.GlobalAveragePooling2D()(inputs))
+    dense = keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(0.01), name="bees")
+    keras.Model(inputs, dense(features)).export(tmp_path / "bees/1", verbose=False)
+    with pytest.raises(ModelError, match="whether it is a sigmoid or of logits is not noted"):
+        SavedModelClassifier(tmp_path / "bees/1", Options(("bee", "wasp")), ())

@@ -188,7 +188,8 @@ def test_independent_probabilities_are_no_shares_of_a_whole(visit: Visit):
     def independent(route: Route) -> None:
         answer = route.fetch()
         body = answer.json()
-        body["model"]["scores"] = "independent"
+        body["model"] |= {"scores": "independent", "threshold": 0.6}
+        body["labels"] = [each["label"] for each in body["predictions"][:2]]
         for each, probability in zip(body["predictions"], (0.9, 0.8, 0.5), strict=False):
             each["probability"] = probability
         route.fulfill(response=answer, json=body)
@@ -199,6 +200,7 @@ def test_independent_probabilities_are_no_shares_of_a_whole(visit: Visit):
     expect(caption).to_have_class("unseen")
     visit.page.route("**/classify", independent, times=1)
     visit.choose(SAMPLE)
+    expect(card.locator(".answer")).to_have_text(re.compile(r".+, 90\.0 %; .+, 80\.0 %"))
     expect(card.locator("caption")).to_have_text("Each class has its own probability; they need not sum to 100 %.")
     expect(card.locator("caption")).to_have_class("quiet")
     whole, bar = (card.locator("tbody tr").nth(1).locator(part).bounding_box()["width"] for part in (".whole", ".bar"))

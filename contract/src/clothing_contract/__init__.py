@@ -11,6 +11,7 @@ from clothing_contract.contract import (
     SCORES,
     ContractError,
     Input,
+    Output,
 )
 
 __version__ = "0.1.0"
@@ -23,4 +24,5 @@ __all__ = [
     "SCORES",
     "ContractError",
     "Input",
+    "Output",
 ]

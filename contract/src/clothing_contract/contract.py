@@ -33,6 +33,9 @@ AUTO, SOFTMAX, LOGITS, SIGMOID, INDEPENDENT = "auto", "softmax", "logits", "sigm
 # What a model's numbers are: probabilities that sum to 1; numbers before a softmax (or, one alone, before a sigmoid);
 # one probability, of the second of two labels or of the only one; for each label its own.
 SCORES = (AUTO, SOFTMAX, LOGITS, SIGMOID, INDEPENDENT)
+# Of a label's own probability: more likely than not, as Keras's BinaryAccuracy counts, and the best where both kinds of
+# mistakes cost the same.
+DEFAULT_THRESHOLD = 0.5
 
 
 class ContractError(ValueError):
@@ -87,21 +90,55 @@ class Input:
             ContractError: a value that can't be used.
 
         """
-        known = {key(field.name): field.name for field in fields(cls)}
-        return cls(**{known[name]: _parsed(known[name], value) for name, value in found.items() if name in known})
+        return cls(**_read(cls, found))
 
     def values(self) -> dict[str, Any]:
         """The keys for model.json and the chart's values.
 
         These are ``preprocessing``, and all that is not the default.
         """
-        default = Input()
-        result: dict[str, Any] = {"preprocessing": self.preprocessing}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value != getattr(default, field.name):
-                result[key(field.name)] = _written(field.name, value)
-        return result
+        return {"preprocessing": self.preprocessing} | _values(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Meaning of a model's numbers.
+
+    Attributes:
+        scores: one of SCORES.
+        threshold: the probability above which a label holds, of ``sigmoid`` and ``independent`` scores; None is
+            DEFAULT_THRESHOLD. Of a softmax, the most probable label holds.
+
+    """
+
+    scores: str = AUTO
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        choose("scores", self.scores, SCORES)
+        if self.threshold is None:
+            return
+        if not 0 < self.threshold < 1:
+            raise ContractError(f"threshold is {self.threshold:g}, and must be above 0 and below 1")
+        if self.scores in (SOFTMAX, LOGITS):
+            raise ContractError(
+                f"threshold is for labels with a probability of their own ({SIGMOID}, {INDEPENDENT}), and scores is "
+                f"{self.scores}, of which the most probable label holds: leave it out"
+            )
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any]) -> Output:
+        """Read the output's keys of model.json or of the chart's values; ContractError."""
+        return cls(**_read(cls, found))
+
+    def values(self) -> dict[str, Any]:
+        """The keys for model.json and the chart's values that aren't the default."""
+        return _values(self)
+
+    @property
+    def limit(self) -> float | None:
+        """The threshold in use; None for kinds without one."""
+        return (self.threshold or DEFAULT_THRESHOLD) if self.scores in (SIGMOID, INDEPENDENT) else None
 
 
 def key(name: str) -> str:
@@ -187,15 +224,18 @@ def show_size(size: tuple[int, int]) -> str:
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
+def _read(of: type[Input | Output], found: Mapping[str, Any]) -> dict[str, Any]:
+    known = {key(field.name): field.name for field in fields(of)}
+    return {known[name]: _parsed(known[name], value) for name, value in found.items() if name in known}
+
+
+def _values(part: Input | Output) -> dict[str, Any]:
+    default = type(part)()
+    named = {field.name: getattr(part, field.name) for field in fields(part)}
+    return {key(name): _written(name, value) for name, value in named.items() if value != getattr(default, name)}
+
+
 def _parsed(name: str, value: Any) -> Any:  # noqa: ANN401 - a value of JSON
-    if name == "shorter_side":
-        if value is not None and not (isinstance(value, int) and 0 < value < 100_000):
-            raise ContractError(f"shorterSide is {value!r}, and must be pixels")
-        return value
-    if name == "exif_orientation":
-        if not isinstance(value, bool):
-            raise ContractError(f"exifOrientation is {value!r}, and must be true or false")
-        return value
     try:
         if name == "image_size":
             return parse_size(str(value)) if value else None
@@ -204,9 +244,19 @@ def _parsed(name: str, value: Any) -> Any:  # noqa: ANN401 - a value of JSON
             return parse_numbers(",".join(map(str, listed))) if listed else ()
     except ContractError as error:
         raise ContractError(f"{key(name)} is {value!r}, and {error}") from None
-    if not isinstance(value, str):
-        raise ContractError(f"{key(name)} is {value!r}, and must be a text")
+    if value is None and name in ("shorter_side", "threshold"):
+        return None
+    types, words = _TYPES.get(name, ((str,), "a text"))
+    if type(value) not in types or (name == "shorter_side" and not 0 < value < 100_000):
+        raise ContractError(f"{key(name)} is {value!r}, and must be {words}")
     return value
+
+
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "shorter_side": ((int,), "pixels"),
+    "threshold": ((int, float), "a number"),
+    "exif_orientation": ((bool,), "true or false"),
+}
 
 
 def _written(name: str, value: Any) -> Any:  # noqa: ANN401

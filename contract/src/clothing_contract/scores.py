@@ -6,12 +6,13 @@ whose softmax is the same as the sigmoid of the one number. So each label has a 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from clothing_contract.contract import AUTO, INDEPENDENT, LOGITS, SIGMOID, SOFTMAX
+from clothing_contract.contract import AUTO, INDEPENDENT, LOGITS, SIGMOID, SOFTMAX, Output
 
 Scores = npt.NDArray[np.floating[Any]]
 
@@ -24,6 +25,8 @@ _RANGE_TOLERANCE = 1e-3
 # Of a sum's tolerance, where nothing but the numbers tells: 100 independent probabilities in steps of 1/256 have a sum
 # within 101 steps of 1 easily.
 _SURE_TOLERANCE = 1 / 16
+# With these numbers logits of 1e-5 leave 0 to 1; MobileNet's ReLU6 and layer normalisation keep them in it.
+_EXTREME = np.float32(1e6)
 # A sigmoid of float32 far from 0: within rounding of 1, or 0 where the exponential ends.
 _NEAR_ONE, _NEAR_ZERO = 1 - 2**-20, 1e-30
 
@@ -45,6 +48,15 @@ def decide(scores: Scores, labels: int, extreme: Scores | None = None) -> str | 
         is_sigmoid = len(far) > 0 and labels <= 2 and _is_saturated(far).all() and not (wide == wide[0]).all()
         return SIGMOID if is_sigmoid else None
     return SOFTMAX if all(_is_distribution(row, _SURE_TOLERANCE) for row in (*wide, *far)) else None
+
+
+def extremes(shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.float32]]:
+    """Inputs of a shape for ``decide``: numbers a million times a photo's."""
+    random = np.random.default_rng(0)
+    yield np.full(shape, _EXTREME)
+    yield np.full(shape, -_EXTREME)
+    for _ in range(2):
+        yield random.standard_normal(shape, np.float32) * _EXTREME
 
 
 def contradiction(scores: Scores, kind: str) -> str | None:
@@ -92,6 +104,20 @@ def probabilities(scores: Scores, kind: str) -> npt.NDArray[np.float64]:
         return np.asarray(1 / (1 + np.exp(-np.clip(wide, -700, 700))))
     powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def holding(chances: npt.NDArray[np.floating[Any]], output: Output) -> list[int] | None:
+    """Labels above the threshold, of probabilities (labels,), likeliest first.
+
+    None for kinds without a threshold. Of one probability for two labels always one holds: the second above the
+    threshold, else the first.
+    """
+    limit = output.limit
+    if limit is None:
+        return None
+    if output.scores == SIGMOID and len(chances) == 2:
+        return [int(chances[1] > limit)]
+    return [int(label) for label in np.argsort(-chances, kind="stable") if chances[label] > limit]
 
 
 def _in_range(wide: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

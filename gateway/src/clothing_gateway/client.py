@@ -158,6 +158,9 @@ class Classification:
     request_id: str  # in the gateway's log and the model's call
     attempts: int = 1
     milliseconds: dict[str, float] = field(default_factory=dict)  # of each of the gateway's stages
+    labels: tuple[str, ...] | None = (
+        None  # above the model's threshold; None where labels have no probability of their own
+    )
 
     @property
     def best(self) -> Prediction:
@@ -336,6 +339,7 @@ def _answer(url: str, response: urllib3.BaseHTTPResponse, attempts: int) -> Clas
                 request_id=response.headers.get("X-Request-Id", ""),
                 attempts=attempts,
                 milliseconds=_server_timing(response.headers.get("Server-Timing", "")),
+                labels=None if body.get("labels") is None else tuple(map(str, body["labels"])),
             )
         problem = Problem(status, str(body["code"]), str(body["title"]), str(body["detail"]), retry_after)
         problem.request_id = str(body["request_id"])

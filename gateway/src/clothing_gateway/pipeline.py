@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clothing_contract import Output
 from clothing_contract.fitting import Fit
-from clothing_contract.scores import probabilities
+from clothing_contract.scores import holding, probabilities
 from clothing_gateway.context import RequestContext
 from clothing_gateway.deadline import Deadline
 from clothing_gateway.errors import GatewayError, ModelRefused, Overloaded, TooManyRequests
@@ -235,10 +236,15 @@ def prepare(
     return element if model.is_plain else model.arranged(element)
 
 
-def ranked(labels: Sequence[str], scores: Scores, kind: str, top: int | None = None) -> list[dict[str, str | float]]:
-    """Labels with probability and score, best first; ties in the order of the labels."""
-    chances = probabilities(scores, kind)
+def result(labels: Sequence[str], scores: Scores, output: Output, top: int | None = None) -> dict[str, Any]:
+    """A photo's answer: ``predictions``, best first, and ``labels``, which hold.
+
+    The latter where each label has its own probability. Ties are in the order of the labels.
+    """
+    chances = probabilities(scores, output.scores)
     order = np.argsort(-scores, kind="stable")[:top]
-    return [
+    held = holding(chances, output)
+    predictions = [
         {"label": labels[index], "probability": float(chances[index]), "score": float(scores[index])} for index in order
     ]
+    return {"predictions": predictions} | ({} if held is None else {"labels": [labels[index] for index in held]})

@@ -35,6 +35,7 @@ from clothing_contract import (
     SCORES,
     ContractError,
     Input,
+    Output,
     contract,
 )
 from clothing_contract import labels as label_lists
@@ -306,6 +307,12 @@ _CHANNEL_NUMBERS = Kind(
     schema={"type": "array", "items": {"type": "number"}, "maxItems": 3},
     template='join "," {}',
 )
+_THRESHOLD = replace(
+    _number(0, 1),
+    show=lambda number: "" if number is None else f"{number:g}",
+    empty=None,
+    schema={"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+)
 _SHORTER_SIDE = replace(_integer(1, 16_384), show=lambda side: str(side or ""), empty=None)
 _LABELS = Kind(parse=label_lists.read_list, show=_show_labels, template="toJson {}")
 _SECONDS, _SECONDS_OR_NONE = _number(0.05, 86400), _number(0, 86400)
@@ -534,6 +541,16 @@ class Settings:
         "three pictures, and about numbers far from a photo's where it takes float32, and decides where it can't be "
         "otherwise; else the gateway is not ready, and says so.",
         chart="model.scores",
+        classify=True,
+    )
+    threshold: float | None = _setting(
+        "",
+        _THRESHOLD,
+        "probability",
+        "Probability above which a label holds, where each has its own (sigmoid, independent): /classify lists those. "
+        "Empty is 0.5, more likely than not: best where both kinds of mistakes cost the same. Of a softmax or logits "
+        "the most probable label holds, and a threshold is refused.",
+        chart="model.threshold",
         classify=True,
     )
     fit: str = _setting(
@@ -849,6 +866,11 @@ class Settings:
         """What the model takes of a photo: the settings of the contract's names."""
         return _input(vars(self))
 
+    @functools.cached_property
+    def output(self) -> Output:
+        """What the model's numbers mean: the settings of the contract's names."""
+        return _output(vars(self))
+
     @classmethod
     def load(
         cls, environment: Mapping[str, str], flags: Mapping[str, str | None] | None = None
@@ -884,12 +906,18 @@ def _input(values: Mapping[str, Any]) -> Input:
     return Input(**{entry.name: values[entry.name] for entry in fields(Input)})
 
 
-def _input_problems(values: Mapping[str, Any]) -> list[str]:
-    try:
-        _input(values)
-    except ContractError as error:
-        return [f"GATEWAY_PREPROCESSING: {error}"]
-    return []
+def _output(values: Mapping[str, Any]) -> Output:
+    return Output(**{entry.name: values[entry.name] for entry in fields(Output)})
+
+
+def _contract_problems(values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for name, build in (("GATEWAY_PREPROCESSING", _input), ("GATEWAY_THRESHOLD", _output)):
+        try:
+            build(values)
+        except ContractError as error:
+            problems.append(f"{name}: {error}")
+    return problems
 
 
 ROWS: tuple[Setting, ...] = tuple(replace(entry.metadata["row"], name=entry.name) for entry in fields(Settings))
@@ -906,7 +934,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             f"GATEWAY_RATE_BURST_PHOTOS={values['rate_burst_photos']} is less than "
             f"GATEWAY_MAX_PHOTOS={values['max_photos']}: such a request would always exceed the rate limit"
         )
-    problems += _input_problems(values)
+    problems += _contract_problems(values)
     tls = [name for name in values if name.startswith("model_tls_") and values[name]]
     if tls and not values["model_tls"]:
         problems.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 
@@ -11,6 +12,8 @@ import pytest
 from fakes import FakeModel, ModelServer
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
+from clothing_gateway.client import Client
+from clothing_gateway.commands.output import Detail, JsonLines, Outcome
 from clothing_gateway.errors import ModelAnswerUnusable
 from clothing_gateway.model import tensor
 from clothing_gateway.model.signature import Model
@@ -141,6 +144,11 @@ def test_a_network_that_overflows_is_judged_by_pictures(checked, far):
             {"labels": ("a", "b", "c")},
             ["gives 2 scores, and GATEWAY_LABELS names 3 labels"],
         ),
+        (
+            {"outputs": THREE, "scores": constant([0.25, 0.25, 0.5])},
+            {"labels": ("a", "b", "c"), "threshold": 0.3},
+            ["gives softmax", "leave it out (GATEWAY_THRESHOLD)"],
+        ),
         ({"scores": constant([float("nan")] * 10)}, {}, ["not finite"]),
         (
             {"fail_probe": (INVALID, "Missing but required: {keep_prob}")},
@@ -257,3 +265,33 @@ def test_independent_probabilities_stay_as_they_are(start_gateway, model_server)
     assert answer["model"]["scores"] == "independent"
     found = {one["label"]: round(one["probability"], 6) for one in answer["predictions"]}
     assert found == {"red": 0.95, "cotton": 0.9, "striped": 0.05}
+    assert answer["model"]["threshold"] == 0.5
+    assert answer["labels"] == ["red", "cotton"]
+    best = gateway.post("/classify?top=1", image_bytes(), "image/jpeg")[1]
+    assert (len(best["predictions"]), best["labels"]) == (1, ["red", "cotton"])
+
+
+def test_labels_are_listed_by_the_configured_threshold(start_gateway, model_server):
+    from fakes import image_bytes
+
+    model_server.model.outputs, model_server.model.scores = ONE, constant([0.35])
+    gateway = start_gateway(model_server.address, labels="bee,wasp", scores="sigmoid", threshold="0.3")
+    answer = gateway.post("/classify", image_bytes(), "image/jpeg")[1]
+    assert (answer["model"]["threshold"], answer["labels"]) == (0.3, ["wasp"])
+    with Client(f"http://127.0.0.1:{gateway.port}") as client:
+        found = client.classify(image_bytes())
+    assert (found.labels, found.best.label) == (("wasp",), "bee")
+    out = io.StringIO()
+    Detail(out, None).write(Outcome("bees.jpg", found))
+    JsonLines(out, None).write(Outcome("bees.jpg", found))
+    assert "labels: wasp\n" in out.getvalue()
+    assert '"labels": ["wasp"]' in out.getvalue()
+
+
+def test_labels_without_a_probability_of_their_own_are_not_listed(start_gateway, model_server):
+    from fakes import image_bytes
+
+    gateway = start_gateway(model_server.address)
+    answer = gateway.post("/classify", image_bytes(), "image/jpeg")[1]
+    assert "threshold" not in answer["model"]
+    assert "labels" not in answer

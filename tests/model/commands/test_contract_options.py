@@ -101,6 +101,29 @@ def test_contradictions_are_refused_before_tensorflow_loads(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_threshold_is_noted_printed_and_used(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = convert(source, tmp_path, "--threshold=0.3")
+    assert savedmodel.read(version).description["threshold"] == 0.3
+    found = values(version, capsys)
+    assert (found["scores"], found["threshold"]) == ("independent", 0.3)
+    assert values(version, capsys, "--threshold=0.6")["threshold"] == 0.6
+    assert "threshold" not in values(version, capsys, "--scores=softmax")
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "PNG")
+    answer = SavedModelClassifier(version, Options(), ()).classify(file.getvalue())
+    assert np.array_equal(answer.held, answer.probabilities > 0.3)
+    for options in (["--scores=softmax"], ["--scores=logits"]):
+        command = ["convert", str(source), "--name=m", f"--output={tmp_path}", *options, "--threshold=0.3"]
+        assert main(command) == 1
+        assert "leave it out" in capsys.readouterr().err
+    noted = {**savedmodel.read(version).description, "threshold": 3}
+    (version / savedmodel.DESCRIPTION).write_text(json.dumps(noted))
+    assert main(["verify", str(version)]) == 1
+    assert "threshold is 3, and must be above 0 and below 1: convert it again" in capsys.readouterr().out
+
+
 def test_scores_by_the_last_activation() -> None:
     import keras
 

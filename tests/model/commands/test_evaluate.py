@@ -22,6 +22,7 @@ from PIL import Image
 
 from clothing_contract.scaling import Scaling
 from clothing_model.commands.cli import main
+from clothing_model.commands.evaluate import figures
 from clothing_model.errors import ModelError
 from clothing_model.evaluation import classifiers, metrics, plots
 from clothing_model.evaluation import dataset as photo_folders
@@ -163,6 +164,17 @@ def test_impossible_requests_are_errors(
     arguments = [str(model) if option == "MODEL" else option for option in options]
     assert main(["evaluate", str(dataset), *arguments]) == 1
     assert words in capsys.readouterr().err
+
+
+def test_photos_are_counted_by_the_threshold() -> None:
+    """One label above it is the photo's class; of several, or none, the best."""
+    chances = np.array([[0.6, 0.4], [0.9, 0.1], [0.8, 0.7]])
+    held = np.array([[False, True], [True, False], [True, True]])
+    report = figures(("bee", "wasp"), np.array([1, 0, 1]), chances.astype(np.float32), chances, held)
+    assert report["confusion"] == [[1, 0], [1, 1]]
+    assert report["above_threshold"] == {"own_label": 1.0, "labels_per_photo": pytest.approx(4 / 3)}
+    assert report["classes"]["wasp"] == {"photos": 2, "precision": 1.0, "recall": 0.5, "above_threshold": 1.0}
+    assert "above_threshold" not in figures(("bee", "wasp"), np.array([1]), chances[:1].astype(np.float32), chances[:1])
 
 
 def test_probabilities_and_bins() -> None:

@@ -25,6 +25,7 @@
   (list "GATEWAY_STD" (join "," .Values.model.std))
   (list "GATEWAY_CHANNELS" .Values.model.channels)
   (list "GATEWAY_SCORES" .Values.model.scores)
+  (list "GATEWAY_THRESHOLD" .Values.model.threshold)
   (list "GATEWAY_FIT" .Values.model.fit)
   (list "GATEWAY_SHORTER_SIDE" .Values.model.shorterSide)
   (list "GATEWAY_RESAMPLING" .Values.model.resampling)
@@ -78,6 +79,7 @@ GATEWAY_MEAN: model.mean
 GATEWAY_STD: model.std
 GATEWAY_CHANNELS: model.channels
 GATEWAY_SCORES: model.scores
+GATEWAY_THRESHOLD: model.threshold
 GATEWAY_FIT: model.fit
 GATEWAY_SHORTER_SIDE: model.shorterSide
 GATEWAY_RESAMPLING: model.resampling

@@ -139,7 +139,7 @@ def by_server(settings: Settings) -> Iterator[Ask]:
     from clothing_gateway.deadline import Deadline
     from clothing_gateway.errors import GatewayError
     from clothing_gateway.model.predictor import Predictor
-    from clothing_gateway.pipeline import prepare, ranked, read_header
+    from clothing_gateway.pipeline import prepare, read_header, result
 
     predictor = Predictor(settings)
     predictor.watcher.check()
@@ -162,10 +162,12 @@ def by_server(settings: Settings) -> Iterator[Ask]:
             detail = f"{error.detail} ({error.cause})" if error.cause else error.detail
             raise Problem(error.status, error.code, error.title, detail) from None
         times.append(time.perf_counter())
+        found = result(settings.labels, answer.scores[0], model.output)
         return Classification(
             model=model.name,
             version=str(answer.version),
-            predictions=tuple(Prediction(**one) for one in ranked(settings.labels, answer.scores[0], model.scores)),  # type: ignore[arg-type]
+            predictions=tuple(Prediction(**one) for one in found["predictions"]),
+            labels=tuple(found["labels"]) if "labels" in found else None,
             request_id="",
             milliseconds={
                 step: (times[number + 1] - times[number]) * 1000

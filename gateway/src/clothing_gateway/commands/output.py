@@ -71,6 +71,8 @@ class Detail:
         width = max(len(prediction.label) for prediction in predictions)
         lines = [f"model {answer.model}, version {answer.version}"]
         lines += [f"  {one.label:<{width}}  {one.probability:7.2%}  score {one.score:8.3f}" for one in predictions]
+        if answer.labels is not None:
+            lines.append(f"labels: {', '.join(answer.labels) or 'none'}")
         lines.append("  ".join(f"{step} {milliseconds:.1f} ms" for step, milliseconds in answer.milliseconds.items()))
         print(*map(printable, lines), sep="\n", file=self._stream, flush=True)
 
@@ -142,6 +144,7 @@ class JsonLines:
                 {"label": one.label, "probability": one.probability, "score": one.score}
                 for one in answer.predictions[: self._top]
             ],
+            **({} if answer.labels is None else {"labels": list(answer.labels)}),
             "milliseconds": {step: round(milliseconds, 2) for step, milliseconds in answer.milliseconds.items()},
             **({"request_id": answer.request_id} if answer.request_id else {}),
         }

@@ -14,14 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin  # noqa: F401 - the plugin writes the file
 
-from clothing_contract import contract, scores
+from clothing_contract import ContractError, contract, scores
 from clothing_gateway.model.signature import Misfit, Model, say
 from clothing_gateway.model.tensor import Element
 
 # Of a picture for a model that takes files: any, as it has a size of its own in the graph.
 _FILE_SIZE = (64, 64)
-# Numbers that no photo has: logits of 1e-5 leave 0 to 1 (MobileNet's ReLU6 and layer normalisation keep them in it).
-_EXTREME = np.float32(1e6)
 
 Ask = Callable[[Element], npt.NDArray[np.floating[Any]]]
 
@@ -41,26 +39,35 @@ def examine(model: Model, labels: int, ask: Ask) -> Model:
             raise Misfit(f"{output} has the shape {found.shape} for one photo; scores are (1, labels)")
         if not np.isfinite(found).all():
             raise Misfit(f"{output} holds numbers that are not finite, for a picture of {model.size or _FILE_SIZE}")
-        if problem := contract.scores_problem(model.scores, found.shape[1], labels, say):
+        if problem := contract.scores_problem(model.output.scores, found.shape[1], labels, say):
             raise Misfit(f"{output} {problem}")
         rows.append(found)
-        if model.scores != contract.AUTO:
-            if problem := scores.contradiction(found, model.scores):
-                raise Misfit(f"{output} {problem}: change GATEWAY_SCORES, which is {model.scores}")
+        if model.output.scores != contract.AUTO:
+            if problem := scores.contradiction(found, model.output.scores):
+                raise Misfit(f"{output} {problem}: change GATEWAY_SCORES, which is {model.output.scores}")
             return model
         if scores.decide(found, labels) == contract.LOGITS:
-            return replace(model, scores=contract.LOGITS)
+            return _decided(model, contract.LOGITS)
     seen = np.concatenate(rows)
     kind = scores.decide(seen, labels, _asked_extremes(model, ask))
     if kind is None:
         raise Misfit(f"output {model.output_name!r} {scores.undecided(seen)}: set GATEWAY_SCORES to what they are")
-    return replace(model, scores=kind)
+    return _decided(model, kind)
+
+
+def _decided(model: Model, kind: str) -> Model:
+    try:
+        return replace(model, output=replace(model.output, scores=kind))
+    except ContractError as error:  # a threshold that the kind has not
+        raise Misfit(f"output {model.output_name!r} gives {kind}: {error} (GATEWAY_THRESHOLD)") from None
 
 
 def _asked_extremes(model: Model, ask: Ask) -> npt.NDArray[np.floating[Any]] | None:
     """Scores of inputs that no photo has; None where there are none."""
+    if model.size is None or model.scaling is None:
+        return None
     rows = []
-    for numbers in _extremes(model):
+    for numbers in scores.extremes(model.arranged(np.zeros((*model.size[::-1], 3), np.uint8)).shape):
         try:
             found = ask(numbers)
         except Misfit:  # the graph checks its input
@@ -68,17 +75,6 @@ def _asked_extremes(model: Model, ask: Ask) -> npt.NDArray[np.floating[Any]] | N
         if np.isfinite(found).all():  # not where the network's own numbers overflow
             rows.append(found)
     return np.concatenate(rows) if rows else None
-
-
-def _extremes(model: Model) -> Iterator[npt.NDArray[np.float32]]:
-    if model.size is None or model.scaling is None:
-        return
-    shape = model.arranged(np.zeros((*model.size[::-1], 3), np.uint8)).shape
-    random = np.random.default_rng(0)
-    yield np.full(shape, _EXTREME)
-    yield np.full(shape, -_EXTREME)
-    for _ in range(2):
-        yield random.standard_normal(shape, np.float32) * _EXTREME
 
 
 def _pictures(size: tuple[int, int]) -> Iterator[npt.NDArray[np.uint8]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from google.protobuf import unknown_fields, wrappers_pb2
 
-from clothing_contract import ContractError, Input, contract, signature
+from clothing_contract import ContractError, Input, Output, contract, signature
 from clothing_contract.scaling import Scaling
 from clothing_gateway.model import tensor
 
@@ -41,8 +41,13 @@ class Model:
     scaling: Scaling | None = None  # how float32 is made of pixels; None for the other types
     layout: str = signature.NHWC
     channels: str = "rgb"
-    scores: str = contract.AUTO  # what the output's numbers are; auto until the model was asked
+    output: Output = field(default_factory=Output)  # what the output's numbers are; auto until the model was asked
     track: str = "stable"  # the name under which this version is requested
+
+    @property
+    def scores(self) -> str:
+        """The kind of its scores."""
+        return self.output.scores
 
     @property
     def is_plain(self) -> bool:
@@ -68,7 +73,7 @@ class Model:
     @property
     def _contract(self) -> tuple[object, ...]:
         took = self.input_name, self.input_type, self.size, self.scaling, self.layout, self.channels
-        return *took, self.output_name, self.scores
+        return *took, self.output_name, self.output.scores
 
     def payload_bytes(self, photos: int, file_bytes: int) -> int:
         """The size of the input tensor of a number of photos."""
@@ -100,7 +105,7 @@ def describe(
         width = signature.width(output_name, outputs[output_name])
     except ContractError as error:
         raise Misfit(str(error)) from None
-    if problem := contract.scores_problem(settings.scores, width, len(settings.labels), say):
+    if problem := contract.scores_problem(settings.output.scores, width, len(settings.labels), say):
         raise Misfit(f"output {output_name!r} {problem}")
     return Model(
         name=name,
@@ -114,7 +119,7 @@ def describe(
         scaling=scaling,
         layout=photo.layout,
         channels=photo.channels,
-        scores=settings.scores,
+        output=settings.output,
         track=track,
     )
 

@@ -227,7 +227,7 @@ class Watcher:
     def _probed(self, version: ModelVersion, model: Model) -> Model:
         """The model with the kind of its scores, as known or probed; Misfit, RpcError."""
         known = version.known.get(model.version)
-        if known is not None and replace(known, scores=model.scores) == model:
+        if known is not None and replace(known, output=model.output) == model:
             return known
         # By its number: of servers that differ, the next may well have another version under the same name.
         named = ModelVersion(version.name, model.version)

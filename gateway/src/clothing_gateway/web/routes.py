@@ -20,7 +20,7 @@ from clothing_gateway.errors import (
 from clothing_gateway.fetch.response import COMPRESSIONS, tokens
 from clothing_gateway.image.decode import is_image
 from clothing_gateway.limits.admission import Slots
-from clothing_gateway.pipeline import Answer, Classifier, Source, ranked
+from clothing_gateway.pipeline import Answer, Classifier, Source, result
 from clothing_gateway.settings import Settings
 from clothing_gateway.web import multipart
 from clothing_gateway.web.rate_limit import Clients
@@ -59,14 +59,17 @@ class Photos:
         photos: list[dict[str, object]] = []
         for outcome in answer.photos:
             if not isinstance(outcome, GatewayError):
-                photos.append({"predictions": ranked(self._settings.labels, outcome, answer.model.scores, top)})
+                photos.append(result(self._settings.labels, outcome, answer.model.output, top))
             elif listed:
                 context.metrics.count_error(outcome.code)
                 context.cause = "; ".join(filter(None, (context.cause, outcome.cause))) or None
                 photos.append({"error": outcome.problem(context.request_id)})
             else:
                 raise outcome
-        model = {"name": answer.model.name, "version": str(answer.version), "scores": answer.model.scores}
+        output = answer.model.output
+        model: dict[str, object] = {"name": answer.model.name, "version": str(answer.version), "scores": output.scores}
+        if output.limit is not None:
+            model["threshold"] = output.limit
         return self._reply({"model": model, "photos": photos} if listed else {"model": model, **photos[0]}, answer)
 
     def _ask(self, environ: WSGIEnvironment, context: RequestContext, *, several: bool) -> tuple[Answer, bool]:

@@ -18,12 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from clothing_contract import Input
+from clothing_contract import ContractError, Input, Output
 from clothing_contract import signature as rules
 from clothing_contract.contract import show_size
 from clothing_model import savedmodel
 from clothing_model.commands.options import add_contract_options, contract_of, image_size, read_labels
-from clothing_model.commands.values import CONTRACT_KEYS
+from clothing_model.commands.values import CONTRACT_KEYS, OUTPUT_KEYS
 from clothing_model.errors import ModelError
 from clothing_model.keras import config as keras_config
 from clothing_model.keras import files as keras_files
@@ -145,6 +145,10 @@ def run(args: argparse.Namespace) -> int:
         "imageSize": size and show_size(size[::-1]),
     }
     noted = {key: value for key, value in noted.items() if value} | ({"scores": decided} if decided else {}) | contract
+    try:
+        Output.read(noted)
+    except ContractError as error:
+        raise ModelError(f"--threshold={args.threshold}: {error}") from error
     try:
         with _temporary_folder(model_folder) as folder:
             if copied:
@@ -519,7 +523,7 @@ def _describe(folder: Path, name: str, source: Source, facts: dict[str, Any], no
         "output": {"name": next(iter(signature.outputs)), "dtype": scores.dtype, "shape": scores.shape},
     }
     _require_labels(noted.get("labels"), savedmodel.width(scores))
-    for key in (*CONTRACT_KEYS, "scores"):  # an earlier convert's, which are in noted where they hold
+    for key in (*CONTRACT_KEYS, *OUTPUT_KEYS):  # an earlier convert's, which are in noted where they hold
         description.pop(key, None)
     description |= noted
     (folder / savedmodel.DESCRIPTION).parent.mkdir(exist_ok=True)

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     report = {
         "classifier": classifier.name,
         "photos_sha256": data.sha256(),
-        **figures(classifier.labels, targets, scored.scores, scored.probabilities),
+        **figures(classifier.labels, targets, scored.scores, scored.probabilities, scored.held),
         "latency_ms": {step: metrics.latency(seconds) for step, seconds in scored.seconds.items()},
         "photos_per_second": len(scored.index) / scored.wall_seconds,
         "parallel": classifier.parallel,
@@ -156,11 +156,22 @@ def figures(
     targets: NDArray[np.int64],
     scores: NDArray[np.float32],
     probabilities: NDArray[np.float64],
+    held: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
-    """All figures computed from the scores, as JSON."""
+    """All figures computed from the scores, as JSON.
+
+    A photo's class is the one label above the threshold, else the best. A folder says one label of its photos, so that
+    of the labels ``held`` beside it nothing is known: only how many they are is given, and how often its own is one.
+    """
+    import numpy as np
+
     from clothing_model.evaluation import metrics
 
     found = scores.argmax(axis=1)
+    own: NDArray[np.bool_] | None = None
+    if held is not None:
+        found = np.where(held.sum(axis=1) == 1, held.argmax(axis=1), found)
+        own = held[np.arange(len(targets)), targets]
     right = found == targets
     table = metrics.confusion(targets, found, len(labels))
     confidence = probabilities.max(axis=1)
@@ -176,17 +187,27 @@ def figures(
                 "photos": int(table[index].sum()),
                 "precision": _or_none(precision[index]),
                 "recall": _or_none(recall[index]),
+                **({} if own is None else {"above_threshold": _or_none(_mean(own[targets == index]))}),
             }
             for index, label in enumerate(labels)
         },
         "labels": list(labels),
         "confusion": table.tolist(),
+        **({} if own is None or held is None else {"above_threshold": _above(own, held)}),
         "calibration": {
             "mean_confidence": float(confidence.mean()),
             "expected_calibration_error": metrics.expected_calibration_error(bins),
             "bins": [asdict(each) for each in bins],
         },
     }
+
+
+def _mean(values: NDArray[np.bool_]) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _above(own: NDArray[np.bool_], held: NDArray[np.bool_]) -> dict[str, float]:
+    return {"own_label": _mean(own), "labels_per_photo": float(held.sum(axis=1).mean())}
 
 
 def _or_none(share: float) -> float | None:
@@ -202,6 +223,7 @@ def as_text(report: dict[str, Any]) -> str:
         "",
         *_classes(report["classes"]),
         "",
+        *_threshold(report.get("above_threshold")),
         *_confusion(report["labels"], report["confusion"]),
         "",
         *_calibration(report["calibration"]),
@@ -230,6 +252,16 @@ def _classes(classes: dict[str, dict[str, Any]]) -> list[str]:
             f"{label:<{width}} {row['photos']:>7} {share(row['precision']):>9} {share(row['recall']):>7}"
             for label, row in classes.items()
         ),
+    ]
+
+
+def _threshold(above: dict[str, float] | None) -> list[str]:
+    if above is None:
+        return []
+    return [
+        f"above the threshold: its own label of {above['own_label']:.3f} of the photos, "
+        f"{above['labels_per_photo']:.2f} labels a photo",
+        "",
     ]
 
 

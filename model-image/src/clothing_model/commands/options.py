@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clothing_contract import CHANNELS, FITS, PREPROCESSINGS, RESAMPLINGS, SCORES, ContractError, Input, contract
+from clothing_contract import (
+    CHANNELS,
+    FITS,
+    PREPROCESSINGS,
+    RESAMPLINGS,
+    SCORES,
+    ContractError,
+    Input,
+    Output,
+    contract,
+)
 from clothing_contract import labels as label_files
 from clothing_model.errors import ModelError
 
@@ -54,6 +64,10 @@ def add_contract_options(parser: argparse.ArgumentParser) -> None:
     add("--resampling", choices=RESAMPLINGS, help="the filter that resized photos (default: nearest)")
     add("--exif-orientation", choices=("on", "off"), help="whether turned photos were set upright (default: on)")
     add("--scores", choices=[kind for kind in SCORES if kind != contract.AUTO], help="what the output's numbers are")
+    add(
+        "--threshold", type=float, metavar="P", help="the probability above which a label holds, where each has its "
+        "own (sigmoid, independent; default: 0.5)"
+    )  # fmt: skip
 
 
 def contract_of(args: argparse.Namespace, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +80,7 @@ def contract_of(args: argparse.Namespace, known: Mapping[str, Any]) -> dict[str,
 
     """
     given = {contract.key(name): getattr(args, name) for name in ("preprocessing", "channels", "fit", "resampling")}
-    given |= {"shorterSide": args.shorter_side, "scores": args.scores}
+    given |= {"shorterSide": args.shorter_side, "scores": args.scores, "threshold": args.threshold}
     given["exifOrientation"] = args.exif_orientation and args.exif_orientation == "on"
     try:
         for name in ("mean", "std"):
@@ -74,10 +88,10 @@ def contract_of(args: argparse.Namespace, known: Mapping[str, Any]) -> dict[str,
         given = {key: value for key, value in given.items() if value is not None}
         replaced = {"mean", "std"} if "preprocessing" in given else set()  # they belong to the one that was known
         replaced |= {"shorterSide"} if "fit" in given else set()
+        replaced |= {"threshold"} if "scores" in given else set()
         merged = {key: value for key, value in known.items() if key not in {*replaced, "imageSize"}} | given
         noted = {key: value for key, value in Input.read(merged).values().items() if key in merged}
-        if "scores" in merged:
-            noted["scores"] = contract.choose("scores", merged["scores"], SCORES)
+        noted |= Output.read(merged).values()
     except ContractError as error:
         raise ModelError(f"the model's contract: {error}") from error
     return noted

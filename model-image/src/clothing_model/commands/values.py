@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clothing_contract import ContractError, Input
+from clothing_contract import ContractError, Input, Output
 from clothing_contract.contract import AUTO, show_size
 from clothing_model import savedmodel
 from clothing_model.commands.options import add_contract_options, contract_of, image_size, read_labels
@@ -33,6 +33,7 @@ DEFAULT_LABELS = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "sh
 SCALING_KEYS = ("preprocessing", "mean", "std", "channels")
 FITTING_KEYS = ("fit", "shorterSide", "resampling", "exifOrientation")
 CONTRACT_KEYS = (*SCALING_KEYS, *FITTING_KEYS)
+OUTPUT_KEYS = ("scores", "threshold")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """
     model = savedmodel.read(args.path)
     known = contract_of(args, model.description)
-    for key in (*CONTRACT_KEYS, "scores"):
+    for key in (*CONTRACT_KEYS, *OUTPUT_KEYS):
         model.description.pop(key, None)
     if args.labels:
         known["labels"] = list(read_labels(args.labels))
@@ -137,8 +138,9 @@ def values(model: SavedModel) -> dict[str, Any]:
             result["imageSize"] = str(model.description.get("imageSize", ""))
         labels = model.description.get("labels")
         classes = width(found[1])
-        if "scores" in model.description or classes == 1:
-            result["scores"] = model.description.get("scores", AUTO)
+        output = _output(model).values()
+        if "scores" in output or classes == 1:
+            result |= {"scores": AUTO} | output
         if labels:
             result["labels"] = list(labels)
         elif classes == len(DEFAULT_LABELS):
@@ -152,6 +154,13 @@ def _input(model: SavedModel) -> Input:
     """The contract that the model's description notes."""
     try:
         return Input.read(model.description)
+    except ContractError as error:
+        raise ModelError(f"{model.path}: {savedmodel.DESCRIPTION}: {error}") from error
+
+
+def _output(model: SavedModel) -> Output:
+    try:
+        return Output.read(model.description)
     except ContractError as error:
         raise ModelError(f"{model.path}: {savedmodel.DESCRIPTION}: {error}") from error
 

@@ -422,7 +422,7 @@ def _check_contract(report: Report, model: SavedModel, scores: tuple[str, Tensor
     labels = len(expected.labels or noted.get("labels") or ())
     try:
         contract.Input.read(noted)
-        kind = contract.choose("scores", str(noted.get("scores", contract.AUTO)), contract.SCORES)
+        kind = contract.Output.read(noted).scores
     except ContractError as error:
         report.add(ERROR, model.path, f"{savedmodel.DESCRIPTION}: {error}: convert it again")
         return

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from clothing_contract import CHANNELS, SCORES, ContractError, Input
+from clothing_contract import CHANNELS, ContractError, Input, Output
 from clothing_contract import signature as rules
-from clothing_contract.contract import AUTO, SIGMOID, choose
+from clothing_contract.contract import AUTO, LOGITS, SIGMOID
 from clothing_contract.scaling import Scaling
-from clothing_contract.scores import decide, expanded
+from clothing_contract.scores import decide, expanded, extremes, holding
 from clothing_contract.scores import probabilities as activated
 from clothing_model import savedmodel
 from clothing_model.errors import ModelError
@@ -46,12 +46,14 @@ class Answer:
         scores: float32 ``(classes,)``.
         seconds: by step.
         probabilities: float64 ``(classes,)``, where the classifier knows what its scores are; else None.
+        held: bool ``(classes,)``, the labels above the threshold; None where the scores have none.
 
     """
 
     scores: NDArray[np.float32]
     seconds: dict[str, float]
     probabilities: NDArray[np.float64] | None = None
+    held: NDArray[np.bool_] | None = None
 
 
 class Classifier(Protocol):
@@ -118,7 +120,7 @@ class SavedModelClassifier:
         photo, output = signature.inputs[self._input], signature.outputs[self._output]
         self.name = str(model.path)
         self.labels = _labels(model, output.shape, options.labels, default_labels)
-        self._contract, self._kind = _contract(model, options.preprocessing)
+        self._contract, self._meaning = _contract(model, options.preprocessing)
         self._photo, self._scaling = _photo(model, self._input, self._contract, options.image_size)
         self._size = self._photo.size and self._photo.size[::-1]  # height, width
         self._facts = {
@@ -163,7 +165,10 @@ class SavedModelClassifier:
         except self._tf.errors.InvalidArgumentError as error:
             raise PhotoError(f"the model refuses it ({error.message.splitlines()[0]})") from error
         seconds = {"prepare": prepared - began, "predict": time.perf_counter() - prepared}
-        return Answer(scores, seconds, None if self._kind == AUTO else activated(scores, self._kind))
+        if self._meaning.scores == AUTO:
+            return Answer(scores, seconds)
+        probabilities = activated(scores, self._meaning.scores)
+        return Answer(scores, seconds, probabilities, _mask(holding(probabilities, self._meaning), len(scores)))
 
     def _prepare(self, pixels: NDArray[Any]) -> Any:
         batch: NDArray[Any]
@@ -176,9 +181,9 @@ class SavedModelClassifier:
     def _scores(self, batch: Any) -> NDArray[np.float32]:
         scores = self._output_of(batch)
         if scores.shape == (1, 1) and len(self.labels) == 2:
-            if self._kind == AUTO:
-                self._kind = self._kind_of_one()
-            scores = np.asarray(expanded(scores, self._kind, 2), np.float32)
+            if self._meaning.scores == AUTO:
+                self._meaning = replace(self._meaning, scores=self._kind_of_one())
+            scores = np.asarray(expanded(scores, self._meaning.scores, 2), np.float32)
         if scores.shape != (1, len(self.labels)):
             raise ModelError(
                 f"{self.name} gives scores of the shape {scores.shape} for one photo, and there are "
@@ -188,20 +193,35 @@ class SavedModelClassifier:
         return first
 
     def _kind_of_one(self) -> str:
-        """Whether one number for two labels is a logit or a sigmoid's: by its range."""
-        if self._size is None:
-            return SIGMOID
-        noise = np.random.default_rng(0).integers(0, 256, (*self._size, 3), np.uint8)
-        pictures = (np.zeros_like(noise), np.full_like(noise, 255), noise)
-        seen = np.concatenate([self._output_of(self._prepare(pixels)) for pixels in pictures])
-        return decide(seen, len(self.labels)) or SIGMOID
+        """Kind of one number for two labels, decided as by the gateway."""
+        kind = None
+        if self._size is not None:
+            noise = np.random.default_rng(0).integers(0, 256, (*self._size, 3), np.uint8)
+            pictures = [self._prepare(pixels) for pixels in (np.zeros_like(noise), np.full_like(noise, 255), noise)]
+            seen = np.concatenate([self._output_of(batch) for batch in pictures])
+            far = None
+            if self._photo.type == "float32":
+                inputs = [self._tf.constant(numbers) for numbers in extremes(tuple(pictures[0].shape))]
+                far = np.concatenate([self._output_of(batch) for batch in inputs])
+                far = far[np.isfinite(far[:, 0])]
+            kind = decide(seen, len(self.labels), far)
+        if kind is None:
+            raise ModelError(
+                f"{self.name} gives one number for two labels, and whether it is a {SIGMOID} or of {LOGITS} is not "
+                "noted: make a model of it with clothing-model convert --scores"
+            )
+        return kind
 
     def _output_of(self, batch: Any) -> NDArray[np.float32]:
         return np.asarray(self._function(**{self._input: batch})[self._output], np.float32)
 
 
-def _contract(model: savedmodel.SavedModel, preprocessing: str | None) -> tuple[Input, str]:
-    """The model's input and its kind of scores, as noted in it or given.
+def _mask(held: list[int] | None, labels: int) -> NDArray[np.bool_] | None:
+    return None if held is None else np.isin(np.arange(labels), held)
+
+
+def _contract(model: savedmodel.SavedModel, preprocessing: str | None) -> tuple[Input, Output]:
+    """The model's input and the meaning of its scores, as noted in it or given.
 
     The kind is ``auto`` where nothing is noted.
     """
@@ -210,7 +230,7 @@ def _contract(model: savedmodel.SavedModel, preprocessing: str | None) -> tuple[
         noted = {key: value for key, value in noted.items() if key not in ("mean", "std")}
         noted["preprocessing"] = preprocessing
     try:
-        return Input.read(noted), choose("scores", str(noted.get("scores", AUTO)), SCORES)
+        return Input.read(noted), Output.read(noted)
     except ContractError as error:
         raise ModelError(f"{model.path}: {savedmodel.DESCRIPTION}: {error}") from error
 
@@ -302,8 +322,8 @@ class GatewayClassifier:
             else:
                 took = time.perf_counter() - began
                 if answer.status not in AGAIN:
-                    scores, probabilities = self._read(answer)
-                    return Answer(scores, {"request": took}, probabilities)
+                    scores, probabilities, held = self._read(answer)
+                    return Answer(scores, {"request": took}, probabilities, held)
                 reason = f"answers {answer.status} ({_detail(answer)})"
                 wait = self._retry_after(answer, wait)
             if attempt < TRIES:
@@ -320,8 +340,8 @@ class GatewayClassifier:
             asked = None
         return otherwise if asked is None else min(LONGEST_WAIT_SECONDS, float(asked))
 
-    def _read(self, answer: Any) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Scores and probabilities, both the gateway's.
+    def _read(self, answer: Any) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_] | None]:
+        """Scores, probabilities and the labels that hold, all the gateway's.
 
         It knows what its model's scores are; the scores alone don't tell.
         """
@@ -336,6 +356,7 @@ class GatewayClassifier:
             found = {str(each["label"]): (each["score"], each["probability"]) for each in body["predictions"]}
             numbers = {label: (float(score), float(probability)) for label, (score, probability) in found.items()}
             model = f"{body['model']['name']} {body['model']['version']}"
+            named = None if body.get("labels") is None else {str(label) for label in body["labels"]}
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{self._url} answers what no gateway does: {answer.data[:200]!r}") from error
         with self._lock:
@@ -345,7 +366,8 @@ class GatewayClassifier:
         if set(numbers) != set(self.labels):
             raise ModelError(f"{self.name} changed its labels meanwhile: {', '.join(sorted(numbers))}; start again")
         scores, probabilities = zip(*(numbers[label] for label in self.labels), strict=True)
-        return np.array(scores, np.float32), np.array(probabilities)
+        held = None if named is None else np.array([label in named for label in self.labels])
+        return np.array(scores, np.float32), np.array(probabilities), held
 
 
 def _detail(answer: Any) -> str:
@@ -378,6 +400,7 @@ class Scored:
         index: which of the photos were classified: positions in the list that was asked about.
         scores: float32 ``(len(index), classes)``.
         probabilities: float64, in the same form: the classifier's own, else by the range of all scores.
+        held: bool, in the same form, the labels above the threshold; None where the scores have none.
         seconds: for each step, as long as ``index``.
         failed: position and reason of those that could not be classified.
         wall_seconds: of all together.
@@ -388,6 +411,7 @@ class Scored:
     scores: NDArray[np.float32]
     probabilities: NDArray[np.float64]
     seconds: dict[str, list[float]]
+    held: NDArray[np.bool_] | None = None
     failed: dict[int, str] = field(default_factory=dict)
     wall_seconds: float = 0.0
 
@@ -441,11 +465,13 @@ def score(
     steps = answers[index[0]].seconds
     scores = np.stack([answers[number].scores for number in index])
     own = [found for number in index if (found := answers[number].probabilities) is not None]
+    held = [mask for number in index if (mask := answers[number].held) is not None]
     return Scored(
         index=np.array(index, np.int64),
         scores=scores,
         probabilities=np.stack(own) if len(own) == len(index) else metrics.probabilities(scores),
         seconds={step: [answers[number].seconds[step] for number in index] for step in steps},
+        held=np.stack(held) if len(held) == len(index) else None,
         failed=dict(sorted(failed.items())),
         wall_seconds=wall,
     )

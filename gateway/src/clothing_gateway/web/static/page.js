@@ -173,11 +173,13 @@ async function silence(file) {
   return { ok: false, passes: true, status: 0, body: { detail } };
 }
 
-function show(card, { model, predictions }, times) {
-  const [best] = predictions;
+function show(card, { model, predictions, labels }, times) {
+  // Where each class has its own probability: those above the model's threshold, and there may be none.
+  const held = labels ? predictions.filter(({ label }) => labels.includes(label)) : predictions.slice(0, 1);
   $("model").textContent = `Model ${model.name}, version ${model.version}`;
   $("model").hidden = false;
-  card.querySelector(".answer").textContent = `${best.label}, ${percent(best.probability)}`;
+  card.querySelector(".answer").textContent = held.map(({ label, probability }) => `${label}, ${percent(probability)}`).join("; ")
+    || `No class above ${percent(model.threshold)}`;
   // Probabilities that are no shares of one whole: each bar has a frame of its own 100 %.
   const own = model.scores === "independent" || predictions.length === 1;
   const caption = card.querySelector("caption");
