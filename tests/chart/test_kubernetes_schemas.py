@@ -135,6 +135,18 @@ def test_optional_objects_are_valid_kubernetes(version, conform, tmp_path):
 
 
 @pytest.mark.parametrize("version", [KUBERNETES[-1]])
+def test_service_monitors_are_valid_kubernetes(version, conform):
+    monitor = "monitoring.serviceMonitor"
+    options = (
+        f"--set={monitor}.enabled=true,{monitor}.relabelings[0].targetLabel=a,{monitor}.relabelings[0].replacement=b"
+    )
+    rendered = render(CLASSIFIER, options, "--kube-version", version)
+    objects = [one for one in yaml.load_all(rendered, yaml.CSafeLoader) if one]
+    assert sum(one["kind"] == "ServiceMonitor" for one in objects) == 2
+    assert conform({"monitored": rendered}) == ([], len(objects))
+
+
+@pytest.mark.parametrize("version", [KUBERNETES[-1]])
 def test_every_model_source_is_valid_kubernetes(version, conform):
     """Those that no example has: an image volume, and a claim that the chart makes."""
     image = "image.repository=models,model.source.imageVolume.image.tag=v1,model.source.imageVolume.subPath=models"

@@ -142,6 +142,37 @@ topologySpreadConstraints:
 namespace="{{ .context.Release.Namespace }}",pod=~"{{ include "clothing-classifier.fullname" .context }}-{{ .component }}-[a-z0-9]+(-[a-z0-9]+)?"
 {{- end -}}
 
+{{- /* The endpoint of a PodMonitor or ServiceMonitor. Probes are dropped: the kubelet's of a gateway are on the admin port and not counted, those of a
+       load balancer on /ping; a server's readiness probe is a REST request, and its request_count doesn't tell it from others.
+       Usage: include "clothing-classifier.endpoint" (dict "component" "gateway" "port" "admin" "monitor" .Values.monitoring.podMonitor) */ -}}
+{{- define "clothing-classifier.endpoint" -}}
+- port: {{ .port }}
+  path: {{ ternary "/metrics" "/monitoring/prometheus/metrics" (eq .component "gateway") }}
+  {{- with .monitor.interval }}
+  interval: {{ . }}
+  {{- end }}
+  {{- with .monitor.scrapeTimeout }}
+  scrapeTimeout: {{ . }}
+  {{- end }}
+  {{- with .monitor.relabelings }}
+  relabelings:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  metricRelabelings:
+    {{- if eq .component "gateway" }}
+    - action: drop
+      sourceLabels: [__name__, route]
+      regex: gateway_request_duration_seconds_.+;/ping
+    {{- else }}
+    - action: drop
+      sourceLabels: [__name__, API, entrypoint]
+      regex: :tensorflow:serving:request_latency_.+;;REST
+    - action: drop
+      sourceLabels: [__name__]
+      regex: :tensorflow:serving:request_count
+    {{- end }}
+{{- end -}}
+
 {{- define "clothing-classifier.hpaMetrics" -}}
 {{- with .targetCPUUtilizationPercentage }}
 - type: Resource
