@@ -353,13 +353,16 @@ class Fetcher:
             raise self._too_many()
         # A copy: each packet has a buffer of CHUNK_BYTES, allocated before it arrives, of which a page would stay with
         # it: two bytes took 4 kB.
-        received = bytearray()
+        received, data = bytearray(), b""
         for piece in answer.body(head):
             if len(received) + len(piece) > self._max_bytes:
                 raise self._too_many()
             hold.grow(len(piece))  # as they are received: an announced length must not use up the budget
-            received += piece
-        data = bytes(received)
+            if len(piece) == head.length:
+                data = piece  # the whole photo, as most that are this small
+            else:
+                received += piece
+        data = data or bytes(received)
         if _WEB_PAGE.match(data, 0, 4096):
             raise NotAnImage("The address gave a web page; send the photo's own address.")
         return data

@@ -41,6 +41,7 @@ class ByteBudget:
     def __init__(self, limit: int, share: int | None = None) -> None:
         self._limit = limit
         self._share = limit if share is None else min(share, limit)  # one owner's limit
+        self._others_share = limit - self._share
         self._reserved = 0
         self._owned: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -50,27 +51,21 @@ class ByteBudget:
         """Reserved bytes."""
         return self._reserved
 
-    def fits(self, count: int, owner: str = "") -> bool:
-        """Whether bytes could be reserved for an owner now."""
-        free = self._limit - self._reserved
-        if count > free:
-            return False
-        if not owner:
-            return True
-        owned = self._owned.get(owner, 0) + count
-        return owned <= self._share and owned * (self._limit - self._share) <= self._share * free
-
     def reserve(self, count: int, owner: str = "") -> bool:
         """Reserve bytes for an owner; False over the limit or the owner's share.
 
         Nothing is reserved then.
         """
         with self._lock:
-            if not self.fits(count, owner):
+            free = self._limit - self._reserved
+            if count > free:
                 return False
-            self._reserved += count
             if owner:
-                self._owned[owner] = self._owned.get(owner, 0) + count
+                owned = self._owned.get(owner, 0) + count
+                if owned > self._share or owned * self._others_share > self._share * free:
+                    return False
+                self._owned[owner] = owned
+            self._reserved += count
             return True
 
     def release(self, count: int, owner: str = "") -> None:
@@ -99,7 +94,10 @@ class Slots:
 
     def full(self, owner: str = "") -> bool:
         """Whether no slot is free for an owner."""
-        return not self._budget.fits(1, owner)
+        if self.acquire(1, owner):
+            self.release(1, owner)
+            return False
+        return True
 
     def acquire(self, photos: int = 1, owner: str = "") -> bool:
         """Acquire slots for photos, all or none; whether they were free."""

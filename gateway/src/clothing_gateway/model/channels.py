@@ -214,6 +214,9 @@ class Channels:
 
     def pool(self) -> ChannelPool:
         """The current pool, opened at the first call."""
+        pool = self._pool
+        if pool is not None:
+            return pool
         with self._lock:
             if self._pool is None:
                 self._pool = self._open()
