@@ -35,6 +35,7 @@ SHARED_KUBECTL = {"--namespace", "-n", "--selector", "-l", "--output", "--all-na
 KNOWN: dict[str, dict[str, set[str]]] = {
     "kubectl": {
         "annotate": {"--overwrite"},
+        "api-resources": {"--api-group"},
         "apply": {"-f", "--filename", "--server-side"},
         "config current-context": set(),
         "config get-contexts": set(),

@@ -26,6 +26,7 @@ OPENING_TERMS = {
     "docs/models.md": ["SavedModel", "PVC", "S3"],
     "docs/operations.md": ["autoscaling", "rollback", "observability"],
     "docs/performance.md": ["benchmark", "latency", "throughput"],
+    "docs/platforms.md": ["prerequisites", "OpenShift", "Argo CD", "Istio"],
     "docs/releasing.md": ["release", "verify", "image"],
     "docs/runbooks/alerts.md": ["alert", "runbook", "SLO", "burn rate"],
     "docs/security.md": ["SSRF", "authentication", "threat model"],

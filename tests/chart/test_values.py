@@ -318,6 +318,26 @@ def test_large_numbers_are_rendered_without_an_exponent(alternative, tmp_path):
     assert f"batch_timeout_micros {{ value: {flat['server.batching.timeoutMicros']} }}" in result.stdout
 
 
+def test_two_aliases_of_an_umbrella_chart_share_no_object(tmp_path):
+    parent = tmp_path / "parent"
+    shutil.copytree(CLASSIFIER, parent / "charts" / CLASSIFIER.name)
+    dependencies = [{"name": CLASSIFIER.name, "version": "*", "alias": alias} for alias in ("shoes", "hats")]
+    chart = {"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": dependencies}
+    (parent / "Chart.yaml").write_text(yaml.safe_dump(chart))
+    on = {"monitoring": {key: {"enabled": True} for key in ("rules", "serviceMonitor")}}
+    values = {"shoes": on, "hats": on, "global": {"imagePullSecrets": ["regcred"]}}
+    (parent / "values.yaml").write_text(yaml.safe_dump(values))
+    result = helm_template(parent, release="shop")
+    assert result.returncode == 0, result.stderr
+    objects = [one for one in yaml.safe_load_all(result.stdout) if one]
+    names = [(one["kind"], one["metadata"]["name"]) for one in objects]
+    assert len(names) == len(set(names)) > 20
+    assert {("Deployment", "shop-shoes-gateway"), ("Deployment", "shop-hats-gateway")} <= set(names)
+    rules = [rule for one in objects if one["kind"] == "PrometheusRule" for rule in one["spec"]["groups"][0]["rules"]]
+    keys = [(rule.get("record") or rule["alert"], rule["labels"]["classifier"]) for rule in rules]
+    assert len(keys) == len(set(keys)) > 40
+
+
 def test_chart_works_as_a_subchart(tmp_path):
     parent = tmp_path / "parent"
     shutil.copytree(CLASSIFIER, parent / "charts" / CLASSIFIER.name)
