@@ -630,14 +630,14 @@ def received(data, size):
 
 @pytest.mark.parametrize("size", [1, 23])
 def test_small_chunks_are_limited(size):
-    """What is no content may be 64 kB and a quarter of the content."""
+    """What is no content may be 16 kB and a quarter of the content."""
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     line = b"%x\r\n" % size
     chunk = line + b"x" * size + b"\r\n"
 
     def fits(count):
-        beside = len(head) + count * (len(chunk) - size) + len(b"0\r\n")
-        return beside <= response.MAX_HEAD_BYTES + count * size // 4
+        beside = count * (len(chunk) - size) + len(b"0\r\n")
+        return beside <= response.MAX_CHUNK_OVERHEAD_BYTES + count * size // 4
 
     most = next(count for count in range(1 << 20) if not fits(count + 1))
     assert b"".join(received(head + chunk * most + b"0\r\n\r\n", 65536)) == b"x" * size * most

@@ -17,7 +17,9 @@ COMPRESSIONS = frozenset(
 )
 # As many as the gateway takes from clients. Interim responses count, and what is between chunks.
 MAX_HEAD_BYTES = 64 * 1024
-# Bytes of content for each byte between them: chunks of 24 bytes on average, and servers write hundreds.
+# Chunks' sizes, line ends and extensions, and trailers. Beyond these, a byte for each four of content: chunks of 24
+# bytes on average, and servers write hundreds.
+MAX_CHUNK_OVERHEAD_BYTES = 16 * 1024
 _CONTENT_FOR_OVERHEAD = 4
 # Small chunks are joined up to this size.
 _PIECE_BYTES = 64 * 1024
@@ -105,7 +107,8 @@ class Answer:
 
     def __init__(self, receive: Callable[[], bytes]) -> None:
         self._receive = receive  # the next bytes of the connection; empty at its end
-        self._rest = b""
+        self._rest = b""  # what has been received, and is consumed up to an offset: a copy for each chunk costs more
+        self._at = 0
         self._overhead = 0
 
     @property
@@ -147,7 +150,8 @@ class Answer:
         elif head.length is not None:
             yield from self._take(head.length)
         else:
-            data, self._rest = self._rest or self._receive(), b""
+            data = self._rest[self._at :] or self._receive()
+            self._rest, self._at = b"", 0
             while data:
                 yield data
                 data = self._receive()
@@ -155,13 +159,20 @@ class Answer:
     def _take(self, length: int) -> Iterator[bytes]:
         left = length
         while left > 0:
-            data, self._rest = self._rest or self._receive(), b""
-            if not data:
-                raise BadAnswer(f"{left} of {length} bytes are missing")
-            if len(data) > left:
-                data, self._rest = data[:left], data[left:]
+            if not self._rest:
+                self._rest = self._receive()
+                if not self._rest:
+                    raise BadAnswer(f"{left} of {length} bytes are missing")
+            data = self._rest[self._at : self._at + left]  # no copy where it is all of it
+            self._consume(self._at + len(data))
             left -= len(data)
             yield data
+
+    def _consume(self, end: int) -> None:
+        if end < len(self._rest):
+            self._at = end
+        else:
+            self._rest, self._at = b"", 0
 
     def _chunks(self) -> Iterator[bytes]:
         """Yield the content of chunks, those that arrived together as one piece.
@@ -170,6 +181,7 @@ class Answer:
         """
         content = ready = 0
         pieces: list[bytes] = []
+        self._overhead = max(self._overhead, MAX_HEAD_BYTES - MAX_CHUNK_OVERHEAD_BYTES)
         while size := self._chunk_size(content):
             for piece in self._take(size):
                 pieces.append(piece)
@@ -194,20 +206,19 @@ class Answer:
     def _until(self, mark: bytes, content: int = 0) -> bytes:
         """Consume up to a delimiter, and return what is before it.
 
-        The length is bounded by the content so far, so that it ends, and chunks of few bytes do: each costs 4 us.
+        The length is bounded by the content so far, so that it ends, and chunks of few bytes do: each costs 2 us.
         """
         limit = MAX_HEAD_BYTES + content // _CONTENT_FOR_OVERHEAD - self._overhead
-        data = self._rest or self._receive()
-        end = data.find(mark)
-        while end < 0 and len(data) <= limit:
+        start, seen = self._at, self._at
+        while (end := self._rest.find(mark, seen)) < 0 and len(self._rest) - start <= limit:
             more = self._receive()
             if not more:
                 raise BadAnswer("the connection ended within the answer")
-            seen = max(len(data) - len(mark) + 1, 0)
-            data += more
-            end = data.find(mark, seen)
-        if not 0 <= end <= limit:
+            self._rest = self._rest[start:] + more
+            start, seen = 0, max(len(self._rest) - len(more) - len(mark) + 1, 0)
+        if not 0 <= end - start <= limit:
             raise BadAnswer(f"more than {MAX_HEAD_BYTES} bytes that are no content")
-        self._rest = data[end + len(mark) :]
-        self._overhead += end + len(mark)
-        return data[:end]
+        found = self._rest[start:end]
+        self._overhead += end + len(mark) - start
+        self._consume(end + len(mark))
+        return found
