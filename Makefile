@@ -147,10 +147,28 @@ test-gateway: dev ## Unit and process tests of the gateway
 	@$(PYTEST) tests/gateway
 
 .PHONY: fuzz
-fuzz: gateway/.venv/dev.stamp ## Fuzz both JPEG decoders and the HTTP server, FUZZ_SECONDS (600) each; decode the whole dataset
+fuzz: gateway/.venv/dev.stamp ## Fuzz both JPEG decoders, the native one with sanitizers too, and the HTTP server, FUZZ_SECONDS (600) each; decode the whole dataset
 	@echo "==> damaged JPEGs and hostile requests, $${FUZZ_SECONDS:-600} s of each, and every photo of the dataset"
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} CLOTHING_DATASET_EVERY=1 \
 	  $(PYTEST) -s --timeout=$$(($${FUZZ_SECONDS:-600} + 600)) -k "fuzz or damaged or photos" tests/gateway/test_fuzz.py tests/gateway/image/test_jpeg.py
+	@if $(JPEG_BUILDS); then $(MAKE) fuzz-sanitized; else echo "==> no C compiler: not with sanitizers"; fi
+
+# The core alone is instrumented, and Python's own malloc is off, so that each of its allocations has red zones. It is
+# built from a copy: setuptools would take the objects of another build with other flags.
+SANITIZED := .cache/sanitized
+SANITIZERS = LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
+  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+  PYTHONPATH="$(CURDIR)/$(SANITIZED)/lib$${PYTHONPATH:+:$$PYTHONPATH}"
+
+.PHONY: fuzz-sanitized
+fuzz-sanitized: gateway/.venv/dev.stamp ## Fuzz the native JPEG decoder with AddressSanitizer and UndefinedBehaviorSanitizer, FUZZ_SECONDS (600)
+	@echo "==> damaged JPEGs and files at their limits, with sanitizers, $${FUZZ_SECONDS:-600} s"
+	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)/jpeg && cp -r gateway/jpeg/{pyproject.toml,README.md,src} $(SANITIZED)/jpeg
+	@CFLAGS="-g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all" \
+	  $(GATEWAY)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(SANITIZED)/lib $(SANITIZED)/jpeg
+	@$(SANITIZERS) $(GATEWAY)/python -c 'import clothing_jpeg; print(f"==> {clothing_jpeg.__file__}"); assert "sanitized" in clothing_jpeg.__file__'
+	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} $(SANITIZERS) \
+	  $(PYTEST) -s --timeout=$$(($${FUZZ_SECONDS:-600} + 600)) -k "not leak" tests/gateway/image/test_jpeg.py tests/gateway/image/test_layout.py
 
 test-model: dev ## Tests of the model package, with TensorFlow
 	@echo "==> tests/model"
