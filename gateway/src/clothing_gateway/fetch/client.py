@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 # One of a host's addresses may be unreachable (an IPv6 route that leads nowhere): then the next one is tried.
 CONNECT_TIMEOUT_SECONDS = 3.0
 CHUNK_BYTES = 64 * 1024
+# A received piece of at least so many bytes is kept as it is: the page that may stay with it is a quarter more.
+_KEPT_BYTES = 16 * 1024
 IDLE_CONNECTIONS = 32
 IDLE_SECONDS = 15.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -351,18 +353,22 @@ class Fetcher:
             raise PhotoServerFailed("The photo's server sent it compressed; upload the photo.")
         if head.length is not None and head.length > self._max_bytes:
             raise self._too_many()
-        # A copy: each packet has a buffer of CHUNK_BYTES, allocated before it arrives, of which a page would stay with
-        # it: two bytes took 4 kB.
-        received, data = bytearray(), b""
+        pieces: list[bytes | bytearray] = []
+        total = 0
         for piece in answer.body(head):
-            if len(received) + len(piece) > self._max_bytes:
+            total += len(piece)
+            if total > self._max_bytes:
                 raise self._too_many()
             hold.grow(len(piece))  # as they are received: an announced length must not use up the budget
-            if len(piece) == head.length:
-                data = piece  # the whole photo, as most that are this small
+            # A small piece is copied: each packet has a buffer of CHUNK_BYTES, allocated before it arrives, of which a
+            # page would stay with it: two bytes took 4 kB.
+            if len(piece) >= _KEPT_BYTES:
+                pieces.append(piece)
+            elif pieces and isinstance(pieces[-1], bytearray):
+                pieces[-1] += piece
             else:
-                received += piece
-        data = data or bytes(received)
+                pieces.append(bytearray(piece))
+        data = b"".join(pieces)
         if _WEB_PAGE.match(data, 0, 4096):
             raise NotAnImage("The address gave a web page; send the photo's own address.")
         return data
