@@ -29,6 +29,7 @@ NO_CLOUD = (
     "locked-down",
     "minikube",
     "pvc-models",
+    "quota",
 )
 FILES = [
     *sorted((ROOT / "charts").glob("*/ci/*-values.yaml")),
