@@ -91,6 +91,8 @@ kind: ## Build the images, create a Kind cluster, install the chart, print the U
 # ---- checks ----
 
 PYTEST := $(GATEWAY)/python -m pytest --timeout=60
+# Most of these tests wait for processes; a file's tests share its fixtures.
+PARALLEL := --numprocesses=2 --dist=loadfile
 COVERAGE := $(GATEWAY)/coverage
 MODEL_PYTEST := $(MODEL_BIN)/python -m pytest
 .PHONY: lint lint-python lint-charts lint-workflows
@@ -144,7 +146,7 @@ test: lint-python test-gateway test-load lint-charts lint-workflows test-charts 
 test-gateway: dev ## Unit and process tests of the gateway
 	@echo "==> tests/contract, tests/gateway"
 	@$(PYTEST) tests/contract
-	@$(PYTEST) tests/gateway
+	@$(PYTEST) $(PARALLEL) tests/gateway
 
 .PHONY: fuzz
 fuzz: gateway/.venv/dev.stamp ## Fuzz both JPEG decoders, the native one with sanitizers too, and the HTTP server, FUZZ_SECONDS (600) each; decode the whole dataset
@@ -187,12 +189,12 @@ conformance: model-image/.venv/dev.stamp ## Conformance with TensorFlow Serving:
 test-charts: dev ## Charts: helm-unittest, renders, schemas
 	@ci/tools/install helm helm-unittest kubeconform crds helm-docs helm4 compose promtool
 	@echo "==> tests/chart"
-	@$(PYTEST) tests/chart
+	@$(PYTEST) $(PARALLEL) tests/chart
 
 test-integration: dev ## Integration tests: gateway and model server as processes
 	@ci/tools/install helm prometheus
 	@echo "==> tests/integration"
-	@$(PYTEST) --timeout=300 tests/integration
+	@$(PYTEST) --timeout=300 $(PARALLEL) tests/integration
 
 test-load: dev ## Tests of the benchmark, and a small load on the gateway
 	@echo "==> tests/load"

@@ -352,7 +352,7 @@ def strange_names(text: str) -> set[str]:
 
 # The words that error codes begin with, written down here, as a code that is gone takes its word along.
 ERROR_CODE = re.compile(
-    "(address|bad|broken|client|headers|host|internal|method|model|no|not|origin|out|photo|request|too|unsupported)"
+    "(address|bad|broken|client|decoder|headers|host|internal|method|model|no|not|origin|out|photo|request|too|unsupported)"
     "(-[a-z]+)+"
     "|overloaded|unauthorized|unavailable"
 )
