@@ -24,6 +24,7 @@ from typing import Any, Self
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import procs
 import programs
 import urllib3
 from stats import quantile
@@ -161,13 +162,6 @@ class Result:
         )
 
 
-def _peak_bytes(pid: int) -> int:
-    with contextlib.suppress(OSError, TypeError):
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-        return int(found[1]) * 1024  # type: ignore[index]
-    return 0
-
-
 @contextlib.contextmanager
 def attack(target: str, kind: str, slow: str, admin: str, costly: int = 40) -> Iterator[dict[str, Any]]:
     """The attacker, while the block runs; afterwards ``answers`` and ``sent``."""
@@ -207,12 +201,16 @@ def measure(kind: str, seconds: float, calm_seconds: float, costly: int = 40) ->
             with Honest(target, photo) as calm:
                 time.sleep(calm_seconds)
             before = running.usage().cpu_seconds
-            with attack(target, kind, slow, admin, costly) as found, Honest(target, photo) as attacked:
+            pid = running.process.pid
+            with (
+                attack(target, kind, slow, admin, costly) as found,
+                Honest(target, photo) as attacked,
+                procs.PeakMemory(pid) as peak,
+            ):
                 time.sleep(seconds)
-                peak = _peak_bytes(running.process.pid)
                 alive = running.process.poll() is None and _healthy(admin)
                 used = running.usage().cpu_seconds - before if running.process.poll() is None else 0.0
-    return Result(kind, calm, attacked, used, found["sent"], peak, found["answers"], alive)
+    return Result(kind, calm, attacked, used, found["sent"], peak.bytes, found["answers"], alive)
 
 
 def _healthy(admin: str) -> bool:
