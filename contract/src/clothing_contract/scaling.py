@@ -102,8 +102,10 @@ def grey(pixels: Pixels) -> Pixels:
 
     uint8 is as Pillow's convert("L").
     """
-    if pixels.dtype != np.uint8:  # resized by TensorFlow, which doesn't round
-        return np.asarray(pixels @ (np.array(_GREY, np.float32) / np.float32(65536)))[..., np.newaxis]
+    if pixels.dtype != np.uint8:  # resized by TensorFlow, which doesn't round; a grey photo's numbers stay as they are
+        red, green, blue = np.moveaxis(pixels, -1, 0)
+        of_green, of_blue = (np.float32(weight / 65536) for weight in _GREY[1:])
+        return np.asarray(red + (green - red) * of_green + (blue - red) * of_blue)[..., np.newaxis]
     wide = pixels.astype(np.uint32)
     mixed = wide[..., 0] * _GREY[0] + wide[..., 1] * _GREY[1] + wide[..., 2] * _GREY[2]
     return ((mixed + 0x8000) >> 16).astype(np.uint8)[..., np.newaxis]

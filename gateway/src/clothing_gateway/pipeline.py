@@ -230,10 +230,10 @@ def prepare(
     by: decode.Decoder | None = None,
 ) -> Element:
     """One photo as an element of the model's input; ``by`` is decode.decode's."""
-    element = decode.decode(data, header, model.size, model.scaling if model.is_plain else None, deadline, by=by)
+    element = decode.decode(data, header, model.size, model.scaling, deadline, by=by)
     if element is None:
         return data  # decoded to validate it only: the model takes the file
-    return element if model.is_plain else model.arranged(element)
+    return model.arranged(element) if model.scaling is None else model.laid_out(element)
 
 
 def result(labels: Sequence[str], scores: Scores, output: Output, top: int | None = None) -> dict[str, Any]:

@@ -49,18 +49,14 @@ class Model:
         """The kind of its scores."""
         return self.output.scores
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether it takes height x width x 3, in the order that the decoder writes."""
-        return self.layout == signature.NHWC and (
-            self.channels == "rgb" or (self.channels == "bgr" and self.scaling is not None)
-        )
-
     def arranged(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """RGB pixels (height, width, 3) in the model's channels, scale and layout."""
         scaling = self.scaling or Scaling("none", channels=self.channels)
         ordered = scaling.ordered(pixels)
-        numbers = ordered if self.scaling is None else scaling.scaled(ordered)
+        return self.laid_out(ordered if self.scaling is None else scaling.scaled(ordered))
+
+    def laid_out(self, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Numbers (height, width, channels) in the model's layout."""
         return np.ascontiguousarray(numbers.transpose(2, 0, 1) if self.layout == signature.NCHW else numbers)
 
     def takes_photos_of(self, other: Model) -> bool:
