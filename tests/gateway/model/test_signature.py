@@ -9,9 +9,10 @@ from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import predict_pb2
 
+from clothing_contract import Output
 from clothing_gateway.model import signature, tensor
 from clothing_gateway.model.signature import Misfit
-from clothing_gateway.pipeline import ranked
+from clothing_gateway.pipeline import result
 from clothing_gateway.settings import Settings
 
 FLOAT, UINT8, STRING, INT64, DOUBLE = (
@@ -275,8 +276,9 @@ def test_inconsistent_tensors_are_refused(proto):
 
 
 def test_scores_are_sorted_and_ties_keep_the_labels_order():
-    order = ranked(("a", "b", "c", "d"), np.float32([1, 3, 1, 2]), "logits")
+    logits = Output(scores="logits")
+    order = result(("a", "b", "c", "d"), np.float32([1, 3, 1, 2]), logits)["predictions"]
     assert [one["label"] for one in order] == ["b", "d", "a", "c"]
     assert order[0]["score"] == 3
-    assert len(ranked(("a", "b", "c"), np.float32([1, 3, 1]), "logits", 2)) == 2
-    assert len(ranked(("a", "b", "c"), np.float32([1, 3, 1]), "logits", 9)) == 3
+    for top, count in ((2, 2), (9, 3)):
+        assert len(result(("a", "b", "c"), np.float32([1, 3, 1]), logits, top)["predictions"]) == count
