@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+from PIL import Image, ImageOps
 
 import processes
 from clothing_gateway.commands.doctor import Question, examine, report
@@ -35,6 +37,8 @@ def model(logs: Path) -> Iterator[processes.Running]:
         yield server
 
 
+# One photo of so many; 1 is all 341, in a minute.
+DATASET_EVERY = int(os.environ.get("CLOTHING_DATASET_EVERY", "40"))
 CLOSED_PORT = processes.free_port()
 
 
@@ -81,6 +85,35 @@ def test_scores_equal_tensorflow(gateway: processes.Running) -> None:
         worst = max(worst, *(abs(scores[label] - score) for label, score in zip(LABELS, expected[photo], strict=True)))
     assert len(photos) >= 100
     assert worst < 1e-4, f"largest difference of a score: {worst}"
+
+
+def test_photos_stored_turned_are_classified_as_upright_ones(gateway: processes.Running) -> None:
+    """PNG keeps each pixel, so that the seven turned files of a photo are the same picture; by EXIF's orientation."""
+    photos = sorted((processes.DATASET / "validation").glob("*/*.jpg"))[::DATASET_EVERY]
+    if not photos:
+        pytest.skip(f"no photos at {processes.DATASET}; set CLOTHING_DATASET")
+    # How a picture is stored that a tag's value sets upright: the inverses of PIL.ImageOps.exif_transpose.
+    turns = {
+        1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+    }  # fmt: skip
+    right: Counter[int] = Counter()
+    for photo in photos:
+        with Image.open(photo) as opened:
+            upright = ImageOps.exif_transpose(opened.convert("RGB"))
+        scores = {}
+        for orientation, turn in turns.items():
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            file = io.BytesIO()
+            stored = upright if turn is None else upright.transpose(turn)
+            stored.save(file, "PNG", exif=exif, compress_level=1)
+            scores[orientation] = gateway.post("/predict", body=file.getvalue(), headers=PNG).json()
+            assert scores[orientation] == pytest.approx(scores[1], abs=1e-6), (photo, orientation)
+            right[orientation] += max(scores[orientation], key=scores[orientation].get) == photo.parent.name
+    assert set(right.values()) == {right[1]}
+    assert right[1] > 0.7 * len(photos)  # 0.88 of all 341
 
 
 def test_url_form_and_body_give_the_same(gateway: processes.Running, photos_at: int) -> None:
