@@ -205,20 +205,28 @@ def test_signatures_that_the_gateway_cannot_use(tmp_path: Path, capsys: pytest.C
         return {"scores": tf.reduce_mean(tf.cast(photo, tf.float32), (1, 2))}
 
     cases = {
-        "channels": (scores, [spec(None, 32, 32, 2)], "the gateway sends height, width and 3 channels or 1"),
+        "channels": (scores, [spec(None, 32, 32, 2)], "of 3 channels or 1"),
         "open": (scores, [spec(None, None, None, 3)], "which leaves the size open: set model.imageSize"),
-        "int": (scores, [spec(None, 32, 32, 3, dtype=tf.int64)], "is DT_INT64, and the gateway sends"),
+        "int": (
+            scores,
+            [spec(None, 32, 32, 3, dtype=tf.int64)],
+            "is DT_INT64; the gateway sends DT_FLOAT",
+        ),
         "batch": (scores, [spec(8, 32, 32, 3)], "a batch of exactly 8"),
         "strings": (
             lambda _: {"scores": tf.zeros((1, 3))},
             [spec(None, 2, dtype=tf.string)],
-            "encoded photos have one dimension",
+            "one of encoded photos has one dimension",
         ),
-        "two": (lambda a, b: {"sum": a + b}, [spec(None, 4, name="a"), spec(None, 4, name="b")], "has 2 inputs (a, b)"),
+        "two": (
+            lambda a, b: {"sum": a + b},
+            [spec(None, 4, name="a"), spec(None, 4, name="b")],
+            "has 2 inputs, 'a', 'b': choose one with",
+        ),
         "classes": (
             lambda photo: {"class": tf.argmax(tf.reduce_mean(photo, (1, 2)), -1)},
             [spec(None, 32, 32, 3)],
-            "its output class is DT_INT64",
+            "output 'class' is DT_INT64",
         ),
         "map": (lambda photo: {"map": photo}, [spec(None, 32, 32, 3)], "scores have two dimensions"),
     }
@@ -227,9 +235,21 @@ def test_signatures_that_the_gateway_cannot_use(tmp_path: Path, capsys: pytest.C
     assert verify(capsys, tmp_path / "open", "--image-size", "64x48")[0] == 0
     for name, shape in (("first", (None, 3, 32, 48)), ("grey", (None, 28, 28, 1)), ("grey-first", (None, 1, 28, 28))):
         assert verify(capsys, saved(tmp_path / name, scores, spec(*shape)))[0] == 0, name
+    half = saved(
+        tmp_path / "half",
+        lambda photo: {"scores": tf.cast(tf.reduce_mean(photo, (1, 2)), tf.float16)},
+        spec(None, 32, 32, 3),
+    )
+    assert verify(capsys, half)[0] == 0
     first = saved(tmp_path / "open-first", scores, spec(None, 3, None, None))
     assert "leaves the size open" in refusal(capsys, first)
     assert verify(capsys, first, "--image-size", "48x32")[0] == 0
+    description = first / "1" / savedmodel.DESCRIPTION
+    description.parent.mkdir()
+    description.write_text(json.dumps({"imageSize": "48x32"}))
+    assert verify(capsys, first)[0] == 0
+    description.write_text(json.dumps({"imageSize": "48x32", "channels": "grey"}))
+    assert "of three channels: set model.channels of the chart (--channels of" in refusal(capsys, first)
     further = saved(
         tmp_path / "further",
         lambda photo, keep: {"scores": tf.reduce_mean(photo, (1, 2)) * keep},
@@ -238,7 +258,7 @@ def test_signatures_that_the_gateway_cannot_use(tmp_path: Path, capsys: pytest.C
     )
     assert "requires 'keep_prob' beside 'photo'" in refusal(capsys, further, "--input-name", "photo")
     fixed = saved(tmp_path / "fixed", scores, spec(None, 32, 32, 3))
-    assert "the size given is 64x48" in refusal(capsys, fixed, "--image-size", "64x48")
+    assert "is 64x48 (width x height): leave it out" in refusal(capsys, fixed, "--image-size", "64x48")
     code, lines = verify(capsys, fixed)
     assert code == 0
     assert any("no warm-up requests" in line for line in lines)
@@ -247,11 +267,11 @@ def test_signatures_that_the_gateway_cannot_use(tmp_path: Path, capsys: pytest.C
         lambda photo: {**scores(photo), "hidden": tf.reduce_sum(photo, (1, 2))},
         spec(None, 32, 32, 3),
     )
-    assert "has 2 outputs (hidden, scores)" in refusal(capsys, both)
+    assert "has 2 outputs, 'hidden', 'scores'" in refusal(capsys, both)
     assert verify(capsys, both, "--output-name", "scores")[0] == 0
     # Rows S4 and S5: names that are not the model's
-    assert "has no input 'input_8', only photo" in refusal(capsys, fixed, "--input-name", "input_8")
-    assert "has no output 'dense_7', only scores" in refusal(capsys, fixed, "--output-name", "dense_7")
+    assert "has no input 'input_8', only 'photo'" in refusal(capsys, fixed, "--input-name", "input_8")
+    assert "has no output 'dense_7', only 'scores'" in refusal(capsys, fixed, "--output-name", "dense_7")
     named = saved(tmp_path / "named", scores, spec(None, 32, 32, 3), key="predict")
     assert "has no signature serving_default, only predict" in refusal(capsys, named)
     assert verify(capsys, named, "--signature-name", "predict")[0] == 0

@@ -10,7 +10,7 @@ import argparse
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -30,8 +30,6 @@ from clothing_model.savedmodel import (
 )
 
 ERROR, WARNING, OK = "error", "warning", "ok"
-PHOTO_TYPES = {"DT_FLOAT": "float32", "DT_UINT8": "uint8", "DT_STRING": "string"}
-SCORE_TYPES = ("DT_FLOAT", "DT_DOUBLE")
 
 
 @dataclass(frozen=True)
@@ -296,7 +294,7 @@ def _check_signature(
 ) -> tuple[tuple[str, Tensor], tuple[str, Tensor]] | None:
     """Check the input and output that the gateway will use.
 
-    The rules are those of clothing_gateway.model.signature.
+    The rules and their messages are the gateway's.
     """
     signature = model.signatures.get(expected.signature)
     if signature is None:
@@ -307,88 +305,44 @@ def _check_signature(
             "model.signatureName of the chart",
         )  # fmt: skip
         return None
-    photo = _choose(report, model, "input", expected.input, signature.inputs)
-    scores = _choose(report, model, "output", expected.output, signature.outputs)
-    if photo is None or scores is None:
-        return None
-    messages = [
-        *_signature_problems(expected.signature, signature, photo[0]),
-        *_photo_problems(*photo, expected.size),
-        *_scores_problems(*scores),
-    ]
-    for message in messages:
-        report.add(ERROR, model.path, message)
-    return None if messages else (photo, scores)
-
-
-def _choose(
-    report: Report, model: SavedModel, kind: str, wanted: str, there: dict[str, Tensor]
-) -> tuple[str, Tensor] | None:
-    names = ", ".join(there) or "none"
-    if wanted:
-        if wanted in there:
-            return wanted, there[wanted]
-        report.add(ERROR, model.path, f"it has no {kind} {wanted!r}, only {names}: set model.{kind}Name of the chart")
-        return None
-    if len(there) == 1:
-        return next(iter(there.items()))
-    report.add(
-        ERROR, model.path,
-        f"its signature has {len(there)} {kind}s ({names}), and the gateway uses one: choose it with model.{kind}Name "
-        f"of the chart (here: --{kind}-name)",
-    )  # fmt: skip
-    return None
-
-
-def _signature_problems(name: str, signature: Signature, photo: str) -> Iterator[str]:
-    """What a photo alone would not be answered for; rules and words are the gateway's."""
     try:
-        rules.require_photos(name, signature.method, (), _say)
-        rules.require_alone(photo, signature.inputs, signature.defaults, _say)
+        photo = rules.choose("input", expected.input, signature.inputs, _say)
+        scores = rules.choose("output", expected.output, signature.outputs, _say)
     except ContractError as error:
-        yield str(error)
+        report.add(ERROR, model.path, str(error))
+        return None
+    checks: tuple[Callable[[], object], ...] = (
+        lambda: rules.require_photos(expected.signature, signature.method, (), _say),
+        lambda: rules.require_alone(photo, signature.inputs, signature.defaults, _say),
+        lambda: _check_photo(photo, signature.inputs[photo], model, expected),
+        lambda: rules.width(scores, signature.outputs[scores]),
+    )
+    before = report.count(ERROR)
+    for check in checks:
+        try:
+            check()
+        except ContractError as error:
+            report.add(ERROR, model.path, str(error))
+    if report.count(ERROR) > before:
+        return None
+    return (photo, signature.inputs[photo]), (scores, signature.outputs[scores])
+
+
+def _check_photo(name: str, tensor: Tensor, model: SavedModel, expected: Expected) -> None:
+    """ContractError where the gateway, with the values for the model, has no photo for the input."""
+    try:
+        noted = contract.Input.read(model.description)
+    except ContractError as error:
+        raise ContractError(f"{savedmodel.DESCRIPTION}: {error}: convert it again") from None
+    is_open = tensor.shape is None or -1 in tensor.shape[1:]
+    size = (expected.size[1], expected.size[0]) if expected.size else noted.image_size if is_open else None
+    # Of pixels, the model's graph orders the channels.
+    rules.photo(name, tensor, size, noted.channels if tensor.dtype == "DT_FLOAT" else contract.CHANNELS[0], _say)
 
 
 def _say(name: str) -> str:
-    return f"model.{contract.key(name)} of the chart (here: --{name.replace('_', '-')})"
-
-
-def _photo_problems(name: str, photo: Tensor, size: tuple[int, int] | None) -> Iterator[str]:
-    what = f"its input {name}"
-    if photo.dtype not in PHOTO_TYPES:
-        yield f"{what} is {photo.dtype}, and the gateway sends DT_FLOAT, DT_UINT8 or DT_STRING: convert it again"
-        return
-    shape = photo.shape
-    if photo.dtype == "DT_STRING":
-        if shape is not None and len(shape) != 1:
-            yield f"{what} has the shape {shape}, and encoded photos have one dimension, the batch"
-    elif shape is not None and (len(shape) != 4 or not (shape[3] in (1, 3, -1) or shape[1] in (1, 3))):
-        yield f"{what} has the shape {shape}, and the gateway sends height, width and 3 channels or 1, also before them"
-    elif size is None and (shape is None or min(_spatial(shape)) < 1):
-        yield (
-            f"{what} has the shape {shape or 'unknown'}, which leaves the size open: set model.imageSize of the chart "
-            "(here: --image-size), or convert it again with --image-size"
-        )
-    elif size is not None and shape is not None and not _fits(size, _spatial(shape)):
-        yield f"{what} has the shape {shape}, and the size given is {size[1]}x{size[0]} (width x height): leave it out"
-    if shape and shape[0] > 1:
-        yield f"{what} has the shape {shape}, a batch of exactly {shape[0]}: export it with an open batch"
-
-
-def _spatial(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Height and width of a photo's shape, channels last or first."""
-    return shape[2:] if shape[3] not in (1, 3) and shape[1] in (1, 3) else shape[1:3]
-
-
-def _scores_problems(name: str, scores: Tensor) -> Iterator[str]:
-    if scores.dtype not in SCORE_TYPES:
-        yield f"its output {name} is {scores.dtype}, and scores are DT_FLOAT or DT_DOUBLE" + (
-            ": clothing-model convert makes a model of it whose scores are DT_FLOAT"
-            if scores.dtype in ("DT_HALF", "DT_BFLOAT16")
-            else ""
-        )
-    if scores.shape is not None and len(scores.shape) != 2:
-        yield f"its output {name} has the shape {scores.shape}, and scores have two dimensions, batch and labels"
+    value, option = f"model.{contract.key(name)} of the chart", f"--{name.replace('_', '-')}"
+    return f"{value} ({option} of clothing-model convert)" if name == "channels" else f"{value} (here: {option})"
 
 
 def _check_labels(report: Report, model: SavedModel, scores: tuple[str, Tensor], expected: Expected) -> None:
@@ -416,12 +370,11 @@ def _check_labels(report: Report, model: SavedModel, scores: tuple[str, Tensor],
 
 
 def _check_contract(report: Report, model: SavedModel, scores: tuple[str, Tensor], expected: Expected) -> None:
-    """Check what the model's description notes of input and scores."""
+    """Check what the model's description notes of its scores."""
     noted = model.description
     width = scores[1].shape[-1] if scores[1].shape and scores[1].shape[-1] > 0 else None
     labels = len(expected.labels or noted.get("labels") or ())
     try:
-        contract.Input.read(noted)
         kind = contract.Output.read(noted).scores
     except ContractError as error:
         report.add(ERROR, model.path, f"{savedmodel.DESCRIPTION}: {error}: convert it again")

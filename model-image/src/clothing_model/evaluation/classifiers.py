@@ -264,7 +264,7 @@ def _photo(
     try:
         photo = rules.photo(
             name,
-            rules.Tensor(tensor.dtype, tensor.shape),
+            tensor,
             wanted if is_open else None,
             contract.channels if is_float else CHANNELS[0],
             lambda value: f"--{value.replace('_', '-')}",

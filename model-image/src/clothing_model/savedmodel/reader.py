@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clothing_contract import signature as rules
 from clothing_model.errors import ModelError
 from clothing_model.savedmodel import protowire
 
 DEFAULT_SIGNATURE = "serving_default"
 INIT_SIGNATURE = "__saved_model_init_op"
 DESCRIPTION = Path("assets.extra") / "model.json"
-# Numbers that can be scores; the gateway reads all of them.
-SCORE_TYPES = ("DT_FLOAT", "DT_DOUBLE", "DT_HALF", "DT_BFLOAT16")
 WARMUP = Path("assets.extra") / "tf_serving_warmup_requests"
 
 _LFS_START = b"version https://git-lfs.github.com/spec/"
@@ -34,16 +33,11 @@ _DTYPES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One input or output of a signature.
-
-    `shape` is None where even the rank is unknown; -1 is a free dimension.
-    """
+@dataclass(frozen=True, slots=True)
+class Tensor(rules.Tensor):
+    """An input or output of a signature, with its name in the graph."""
 
     name: str
-    dtype: str
-    shape: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -193,7 +187,7 @@ def score_outputs(model: SavedModel) -> list[str]:
     fitting = [
         name
         for name, output in outputs.items()
-        if output.dtype in SCORE_TYPES and (output.shape is None or len(output.shape) == 2)
+        if output.dtype in rules.SCORE_TYPES and (output.shape is None or len(output.shape) == 2)
     ]
     labels = len(model.description.get("labels", ()))
     as_many = [name for name in fitting if width(outputs[name]) == labels]
@@ -275,7 +269,7 @@ def _tensor(data: memoryview) -> Tensor:
     sizes: tuple[int, ...] | None = ()
     for message in protowire.messages(data, 3):
         sizes = shape(message)
-    return Tensor(protowire.string(data, 1), dtype_name(protowire.integer(data, 2)), sizes)
+    return Tensor(dtype_name(protowire.integer(data, 2)), sizes, protowire.string(data, 1))
 
 
 def shape(data: memoryview) -> tuple[int, ...] | None:
