@@ -74,7 +74,7 @@ def test_probabilities_of_a_binary_model_equal_keras(installed: Installed) -> No
 
         # Ready pods may be unknown to a node's rules for another second.
         answer = processes.wait_for("an answer", classified, 30).json()
-        assert answer["model"] == {"name": "pets", "version": "1", "scores": "sigmoid"}
+        assert answer["model"] == {"name": "pets", "version": "1", "scores": "sigmoid", "threshold": 0.5}
         found = {each["label"]: each["probability"] for each in answer["predictions"]}
         assert [found[label] for label in KIND.labels] == pytest.approx(expected, abs=1e-5)
         assert sum(found.values()) == pytest.approx(1, abs=1e-6)

@@ -329,7 +329,7 @@ def _check_signature(
 
 
 def _check_photo(name: str, tensor: Tensor, model: SavedModel, expected: Expected) -> None:
-    """ContractError where the gateway, with the values for the model, has no photo for the input."""
+    """ContractError where the gateway has no photo for the input."""
     try:
         noted = contract.Input.read(model.description)
     except ContractError as error:
