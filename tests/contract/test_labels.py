@@ -26,6 +26,16 @@ BEES = ("bees", "wasps")
         b'{"wasps": 1, "bees": 0}',
         b'{"0": "bees", "1": "wasps"}',
         b"0 bees\n1 wasps\n",
+        b"0,bees\n1,wasps\n",
+        b"0: bees\n1: wasps\n",
+        b"bees,0\nwasps,1\n",
+        b"bees\t0\nwasps\t1\n",
+        b"id,label\n0,bees\n1,wasps\n",
+        b"label;index\r\nbees;0\r\nwasps;1\r\n",
+        b"- bees\n- wasps\n",
+        b'"bees"\n"wasps"\n',
+        b'0,"bees"\n1,"wasps"\n',
+        b'{"model_type": "vit", "id2label": {"0": "bees", "1": "wasps"}}',
     ],
 )
 def test_the_forms_that_people_have(data):
@@ -36,7 +46,17 @@ def test_teachable_machine():
     assert read_file(b"0 Class 1\n1 Class 2\n") == ("Class 1", "Class 2")
 
 
-@pytest.mark.parametrize("lines", [("1 litre", "2 litres"), ("0 of these", "one"), ("3 cats",), ("0", "1")])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("1 litre", "2 litres"),
+        ("0 of these", "one"),
+        ("3 cats",),
+        ("0", "1"),
+        ("hat, straw", "1, 2", "cap"),
+        ("room:0", "room:1"),
+    ],
+)
 def test_numbers_that_belong_to_the_label(lines):
     assert read_file("\n".join(lines).encode()) == lines
 
@@ -52,6 +72,10 @@ def test_more_than_ten_indices_are_sorted_by_number():
         (b"", "none"),
         (b"a\na\n", "each only once: a"),
         (b"caf\xe9\n", "neither UTF-8 nor UTF-16"),
+        ("bees\nwasps\n".encode("utf-16-le"), "control characters: save them as UTF-8"),
+        ("bees\nwasps\n".encode("utf-32"), "control characters: save them as UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "is a Git LFS pointer: run"),
+        (b"<!DOCTYPE html>\n<title>labels.txt</title>", "is a page or XML"),
         (b'["a", 1]', "JSON labels are a list"),
         (b'{"a": 0, "b": 2}', "with numbers from 0 up"),
         (b'{"a": "b"}', "JSON labels are"),

@@ -451,6 +451,8 @@ def test_path_and_query_are_sent_unchanged(url, path):
         ("http://public.test/\na", "line end"),
         ("http://public.test/\r\nHost: a", "line end"),
         ("http:\\\\public.test\\a", "backslash"),
+        ("data:image/jpeg;base64,/9j/4AAQ", "send its bytes"),
+        ("DATA:,x", "send its bytes"),
         ("public.test/a.jpg", "begin with http:// or https://"),
         ("ftp://public.test/a.jpg", "begin with http:// or https://"),
         ("http://user:secret@public.test/", "user name or password"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import shutil
@@ -210,6 +211,15 @@ OTHERS = {
         b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"/>',
     ],
     "PDF": [b"%PDF-1.7"],
+    "PSD": [b"8BPS\0\1" + bytes(20)],
+    "a video": [b"\0\0\0\x18ftypisom\0\0\0\0isomavif", b"\0\0\0\x14ftypqt  " + bytes(8), b"\x1aE\xdf\xa3" + bytes(8)],
+    "compressed (gzip)": [b"\x1f\x8b\x08" + bytes(9)],
+    "a ZIP archive": [b"PK\3\4" + bytes(9)],
+    "a Git LFS pointer": [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"],
+    "a web page": [b"<html><svg>", b"\n<!DOCTYPE html>\n<title>photo</title>"],
+    "base64 text": [base64.b64encode(by_pillow(kind, (9, 8))) for kind in ("JPEG", "PNG")],
+    "a data: URL": [b"data:image/jpeg;base64,/9j/4AAQ"],
+    "empty": [b""],
 }
 
 
@@ -221,7 +231,7 @@ def test_formats_that_are_not_decoded_are_named(name, data):
 
 
 @pytest.mark.parametrize(
-    "data", [b"\0\0\0\x18ftypisom\0\0\0\0isomavif", b"<html><svg>", b"\0\0\2\0", b"RIFF\0\0\0\0WAVE"]
+    "data", [b"\0\0\0\x18ftypcrx \0\0\0\0isomavif", b"<htm", b"\0\0\2\0", b"RIFF\0\0\0\0WAVE", b"\r\n\xff\xd8\xff\xe0"]
 )
 def test_files_of_no_such_format_are_not_named(data):
     with pytest.raises(NotAnImage) as caught:

@@ -253,6 +253,8 @@ def _refuse_mistakes(url: str) -> None:
     """Raise Malformed where two parsers could read a URL in two ways."""
     if len(url) > MAX_URL_LENGTH:
         raise Malformed(f"The URL has more than {MAX_URL_LENGTH} characters; use a shorter one.")
+    if url[:5].lower() == "data:":
+        raise Malformed("The URL is a data: URL; send its bytes as the body.")
     if _CONTROL.search(url):
         raise Malformed("The URL has a line end or control character; remove it.")
     if "\\" in url:

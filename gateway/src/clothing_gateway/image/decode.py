@@ -70,7 +70,17 @@ _OTHERS = (
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"\0\0\1\0", "ICO"),
     (b"%PDF-", "PDF"),
+    (b"8BPS", "PSD"),
+    (b"\x1aE\xdf\xa3", "a video"),
+    (b"\x1f\x8b", "compressed (gzip)"),
+    (b"PK\3\4", "a ZIP archive"),
+    (b"version https://git-lfs", "a Git LFS pointer"),
+    (b"data:", "a data: URL"),
+    (b"/9j/", "base64 text"),
+    (b"iVBORw0KGgo", "base64 text"),
 )
+_PAGES = (b"<!doctype html", b"<html")
+_VIDEO_BRANDS = (b"isom", b"iso2", b"mp4", b"avc1", b"qt  ", b"M4V", b"3g", b"dash")
 _AVIF_BRANDS = {b"avif", b"avis"}
 # mif1 and msf1 are HEIF's own, in which either lies.
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
@@ -536,8 +546,14 @@ def _other(data: bytes) -> str | None:
         brands = {data[at : at + 4] for at in (8, *range(16, min(int.from_bytes(data[:4]), 64), 4))}
         if data[8:12] in _AVIF_BRANDS or (data[8:12] in _HEIF_BRANDS and brands & _AVIF_BRANDS):
             return "AVIF"
-        return "HEIC" if data[8:12] in _HEIF_BRANDS else None
+        if data[8:12] in _HEIF_BRANDS:
+            return "HEIC"
+        return "a video" if data[8:12].startswith(_VIDEO_BRANDS) else None
+    if not data:
+        return "empty"
     head = data[:1024].lstrip()
+    if head[:14].lower().startswith(_PAGES):
+        return "a web page"
     if head.startswith(b"<svg") or (head.startswith((b"<?xml", b"<!--", b"<!DOCTYPE svg")) and b"<svg" in head):
         return "SVG"
     return next((name for start, name in _OTHERS if data.startswith(start)), None)

@@ -233,7 +233,7 @@ def _signature(server: Server, predictor: Predictor, settings: Settings) -> Iter
             # The gateway is ready without these.
             yield Finding("signature", FAIL if name == STABLE else WARNING, f"{name}: {state}", mend)
             continue
-        size = f" of {state.size[0]} x {state.size[1]}" if state.size else ", the photo's file"
+        size = f" of {state.size[0]} x {state.size[1]}" if state.size else ", the photo's file (not turned upright)"
         yield Finding(
             "signature",
             OK,
