@@ -18,7 +18,7 @@ def test_every_attack_kind_gets_its_expected_statuses():
 
 @pytest.mark.parametrize("kind", hostile.KINDS)
 def test_honest_clients_are_answered(kind):
-    result = hostile.measure(kind, seconds=5, calm_seconds=1)
+    result = hostile.measure(kind, seconds=3, calm_seconds=1)
     print(result.row())
     assert result.alive
     assert result.attacked.answered >= 0.99, result.row()

@@ -241,9 +241,8 @@ def test_half_precision_becomes_float32(
             assert scores[1].dtype in ("DT_HALF", "DT_BFLOAT16")
             (tmp_path / "kept").mkdir()
             shutil.copytree(source, tmp_path / "kept/1")
-            main(["verify", str(tmp_path / "kept")])
-            said = capsys.readouterr().out
-            assert "error" not in said or "clothing-model convert" in said
+            # The gateway reads scores of 16 bits.
+            assert main(["verify", str(tmp_path / "kept")]) == 0, capsys.readouterr().out
         else:
             with warnings.catch_warnings(action="ignore"):
                 model.save(source)
