@@ -165,4 +165,12 @@ classifier: {{ include "clothing-classifier.fullname" . }}
   for: 1h
   severity: warning
   summary: {{ `"The certificate {{ $labels.name }} expires within 14 days and has not been renewed"` }}
+{{- /* Of what the servers serve: a renewed certificate is served after a restart only. A sixth of a lifetime is late for cert-manager, which renews
+       after two thirds, and leaves time to act; 14 days are enough of a long one. */}}
+- alert: ClassifierServedCertificateExpires
+  when: {{ include "clothing-classifier.gateway.tlsSecretName" . | empty | not }}
+  expr: {{ printf "min(gateway_server_certificate_not_after_timestamp_seconds{%s}) - time() < clamp_max(min(gateway_server_certificate_not_after_timestamp_seconds{%s} - gateway_server_certificate_not_before_timestamp_seconds{%s}) / 6, 14 * 86400)" $gateway $gateway $gateway | toJson }}
+  for: 15m
+  severity: critical
+  summary: A model server of {{ $name }} serves a certificate that ends soon, and then every call fails; restart the servers once it is renewed
 {{- end -}}

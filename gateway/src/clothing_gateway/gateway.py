@@ -23,6 +23,7 @@ from clothing_gateway.image.decode import jpeg_decoder
 from clothing_gateway.image.pool import DecoderPool
 from clothing_gateway.limits import cgroup
 from clothing_gateway.limits.admission import ByteBudget, DecodeGate, Slots, slots_in_all
+from clothing_gateway.model.certificates import ServedCertificates
 from clothing_gateway.model.channels import target_of
 from clothing_gateway.model.channelz import AttemptCounter
 from clothing_gateway.model.predictor import Predictor
@@ -138,6 +139,7 @@ class Gateway:
         attempts = AttemptCounter(target_of(settings.tf_serving_host))
         self.predictor = Predictor(settings, count=self.metrics.count_rpc)
         calls = self.predictor.slots
+        self.certificates = ServedCertificates(settings)
         self.metrics.watch(
             in_flight=lambda: slots.taken,
             fetching=lambda: fetching.taken,
@@ -146,6 +148,7 @@ class Gateway:
             attempts=attempts.read,
             calls_waiting=lambda: calls.waiting,
             call_limit=lambda: calls.limit,
+            certificate=lambda: self.certificates.validity,
         )
         fetcher = fetch.by_settings(settings, budget, count=self.metrics.count_fetch)
         classifier = Classifier(
@@ -238,6 +241,7 @@ class Gateway:
         """Serve until stopped; whether every accepted request was finished."""
         settings = self.settings
         self.predictor.watcher.start()
+        self.certificates.start()
         admin = threading.Thread(target=self.admin.serve, args=(self._ended,), name="admin", daemon=True)
         admin.start()
         logger.info(

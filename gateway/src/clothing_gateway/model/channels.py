@@ -40,6 +40,18 @@ def target_of(address: str) -> str:
     return address if address.startswith(("dns:", "ipv4:", "ipv6:", "unix:", "passthrough:")) else f"{_DNS}{address}"
 
 
+def host_and_port(address: str) -> tuple[str, str] | None:
+    """Host and port of HOST:PORT or a dns:/// target; None for gRPC's other kinds.
+
+    Those only gRPC reads.
+    """
+    target = target_of(address)
+    if not target.startswith(_DNS):
+        return None
+    host, _, port = target.removeprefix(_DNS).rpartition(":")
+    return host.strip("[]"), port
+
+
 def channel_options(service: str, retry_buffer_bytes: int, max_in_flight: int) -> list[tuple[str, Any]]:
     """The channel's options, each with its reason."""
     service_config = {
@@ -292,12 +304,11 @@ class Channels:
         gRPC itself resolves the name when a connection ends, which may be half a minute after a server has started:
         too late where the only other one is about to stop, as when two nodes are drained one after the other.
         """
-        target = target_of(self._settings.tf_serving_host)
-        if not target.startswith(_DNS):
-            return False  # of gRPC's other kinds, which only gRPC reads
-        name = target.removeprefix(_DNS).rpartition(":")[0].strip("[]")
+        target = host_and_port(self._settings.tf_serving_host)
+        if target is None:
+            return False
         try:
-            found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(target[0], None, type=socket.SOCK_STREAM)
         except OSError:
             return False
         now = time.monotonic()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 
+from clothing_gateway.authorities import tls_context
 from clothing_gateway.settings import Settings
 
 
@@ -45,6 +46,18 @@ def read(settings: Settings) -> TlsFiles | None:
     )
     _check(settings, files)
     return files
+
+
+def client_context(settings: Settings) -> ssl.SSLContext:
+    """Return a context for handshakes with a model server as gRPC makes them.
+
+    OSError (SSLError, too) where a file can't be used; ``read`` names it.
+    """
+    context = tls_context(settings.model_tls_ca_file or None)
+    context.set_alpn_protocols(["h2"])
+    if settings.model_tls_certificate_file:
+        context.load_cert_chain(settings.model_tls_certificate_file, settings.model_tls_key_file, password=lambda: b"")
+    return context
 
 
 def _bytes(variable: str, path: str) -> bytes | None:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -60,6 +60,39 @@ class _AttemptCollector:
         family.add_metric(("succeeded",), attempts.succeeded if attempts else 0)
         family.add_metric(("failed",), attempts.failed if attempts else 0)
         yield family
+
+
+class Certificate(Protocol):
+    """A certificate's validity, in seconds of Unix time."""
+
+    @property
+    def not_before(self) -> float:
+        """Its start."""
+
+    @property
+    def not_after(self) -> float:
+        """Its end."""
+
+
+class _CertificateCollector:
+    """Reads the certificate at each scrape.
+
+    There is no sample before one is known: 0 would be a certificate that ended in 1970.
+    """
+
+    read: Callable[[], Certificate | None] | None = None
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        certificate = None if self.read is None else self.read()
+        which = "of the certificate that the model servers serve and that ends first, in Unix time; absent without TLS."
+        for name in ("not_before", "not_after"):
+            family = GaugeMetricFamily(
+                f"gateway_server_certificate_{name}_timestamp_seconds",
+                f"{'Start' if name == 'not_before' else 'End'} {which}",
+            )
+            if certificate is not None:
+                family.add_metric((), getattr(certificate, name))
+            yield family
 
 
 class Metrics:
@@ -174,6 +207,8 @@ class Metrics:
             "Uploads and downloads in memory (at most GATEWAY_MAX_BUFFERED_BYTES).",
             registry=self.registry,
         )
+        self._certificate = _CertificateCollector()
+        self.registry.register(self._certificate)
         self.ready = Gauge("gateway_ready", "1 while the gateway is ready, else 0.", registry=self.registry)
         build = Gauge(
             "gateway_build_info",
@@ -193,8 +228,10 @@ class Metrics:
         attempts: Callable[[], Attempts],
         calls_waiting: Callable[[], float],
         call_limit: Callable[[], float],
+        certificate: Callable[[], Certificate | None],
     ) -> None:
         """Read the gauges from the limits, and attempts from gRPC, at each scrape."""
+        self._certificate.read = certificate
         self._in_flight.set_function(in_flight)
         self._fetching.set_function(fetching)
         self._waiting.set_function(waiting)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from clothing_gateway.authorities import tls_context
 from clothing_gateway.commands.doctor.chart import values_for
 from clothing_gateway.commands.doctor.report import FAIL, OK, WARNING, Finding
 from clothing_gateway.model import tls
@@ -155,10 +154,7 @@ _VERIFY = {
 
 
 def _shake_hands(server: Server, name: str, settings: Settings) -> Finding:
-    context = tls_context(settings.model_tls_ca_file or None)
-    context.set_alpn_protocols(["h2"])
-    if settings.model_tls_certificate_file:
-        context.load_cert_chain(settings.model_tls_certificate_file, settings.model_tls_key_file)
+    context = tls.client_context(settings)
     try:
         with (
             socket.create_connection((server.address, server.port), _CONNECT_SECONDS) as connection,
