@@ -67,7 +67,7 @@ def rendered() -> Monitoring:
     monitors = {o["metadata"]["name"].rpartition("-")[2]: o["spec"] for o in objects if o["kind"] == "PodMonitor"}
     rules = next(o["spec"] for o in objects if o["kind"] == "PrometheusRule")
     config = next(o for o in objects if o["metadata"]["name"] == f"{RELEASE}-dashboard")
-    return Monitoring(monitors, rules, json.loads(config["data"]["clothing-classifier.json"]))
+    return Monitoring(monitors, rules, json.loads(*config["data"].values()))
 
 
 def targets(dashboard: dict[str, Any], rate_interval: str) -> list[Target]:

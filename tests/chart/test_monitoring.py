@@ -45,7 +45,7 @@ def rules(objects):
 @pytest.fixture(scope="module")
 def dashboard(objects):
     config = next(m for m in objects if m["metadata"]["name"].endswith("-dashboard"))
-    return json.loads(config["data"]["clothing-classifier.json"])
+    return json.loads(*config["data"].values())
 
 
 def alerts(rules) -> dict[str, dict[str, Any]]:
@@ -145,6 +145,20 @@ def test_rules_and_dashboard_name_metrics_that_exist(rules, dashboard):
     found = set().union(*(named(expression) for expression in expressions + panels))
     assert len(found) > 15
     assert found <= exported() | recorded | FOREIGN
+
+
+def test_dashboards_of_two_releases_do_not_collide():
+    found = []
+    for name in ("first", "second"):
+        objects = manifests(CLASSIFIER, "--set", f"monitoring.dashboard.enabled=true,fullnameOverride={name}")
+        data = next(m for m in objects if m["metadata"]["name"].endswith("-dashboard"))["data"]
+        ((file, text),) = data.items()
+        board = json.loads(text)
+        assert len(board["uid"]) <= 40  # Grafana's limit
+        found.append((file, board.pop("uid"), board.pop("title"), board))
+    first, second = found
+    assert all(one != other for one, other in zip(first[:3], second[:3], strict=True))
+    assert first[3] == second[3]
 
 
 def test_dashboard_queries_parse(dashboard, tmp_path):

@@ -78,6 +78,9 @@ annotations:
 serviceAccountName: {{ include "clothing-classifier.serviceAccountName" . }}
 automountServiceAccountToken: false
 enableServiceLinks: false
+{{- if not (kindIs "invalid" .context.Values.hostUsers) }}
+hostUsers: {{ .context.Values.hostUsers }}
+{{- end }}
 {{- with .context.Values.global.imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}
