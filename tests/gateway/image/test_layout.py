@@ -117,6 +117,26 @@ def test_scans_are_limited(components):
 
 
 @pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("between", [segment(0xFE, b""), segment(0xE5, b""), segment(0xDD, b"\0\0"), b"\xff\x01"])
+def test_segments_between_scans_are_limited(between):
+    """With 1,000 of them the picture's end is the first marker that is not counted."""
+    data = empty_scans((64, 48), 2)
+    at = data.rindex(b"\xff\xda")
+    assert pixels_of(data[:at] + between * 998 + data[at:]) is not None
+    with pytest.raises(TooComplex, match="more than 1000 segments"):
+        pixels_of(data[:at] + between * 999 + data[at:])
+
+
+@pytest.mark.usefixtures("decoder")
+def test_scans_are_counted_before_libjpeg_reads_the_header():
+    for scans, error in ((100, BrokenImage), (101, TooComplex)):
+        data = bytearray(empty_scans((64, 48), scans))
+        data[data.index(b"\xff\xc4") + 5] = 255  # Huffman codes of one bit
+        with pytest.raises(error):
+            pixels_of(bytes(data))
+
+
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize(
     "hidden",
     [

@@ -46,6 +46,9 @@
 /* Segments before the first scan. clothing_gateway.image.layout has the same limit, and the reason. */
 #define MAX_SEGMENTS 1000
 
+/* Segments from the first scan on, of a file in several scans; likewise. */
+#define MAX_SCAN_SEGMENTS 1000
+
 /* While all rows are decoded one after another: rows between two looks at the clock. */
 #define ROWS_BETWEEN_LOOKS 32
 
@@ -83,7 +86,7 @@ static int bound = 0;
 
 static PyObject *BrokenJpeg, *TooManyScans; /* the exceptions */
 
-enum { DONE = 0, BROKEN, TOO_MANY_SCANS, OUT_OF_TIME };
+enum { DONE = 0, BROKEN, TOO_MANY_SCANS, TOO_MANY_SEGMENTS, OUT_OF_TIME };
 
 /* ---- a header ---- */
 
@@ -448,16 +451,21 @@ static void resample_rows(Job *job) {
 
 static int u16(const unsigned char *at) { return at[0] << 8 | at[1]; }
 
-/* Scans of a file from the first one's header on, as libjpeg meets them (jdmarker.c: markers without a length are
- * searched past, also in the restarts' resynchronisation), or one more than ``most``. */
-static int count_scans(const unsigned char *at, const unsigned char *end, int most) {
-    int scans = 0;
+/* DONE, or which limit is exceeded by a file from its first scan's header on, as libjpeg meets its segments (jdmarker.c:
+ * markers without a length are searched past, also in the restarts' resynchronisation). */
+static int count_scans(const unsigned char *at, const unsigned char *end, int max_scans) {
+    int scans = 0, segments = 0;
     while (end - at >= 2 && (at = memchr(at, 0xFF, (size_t)(end - at - 1)))) {
         int marker = at[1];
-        if (marker == 0xD9) break;
-        if (marker == 0xDA && ++scans > most) break;
-        if (marker < 0xC0 || (marker >= 0xD0 && marker <= 0xD8) || marker == 0xFF) {
+        if (marker == 0 || (marker >= 0xD0 && marker <= 0xD7) || marker == 0xFF) { /* stuffed, restart, fill byte */
             at += marker == 0xFF ? 1 : 2;
+            continue;
+        }
+        if (marker == 0xD9) break;
+        if (marker == 0xDA && ++scans > max_scans) return TOO_MANY_SCANS;
+        if (++segments > MAX_SCAN_SEGMENTS) return TOO_MANY_SEGMENTS;
+        if (marker < 0xC0 || marker == 0xD8) {
+            at += 2;
             continue;
         }
         if (end - at < 4) break;
@@ -465,7 +473,7 @@ static int count_scans(const unsigned char *at, const unsigned char *end, int mo
         if (end - at - 2 < length) break;
         at += 2 + (length < 2 ? 2 : length);
     }
-    return scans;
+    return DONE;
 }
 
 /* All of one decoding: DONE, or the reason, with its text in job->message where it is BROKEN. Python is not touched. */
@@ -489,13 +497,15 @@ static int run(Job *job, const unsigned char *data, size_t size, const Header *h
     job->piece_end = data;
     job->end = data + size;
 
+    if (header->scans) { /* in several scans, all of which start_decompress reads; counted first, as for Pillow */
+        look_at_clock(job);
+        int outcome = job->max_scans ? count_scans(header->scans, job->end, job->max_scans) : DONE;
+        if (outcome) longjmp(job->failed, outcome);
+    }
     while (lib.read_header(cinfo, FALSE) == JPEG_HEADER_TABLES_ONLY) {}
     if (cinfo->num_components != 1 && cinfo->num_components != CHANNELS) fail_with(job, "neither grey nor colour");
     cinfo->out_color_space = cinfo->num_components == 1 ? JCS_GRAYSCALE : JCS_EXT_RGBX;
-    if (header->scans) { /* in several scans, all of which start_decompress reads */
-        look_at_clock(job);
-        if (job->max_scans && count_scans(header->scans, job->end, job->max_scans) > job->max_scans)
-            longjmp(job->failed, TOO_MANY_SCANS);
+    if (header->scans) {
         job->progress.progress_monitor = monitor;
         cinfo->progress = &job->progress;
     }
@@ -709,6 +719,7 @@ static PyObject *finish(Job *job, const Py_buffer *data, const Header *header) {
     switch (outcome) {
         case DONE: Py_RETURN_NONE;
         case TOO_MANY_SCANS: return PyErr_Format(TooManyScans, "more than %d scans", job->max_scans);
+        case TOO_MANY_SEGMENTS: return PyErr_Format(TooManyScans, "more than %d segments", MAX_SCAN_SEGMENTS);
         case OUT_OF_TIME: PyErr_SetString(PyExc_TimeoutError, "the time for decoding is over"); return NULL;
         default: PyErr_SetString(BrokenJpeg, job->message); return NULL;
     }
@@ -900,7 +911,7 @@ PyMODINIT_FUNC PyInit__core(void) {
     BrokenJpeg = PyErr_NewExceptionWithDoc(
         "clothing_jpeg.BrokenJpeg", "A damaged file, which Pillow's decoder refuses too; the text is libjpeg's.", PyExc_ValueError, NULL);
     TooManyScans = PyErr_NewExceptionWithDoc(
-        "clothing_jpeg.TooManyScans", "A file with more scans than allowed.", PyExc_ValueError, NULL);
+        "clothing_jpeg.TooManyScans", "A file with more scans, or segments between them, than allowed.", PyExc_ValueError, NULL);
     if (!BrokenJpeg || PyModule_AddObjectRef(core, "BrokenJpeg", BrokenJpeg) < 0 || !TooManyScans ||
         PyModule_AddObjectRef(core, "TooManyScans", TooManyScans) < 0) {
         Py_XDECREF(BrokenJpeg);

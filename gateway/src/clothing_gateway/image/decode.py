@@ -519,8 +519,8 @@ def _call_core(
         function(data, *arguments, scans, None if deadline is None else deadline.require("decode the photo"))
     except core.BrokenJpeg as error:
         raise BrokenImage(cause=f"libjpeg: {error}") from None
-    except core.TooManyScans:
-        raise layout.too_many_scans(scans) from None
+    except core.TooManyScans as error:
+        raise layout.too_many_scans(str(error)) from None
     except TimeoutError:
         raise OutOfTime("The time allowed for this request ran out before it could decode the photo.") from None
 

@@ -32,6 +32,8 @@ MAX_PIXEL_CHUNKS = 20_000
 # Scans of a JPEG, each of which visits all blocks of a component and may take no more than 82 bytes of the file for
 # it. Encoders write 10 (jpegtran -optimize at most 64); libjpeg-turbo's own fuzzers stop at 100 or 500.
 MAX_SCANS = 100
+# Segments of a JPEG from its first scan on: each scan may bring tables with it.
+MAX_SCAN_SEGMENTS = 1000
 # Blocks of 64 pixels of all scans: a scan that refines coefficients takes 46 ns for each, so 100 scans of 50 megapixels
 # in 9 kB took 4 s. 50 megapixels may have 24 scans, 12 megapixels 100.
 MAX_SCANNED_BLOCKS = 20_000_000
@@ -220,7 +222,7 @@ def count_scans(data: bytes, layout: Layout) -> int:
         return 1
     limit = most_scans(layout.width, layout.height, arithmetic=layout.arithmetic)
     at, scans = layout.scans_at, 0
-    for _ in range(10 * MAX_SCANS):  # each scan may bring tables with it
+    for _ in range(MAX_SCAN_SEGMENTS + 1):  # and the end of the picture
         found = None
         while found is None:
             found = _MARKER.search(data, at, at + _WINDOW)
@@ -234,11 +236,9 @@ def count_scans(data: bytes, layout: Layout) -> int:
         if marker >= 0xC0 and marker != 0xD8:  # one with a length; libjpeg refuses 01 to BF or searches on behind them
             scans += marker == 0xDA
             if scans > limit:
-                break
+                raise too_many_scans(f"more than {limit} scans")
             at += max(int.from_bytes(data[at : at + 2]), 2)
-    else:
-        raise _too_many("segments")
-    raise too_many_scans(limit)
+    raise too_many_scans(f"more than {MAX_SCAN_SEGMENTS} segments")
 
 
 def most_scans(width: int, height: int, *, arithmetic: bool = False) -> int:
@@ -247,9 +247,9 @@ def most_scans(width: int, height: int, *, arithmetic: bool = False) -> int:
     return max(min(MAX_SCANS, blocks * 64 // (width * height)), 1)
 
 
-def too_many_scans(limit: int) -> TooComplex:
-    """The error for a JPEG with more than ``limit`` scans."""
-    return TooComplex(f"The JPEG has more than {limit} scans; save it as baseline.")
+def too_many_scans(excess: str) -> TooComplex:
+    """The error for a JPEG with too many scans, or segments between them."""
+    return TooComplex(f"The JPEG has {excess}; save it as baseline.")
 
 
 # ---- PNG ----
