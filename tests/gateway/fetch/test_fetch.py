@@ -150,6 +150,10 @@ def test_redirects_are_limited(make, photo_server):
     with pytest.raises(PhotoServerFailed, match="more than 3 times"):
         get(make(), photo_server.url + "/a")
     assert len(photo_server.asked) == 4
+    photo_server.paths["/b"] = (302, b"", {"Location": "/c"})
+    photo_server.paths["/c"] = (302, b"", {"Location": "/d"})
+    photo_server.paths["/d"] = b"photo"
+    assert get(make(), photo_server.url + "/a") == b"photo"
 
 
 @pytest.mark.parametrize("location", ["/a", "a", "http://127.0.0.1:{port}/a"])
@@ -330,9 +334,14 @@ def test_chunked_response_is_decoded(make, photo_server):
 
 
 def test_response_over_the_size_limit_is_cut_off(make, photo_server, budget):
-    photo_server.paths["/a"] = chunked(10_000, 1_000_000)
-    with pytest.raises(TooManyBytes):
-        get(make(), photo_server.url + "/a")
+    """Of 100,000 bytes, with and without a length."""
+    photo_server.paths |= {"/a": b"x" * 100_000, "/b": chunked(10_000, 10)}
+    for path in ("/a", "/b"):
+        assert len(get(make(), photo_server.url + path)) == 100_000
+    photo_server.paths |= {"/a": b"x" * 100_001, "/b": chunked(100_001, 1), "/c": chunked(10_000, 1_000_000)}
+    for path in ("/a", "/b", "/c"):
+        with pytest.raises(TooManyBytes):
+            get(make(), photo_server.url + path)
     assert budget.reserved == 0
 
 
@@ -645,6 +654,18 @@ def test_small_chunks_are_limited(size):
         received(head + chunk * (most + 1) + b"0\r\n\r\n", 65536)
 
 
+@pytest.mark.parametrize(
+    "rest", [b"5;%b\r\nphoto\r\n0\r\n\r\n", b"5\r\nphoto\r\n0\r\n%b\r\n\r\n"], ids=["line", "trailer"]
+)
+def test_chunk_lines_and_trailers_are_limited_to_16_kb(rest):
+    """All of them together, without the empty line at the end."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    most = response.MAX_CHUNK_OVERHEAD_BYTES - len(rest % b"") + len(b"photo") + 2 + 5 // 4
+    assert b"".join(received(head + rest % (b"x" * most), 65536)) == b"photo"
+    with pytest.raises(response.BadAnswer, match="no content"):
+        received(head + rest % (b"x" * (most + 1)), 65536)
+
+
 @pytest.mark.parametrize("size", [65536, 29, 30, 31])
 def test_small_chunks_are_joined(size):
     """Wherever their packets end: in pieces of 24 bytes 20 MB would take 60 MB of memory."""
@@ -696,6 +717,20 @@ def test_the_next_address_is_tried_when_one_does_not_answer(make, photo_server):
     photo_server.paths["/a"] = b"photo"
     fetcher = make(look_up=lambda host: [ip_address("::1"), ip_address("127.0.0.1")])
     assert get(fetcher, f"http://both.example:{photo_server.port}/a") == b"photo"
+
+
+@pytest.mark.parametrize("dead", [client.MAX_ADDRESSES - 1, client.MAX_ADDRESSES])
+def test_addresses_that_are_tried_are_limited(make, photo_server, dead):
+    """A name may have thousands; ::1 refuses the connection."""
+    photo_server.paths["/a"] = b"photo"
+    fetcher = make(look_up=lambda host: [ip_address("::1")] * dead + [ip_address("127.0.0.1")])
+    url = f"http://many.example:{photo_server.port}/a"
+    if dead < client.MAX_ADDRESSES:
+        assert get(fetcher, url) == b"photo"
+    else:
+        with pytest.raises(PhotoServerFailed):
+            get(fetcher, url)
+    assert photo_server.connections == (dead < client.MAX_ADDRESSES)
 
 
 def test_ipv6(make, stack):

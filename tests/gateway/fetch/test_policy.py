@@ -312,8 +312,16 @@ def test_a_name_is_looked_up_once_for_each_fetch(connections):
 @pytest.mark.parametrize("network", [*(row[0] for row in (*FORBIDDEN_IPV4, *FORBIDDEN_IPV6))])
 def test_the_ends_of_each_forbidden_network_are_forbidden(network):
     policy = Policy()
-    assert policy.forbids(ip_network(network)[0])
-    assert policy.forbids(ip_network(network)[-1])
+    first, last = ip_network(network)[0], ip_network(network)[-1]
+    assert policy.forbids(first)
+    assert policy.forbids(last)
+    # The addresses beside them are open, unless another row has them, or the rule that only 2000::/3 is public.
+    others = [ip_network(row[0]) for row in (*FORBIDDEN_IPV4, *FORBIDDEN_IPV6)]
+    for beside in (int(first) - 1, int(last) + 1):
+        if 0 <= beside < 1 << first.max_prefixlen:
+            address = type(first)(beside)
+            public = first.version == 4 or address in ip_network("2000::/3")
+            assert bool(policy.forbids(address)) == (not public or any(address in other for other in others)), address
 
 
 @pytest.mark.parametrize("row", [*FORBIDDEN_IPV4, *FORBIDDEN_IPV6], ids=lambda row: row[0])

@@ -54,11 +54,12 @@ def hang(resolver, names, hosts):
     return len(names.asked) - before
 
 
-def test_hanging_zone_takes_only_its_share_of_threads(names):
-    resolver = Resolver(names.look_up, threads=8, threads_per_zone=3)
-    assert hang(resolver, names, [f"dead{number}.attacker.test" for number in range(20)]) == 3
+@pytest.mark.parametrize(("limits", "share"), [({"threads": 8, "threads_per_zone": 3}, 3), ({}, 8)])
+def test_hanging_zone_takes_only_its_share_of_threads(names, limits, share):
+    resolver = Resolver(names.look_up, **limits)
+    assert hang(resolver, names, [f"dead{number}.attacker.test" for number in range(12)]) == share
     assert resolver.addresses("photos.example", Deadline.after(5)) == [ADDRESS]
-    assert resolver._threads <= 8
+    assert resolver._threads <= limits.get("threads", resolvers.THREADS)
 
 
 def test_queued_lookup_of_a_zone_runs_when_its_thread_is_free(names):
@@ -100,11 +101,16 @@ def test_abandoned_lookup_is_dropped(names):
 def test_failed_lookup_is_cached_for_seconds(names, monkeypatch, host, error):
     names.release.set()
     resolver = Resolver(names.look_up)
+    began = time.monotonic()
     for _ in range(3):
         with pytest.raises(error):
             resolver.addresses(host, Deadline.after(5))
-    assert names.asked == [host]
     later = time.monotonic() + resolvers.FAILED_SECONDS
+    with monkeypatch.context() as just_before:
+        just_before.setattr(resolvers.time, "monotonic", lambda: began + resolvers.FAILED_SECONDS - 0.001)
+        with pytest.raises(error):
+            resolver.addresses(host, Deadline(later))
+    assert names.asked == [host]
     monkeypatch.setattr(resolvers.time, "monotonic", lambda: later)
     with pytest.raises(error):
         resolver.addresses(host, Deadline(later + 5))

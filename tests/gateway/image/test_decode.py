@@ -349,11 +349,19 @@ def jpeg_of(width, height):
 def test_decompression_bomb_is_refused_by_its_header(make):
     with pytest.raises(TooManyPixels, match="60000 x 60000"):
         decode.read_header(make(60000, 60000), 50 << 20, 1 << 40)
+    pixels = 8000 * 6000
+    assert decode.read_header(make(8000, 6000), pixels, 1 << 40).pixels == pixels
+    with pytest.raises(TooManyPixels, match=f"8000 x 6000 pixels, and this gateway takes {pixels - 1}"):
+        decode.read_header(make(8000, 6000), pixels - 1, 1 << 40)
 
 
 def test_a_photo_that_needs_too_much_memory_is_refused():
-    with pytest.raises(TooManyPixels, match="more memory"):
-        decode.read_header(image_bytes((100, 100), "WEBP"), 10**8, 100 * 100 * 17)
+    for kind in ("WEBP", "JPEG"):
+        data = image_bytes((100, 100), kind)
+        cost = decode.read_header(data, 10**8, 1 << 40).cost
+        assert decode.read_header(data, 10**8, cost).cost == cost > 0
+        with pytest.raises(TooManyPixels, match="more memory"):
+            decode.read_header(data, 10**8, cost - 1)
 
 
 def test_progressive_jpeg_is_detected_by_its_header():

@@ -101,11 +101,16 @@ def test_only_the_orientation_tag_of_exif_is_read():
 
 def test_tables_that_pillow_parses_are_limited():
     photo = image_bytes(mode="CMYK")
-    tables = segment(0xDB, (b"\0" + b"\1" * 64) * 1000)  # 65 kB
-    photo_after = photo[2:]
-    assert np.array_equal(pixels_of(photo[:2] + tables * 3 + photo_after), pixels_of(photo))
-    with pytest.raises(TooComplex, match="tables"):
-        pixels_of(photo[:2] + tables * 5 + photo_after)
+    tables = segment(0xDB, (b"\0" + b"\1" * 64) * 1000) * 3  # 65 kB each
+    rest = layout.MAX_TABLE_BYTES - len(tables) - photo.index(b"\xff\xda")  # the file's own are counted, too
+    half = segment(0xE0, bytes(rest // 2 - 4))
+    for beyond in (0, 1):
+        data = photo[:2] + tables + half + segment(0xE0, bytes(rest - len(half) - 4 + beyond)) + photo[2:]
+        if beyond:
+            with pytest.raises(TooComplex, match="tables"):
+                pixels_of(data)
+        else:
+            assert np.array_equal(pixels_of(data), pixels_of(photo))
 
 
 @pytest.mark.usefixtures("decoder")
@@ -249,13 +254,14 @@ def test_png_depths_that_do_not_exist(depth, colour):
 
 
 def test_gif_blocks_and_comments_are_limited():
+    """The graphic control block is one of the 1,000, and has one of the 10,000 sub-blocks."""
     plain = pixels_of(gif((8, 8)))
     assert np.array_equal(pixels_of(gif((8, 8), before=b"\x21\x01\0" * 998)), plain)
     assert np.array_equal(pixels_of(gif((8, 8), before=b"\x21\xfe" + b"\x01a" * 9_999 + b"\0")), plain)
     for before, what in (
         (b"\x21\x01\0" * 999, "blocks"),
         (b"\0" * 1000, "blocks"),
-        (b"\x21\xfe" + b"\x01a" * 10_001 + b"\0", "comments"),
+        (b"\x21\xfe" + b"\x01a" * 10_000 + b"\0", "comments"),
     ):
         with pytest.raises(TooComplex, match=what):
             pixels_of(gif((8, 8), before=before))
@@ -281,7 +287,7 @@ def test_webp_chunks_before_the_pixels_are_limited():
 
     assert np.array_equal(pixels_of(with_chunks(997)), pixels_of(photo))
     with pytest.raises(TooComplex, match="chunks"):
-        pixels_of(with_chunks(1000))
+        pixels_of(with_chunks(998))
 
 
 def side(pixels):

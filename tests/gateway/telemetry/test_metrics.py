@@ -1,7 +1,8 @@
-"""Series that are there before their first event."""
+"""Series that are there before their first event, and one text for scrapes that arrive together."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -49,3 +50,11 @@ def watch(metrics, certificate):
         call_limit=nothing,
         certificate=certificate,
     )
+
+
+def test_scrapes_that_arrive_together_share_one_text():
+    metrics = Metrics("Pillow")
+    since = time.monotonic()
+    text = metrics.render(since)
+    assert metrics.render(since) is text
+    assert metrics.render(time.monotonic()) is not text

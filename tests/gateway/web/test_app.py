@@ -24,7 +24,7 @@ from tensorflow.core.framework import types_pb2
 import processes
 from clothing_contract.scaling import Scaling
 from clothing_gateway import __version__
-from clothing_gateway.errors import all_errors
+from clothing_gateway.errors import AddressNotAllowed, all_errors
 from clothing_gateway.image.decode import jpeg_decoder
 
 PHOTO = image_bytes((40, 30))
@@ -616,7 +616,10 @@ def test_access_log_has_no_query(gateway):
 
 
 def test_error_cause_is_logged_with_the_request_id(gateway, photos):
-    gateway.post("/predict", *as_json({"url": "http://169.254.169.254/?secret=1"}), **{"X-Request-Id": "find-why"})
+    body, kind = as_json({"url": "http://169.254.169.254/?secret=1"})
+    _, answer, _ = gateway.post("/predict", body, kind, **{"X-Request-Id": "find-why"})
+    assert answer["detail"] == AddressNotAllowed.detail
+    assert "169.254" not in str(answer)
     end = time.monotonic() + 5
     while not (lines := [line for line in gateway.log if "find-why" in line]):
         assert time.monotonic() < end

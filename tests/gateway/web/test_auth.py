@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from fakes import image_bytes, multipart
@@ -101,6 +102,24 @@ def test_an_emptied_or_deleted_file_revokes_all_keys(file, monkeypatch, caplog, 
     assert caplog.text.count("all API keys are revoked") == 1
     file.write_text(f"third {THIRD}\n")
     assert keys.holder(f"Bearer {THIRD}") == "third"
+
+
+def test_a_removed_key_is_revoked_within_a_second(file, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(auth, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    keys = Keys(str(file))
+    file.write_text(f"third {THIRD}\n")
+    now[0] = 0.999
+    assert keys.holder(f"Bearer {KEY}") == "shop"
+    now[0] = 1.0
+    with pytest.raises(Unauthorized):
+        keys.holder(f"Bearer {KEY}")
+    file.unlink()
+    now[0] = 2.999  # from 2.0 on it is known to be gone
+    assert keys.holder(f"Bearer {THIRD}") == "third"
+    now[0] = 3.999
+    with pytest.raises(Unauthorized):
+        keys.holder(f"Bearer {THIRD}")
 
 
 def test_a_file_that_is_empty_for_a_moment_revokes_nothing(file, monkeypatch):

@@ -19,6 +19,8 @@ def test_page_files_have_content_types_and_etags(start_gateway, path, name, kind
     assert body == STATIC.joinpath(name).read_bytes()
     assert headers["Content-Type"] == f"{kind}; charset=utf-8"
     assert headers["Content-Security-Policy"] == POLICY
+    assert "default-src 'none'; script-src 'self';" in POLICY
+    assert "unsafe" not in POLICY
     assert headers["X-Content-Type-Options"] == "nosniff"
     again, nothing, _ = gateway.request("GET", path, headers={"If-None-Match": headers["ETag"]})
     assert (again, nothing) == (304, b"")

@@ -16,6 +16,7 @@ from waitress.channel import HTTPChannel
 
 from clothing_gateway.limits.admission import ByteBudget
 from clothing_gateway.telemetry.metrics import Metrics
+from clothing_gateway.web import limits
 from clothing_gateway.web.limits import Connections, Pace, PortLimits
 from clothing_gateway.web.requests import Lifecycle
 from clothing_gateway.web.server import Listener
@@ -248,6 +249,14 @@ def test_one_client_has_its_share_of_the_connections(serve):
         connection.close()
 
 
+def test_default_limits_are_those_of_the_security_model():
+    ports = PortLimits(max_body_bytes=1, budget=ByteBudget(1), max_connections=1, max_connections_per_client=1)
+    assert (ports.first_byte_seconds, ports.head_seconds, ports.stalled_seconds) == (10, 10, 10)
+    assert (ports.max_fields, ports.max_pipelined, ports.max_empty_lines, ports.max_json_bytes) == (100, 16, 16, 65536)
+    most = 8 << 20
+    assert [ports.heads.reserve(count, "a") for count in (most, 1)] == [True, False]
+
+
 def test_counted_connections():
     connections = Connections(4, 2)
     for number, client in enumerate("aabc"):
@@ -440,6 +449,17 @@ def test_pace():
     assert pace.seconds(1) == 1
     time.sleep(0.01)
     assert not pace.holds(7, "a")
+
+
+def test_400_cheap_requests_start_at_once_and_then_200_each_second(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    pace = Pace()
+    assert [pace.holds(number, "a") for number in range(401)] == [False] * 400 + [True]
+    assert pace.due() == []
+    now[0] += 1.001  # a second, and what the sums of fractions lack
+    assert pace.due() == [400]
+    assert [pace.holds(number, "a") for number in range(200)] == [False] * 199 + [True]
 
 
 def test_stuck_workers_are_noticed(serve):

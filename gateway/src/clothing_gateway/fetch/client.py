@@ -48,6 +48,9 @@ logger = logging.getLogger(__name__)
 
 # One of a host's addresses may be unreachable (an IPv6 route that leads nowhere): then the next one is tried.
 CONNECT_TIMEOUT_SECONDS = 3.0
+# Of a host's addresses so many are tried: CloudFront has 12. A DNS answer has room for thousands, and one request would
+# open a connection to each.
+MAX_ADDRESSES = 16
 CHUNK_BYTES = 64 * 1024
 # A received piece of at least so many bytes is kept as it is: the page that may stay with it is a quarter more.
 _KEPT_BYTES = 16 * 1024
@@ -277,7 +280,7 @@ class Fetcher:
 
     def _connect(self, target: Target, addresses: list[Address], limit: Deadline) -> tuple[HTTPConnection, _Key]:
         last: Exception = OSError("no time left to connect")
-        for address in addresses:
+        for address in addresses[:MAX_ADDRESSES]:
             left = limit.remaining()
             if left <= 0:
                 break
