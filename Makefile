@@ -148,11 +148,18 @@ test-gateway: dev ## Unit and process tests of the gateway
 	@$(PYTEST) tests/contract
 	@$(PYTEST) $(PARALLEL) tests/gateway
 
+.PHONY: dataset
+# The tests of each kind that make test runs on every 18th or 40th photo.
+dataset: dev ## Test decoding, resizing, Keras's and torchvision's tensors, and turned photos on every photo of the dataset: a quarter of an hour
+	@echo "==> every photo of the dataset: decoders, tensors, photos turned by EXIF"
+	@CLOTHING_DATASET_EVERY=1 $(PYTEST) --timeout=1800 -k test_photos tests/gateway/image
+	@CLOTHING_DATASET_EVERY=1 $(PYTEST) --timeout=1800 -k "test_photos or test_frameworks" tests/integration
+
 .PHONY: fuzz
-fuzz: gateway/.venv/dev.stamp ## Fuzz both JPEG decoders, the native one with sanitizers too, and the HTTP server, FUZZ_SECONDS (600) each; decode the whole dataset
-	@echo "==> damaged JPEGs and hostile requests, $${FUZZ_SECONDS:-600} s of each, and every photo of the dataset"
-	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} CLOTHING_DATASET_EVERY=1 \
-	  $(PYTEST) -s --timeout=$$(($${FUZZ_SECONDS:-600} + 600)) -k "fuzz or damaged or photos" tests/gateway/test_fuzz.py tests/gateway/image/test_jpeg.py
+fuzz: gateway/.venv/dev.stamp ## Fuzz both JPEG decoders, the native one with sanitizers too, and the HTTP server, FUZZ_SECONDS (600) each
+	@echo "==> damaged JPEGs and hostile requests, $${FUZZ_SECONDS:-600} s of each"
+	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} \
+	  $(PYTEST) -s --timeout=$$(($${FUZZ_SECONDS:-600} + 600)) -k "fuzz or damaged" tests/gateway/test_fuzz.py tests/gateway/image/test_jpeg.py
 	@if $(JPEG_BUILDS); then $(MAKE) fuzz-sanitized; else echo "==> no C compiler: not with sanitizers"; fi
 
 # The core alone is instrumented, and Python's own malloc is off, so that each of its allocations has red zones. It is
@@ -207,9 +214,9 @@ test-page: dev ## Tests of the page in Chromium (apt-get install chromium, or si
 BENCH ?= full
 
 .PHONY: bench
-bench: gateway/.venv/runtime.stamp ## Benchmark: CPU cost of a photo, beside other servers: 15 minutes; BENCH=quick: 3, without the others; AGAINST=checkout: beside it
-	@case $(BENCH) in full|quick) ;; *) echo "make bench BENCH=$(BENCH): is none of full, quick"; exit 2;; esac
-	@$(GATEWAY)/python tests/load/bench.py $(if $(filter quick,$(BENCH)),--quick) $(if $(AGAINST),--against "$(AGAINST)")
+bench: gateway/.venv/runtime.stamp ## Benchmark: CPU cost of a photo, beside other servers: 20 minutes; BENCH=quick: 3, without the others; BENCH=ways: by the way of preparing; AGAINST=checkout: beside it
+	@case $(BENCH) in full|quick|ways) ;; *) echo "make bench BENCH=$(BENCH): is none of full, quick, ways"; exit 2;; esac
+	@$(GATEWAY)/python tests/load/bench.py $(if $(filter quick ways,$(BENCH)),--$(BENCH)) $(if $(AGAINST),--against "$(AGAINST)")
 
 E2E ?= short
 

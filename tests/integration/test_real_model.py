@@ -37,7 +37,7 @@ def model(logs: Path) -> Iterator[processes.Running]:
         yield server
 
 
-# One photo of so many; 1 is all 341, in a minute.
+# One photo of so many; 1 is all 341 (make dataset), in two to three minutes.
 DATASET_EVERY = int(os.environ.get("CLOTHING_DATASET_EVERY", "40"))
 CLOSED_PORT = processes.free_port()
 

@@ -3,7 +3,7 @@
 All systems run at the same time, and each is loaded in turn, round by round, so that a slow minute of the machine is
 everyone's. docs/performance.md says how to read what comes out.
 
-    bench.py [--quick] [--rounds N] [--only NAME…] [--against CHECKOUT] [--output FOLDER]
+    bench.py [--quick | --ways] [--rounds N] [--only NAME…] [--against CHECKOUT] [--output FOLDER]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from programs import CACHE, HERE, BenchError, Running
 from stats import quantile
 from systems import OURS, SYSTEMS, Address, Form, System, before
 from targets import checks
+from ways import WAYS, Way
 
 from processes import ROOT
 
@@ -190,6 +191,53 @@ class Bench:
         else:
             self.results["fresh"][system.name].append(cell)
 
+    def of_way(self, way: Way, sets: dict[str, photos.Photos], stack: contextlib.ExitStack) -> Bench:
+        """Start a model server and a gateway for a way of preparing, and warm them."""
+        model, model_address = stack.enter_context(programs.model_server(*way.model_flags(), name=f"model-{way.name}"))
+        listings = {}
+        for name, one in sets.items():
+            sent = one.turned(CACHE / f"turned-{name}") if way.turned else one
+            listings[name] = sent.listing(CACHE / f"{way.name}-{name}.json", "", way.scores)
+        running, address = stack.enter_context(way.system.running(model_address, self.photo_address))
+        own = replace(self, model=model, model_address=model_address, listings=listings)
+        own.live = {way.name: (way.system, running, address)}
+        for name, photos_sent in (("small", 100), ("large", 24)):
+            own.load_way(way, name, "-requests", str(photos_sent))
+        return own
+
+    def load_way(self, way: Way, photo_set: str, *flags: str) -> dict[str, Any]:
+        """One load by upload on a way's gateway."""
+        system, running, address = self.live[way.name]
+        tolerance = ("-tolerance", str(way.tolerance))
+        return self.load(running, address, system.forms["upload"], photo_set, system.clients, *tolerance, *flags)
+
+    def measure_ways(self, sets: dict[str, photos.Photos]) -> None:
+        """Measure each way of preparing by upload, round by round."""
+        live: list[tuple[Way, Bench]] = []
+        found = self.results["ways"] = {}
+        with contextlib.ExitStack() as stack:
+            for number, way in enumerate(WAYS, 1):
+                say(f"starting way of preparing {number} of {len(WAYS)}: {way.title}")
+                try:
+                    live.append((way, self.of_way(way, sets, stack)))
+                except (BenchError, OSError) as error:
+                    self.failed(way.system, error)
+                else:
+                    found[way.name] = {"title": way.title, "settings": way.settings, "small": [], "large": []}
+            for turn in range(self.rounds):
+                say(f"ways of preparing, round {turn + 1} of {self.rounds}")
+                for way, own in live[turn:] + live[:turn]:
+                    try:
+                        cells = {
+                            name: own.load_way(way, name, "-seconds", str(seconds))
+                            for name, seconds in (("small", SMALL_SECONDS), ("large", LARGE_SECONDS))
+                        }
+                    except (BenchError, OSError) as error:
+                        self.failed(way.system, error)
+                        continue
+                    for name, cell in cells.items():
+                        found[way.name][name].append(cell)
+
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
@@ -245,17 +293,39 @@ def choose(arguments: argparse.Namespace) -> list[System]:
     return chosen
 
 
+def measure_systems(bench: Bench, chosen: list[System], output: Path) -> None:
+    """Measure all systems, round by round; results are also written after each round."""
+    with contextlib.ExitStack() as stack:
+        bench.start_all(chosen, stack)
+        for number in range(1, bench.rounds + 1):
+            say(f"round {number} of {bench.rounds}")
+            for workload in ("small-url", "small-upload", "large-url", "large-upload"):
+                bench.measure(workload, None, SMALL_SECONDS if workload.startswith("small") else LARGE_SECONDS)
+            if OURS.name in bench.live:
+                bench.measure("small-multipart", 8, SMALL_SECONDS, OURS.name)
+                for workload in ("small-url", "small-upload"):
+                    for clients in (1, 32, 200):
+                        bench.measure(workload, clients, SMALL_SECONDS, OURS.name)
+            report.write(bench.results, output)
+        for number in range(2, FRESH_ROUNDS + 1):
+            say(f"fresh processes, {number} of {FRESH_ROUNDS}")
+            for system in chosen:
+                if system.role in ("ours", "course") and system.name in bench.live:
+                    bench.fresh(system)
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns all results."""
     quick = arguments.quick
-    chosen = choose(arguments)
+    chosen = [] if arguments.ways else choose(arguments)
     rounds = arguments.rounds or (3 if quick else 5)
+    which = "quick" if quick else "ways" if arguments.ways else ""
     say("building the load generator, the model server and the photo server")
     programs.build()
     small, large = photos.prepare(CACHE, say)
     results: dict[str, Any] = {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "command": "make bench" + (" BENCH=quick" if quick else ""),
+        "command": "make bench" + (f" BENCH={which}" if which else ""),
         "rounds": rounds,
         "machine": machine(),
         "photos": {"small": small.describe(), "large": large.describe()},
@@ -266,24 +336,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "failures": {},
         "turns": 0,
     }
-    with contextlib.ExitStack() as stack:
-        bench = Bench(*stack.enter_context(helpers(small, large)), results, rounds)
-        bench.start_all(chosen, stack)
-        for number in range(1, rounds + 1):
-            say(f"round {number} of {rounds}")
-            for workload in ("small-url", "small-upload", "large-url", "large-upload"):
-                bench.measure(workload, None, SMALL_SECONDS if workload.startswith("small") else LARGE_SECONDS)
-            if OURS.name in bench.live:
-                bench.measure("small-multipart", 8, SMALL_SECONDS, OURS.name)
-                for workload in ("small-url", "small-upload"):
-                    for clients in (1, 32, 200):
-                        bench.measure(workload, clients, SMALL_SECONDS, OURS.name)
-            report.write(results, arguments.output)
-        for number in range(2, FRESH_ROUNDS + 1):
-            say(f"fresh processes, {number} of {FRESH_ROUNDS}")
-            for system in chosen:
-                if system.role in ("ours", "course") and system.name in bench.live:
-                    bench.fresh(system)
+    with helpers(small, large) as helped:
+        bench = Bench(*helped, results, rounds)
+        if chosen:
+            measure_systems(bench, chosen, arguments.output)
+        if arguments.ways or not (quick or arguments.only):
+            bench.measure_ways({"small": small, "large": large})
     results["seconds"] = round(time.monotonic() - _STARTED)
     results["checks"] = [check.row() for check in checks(results)]
     return results
@@ -292,7 +350,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> int:
     """Run, print and write; returns 0 also for a missed target, as that is a result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="ours and the floor only, three rounds")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--quick", action="store_true", help="ours and the floor only, three rounds")
+    part.add_argument("--ways", action="store_true", help="the ways of preparing photos only")
     parser.add_argument("--rounds", type=int, help="how many rounds instead of 5, or 3 with --quick")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="which systems")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="the gateway of another checkout beside ours")
@@ -300,8 +360,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.output is None:
         # The published figures come from a whole run, and nothing less takes their place.
-        whole = not (arguments.quick or arguments.only or arguments.rounds or arguments.against)
-        arguments.output = ROOT / "docs/benchmarks" if whole else CACHE / "results"
+        part = arguments.quick or arguments.ways or arguments.only or arguments.rounds or arguments.against
+        arguments.output = ROOT / "docs/benchmarks" if not part else CACHE / "results"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped then, too
     try:
         with alone():

@@ -12,13 +12,13 @@ import io
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 
 from processes import ROOT, dataset_photos
 
@@ -46,14 +46,30 @@ class Photos:
         sizes = sorted(file.stat().st_size for file in self.files)
         return {"photos": len(sizes), "median_bytes": sizes[len(sizes) // 2], "source": self.source}
 
-    def listing(self, file: Path, base_url: str, kind: str = "float32") -> Path:
-        """What the load generator reads: each photo, where it is, and its scores."""
+    def listing(self, file: Path, base_url: str, expected: Callable[[bytes], list[float]] | None = None) -> Path:
+        """What the load generator reads: each photo, where it is, and its scores.
+
+        They are of the course's model, unless ``expected`` gives them.
+        """
         photos = [
-            {"path": str(path), "url": f"{base_url}/{path.name}", "scores": scores(path.read_bytes(), kind)}
+            {"path": str(path), "url": f"{base_url}/{path.name}", "scores": (expected or scores)(path.read_bytes())}
             for path in self.files
         ]
         file.write_text(json.dumps(photos))
         return file
+
+    def turned(self, folder: Path) -> Photos:
+        """Copies in a folder that EXIF declares to be turned by 90°, as phones do."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        content = exif.tobytes()
+        segment = b"\xff\xe1" + (len(content) + 2).to_bytes(2) + content
+        for file in self.files:
+            data = file.read_bytes()
+            (folder / file.name).write_bytes(data[:2] + segment + data[2:])
+        return replace(self, folder=folder)
 
 
 def scores(data: bytes, kind: str = "float32") -> list[float]:
@@ -73,11 +89,11 @@ def scores(data: bytes, kind: str = "float32") -> list[float]:
         numbers = flat.astype(np.float32)
         numbers /= 127.5
         numbers -= 1.0
-        return _spread(numbers)
-    return _spread(flat)
+        return spread(numbers)
+    return spread(flat)
 
 
-def _spread(values: npt.NDArray[Any]) -> list[float]:
+def spread(values: npt.NDArray[Any]) -> list[float]:
     """Ten values, each of the middle of a tenth of the tensor, as in model.go."""
     return [float(values[(2 * i + 1) * values.size // (2 * SCORES)]) for i in range(SCORES)]
 

@@ -161,10 +161,10 @@ def connects(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def model_server(*flags: str) -> Iterator[tuple[Running, str]]:
+def model_server(*flags: str, name: str = "modelserver") -> Iterator[tuple[Running, str]]:
     """Start the model server that answers at once; yields its address."""
     address = f"127.0.0.1:{free_port()}"
-    with stopping(start("modelserver", [BIN / "modelserver", "-listen", address, *flags])) as running:
+    with stopping(start(name, [BIN / "modelserver", "-listen", address, *flags])) as running:
         wait_until(running, lambda: connects(int(address.rpartition(":")[2])))
         yield running, address
 

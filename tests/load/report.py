@@ -36,7 +36,7 @@ _LOAD_HEADER = ["clients", "CPU s per 1,000 photos", "photos per second", "p50 m
 def _tables(results: Results) -> list[Table]:
     """Title, header and rows of each table that has any."""
     tables = [_by_system(results, workload) for workload in WORKLOADS]
-    tables += [_against(results), _by_clients(results), _by_process(results)]
+    tables += [_against(results), _by_clients(results), _by_way(results), _by_process(results)]
     return [table for table in tables if table[2]]
 
 
@@ -86,6 +86,25 @@ def _by_clients(results: Results) -> Table:
     return "By the number of clients", ["clothing-gateway", *_LOAD_HEADER, "503 per second"], rows
 
 
+def _ways(results: Results) -> list[dict[str, Any]]:
+    """The ways of preparing; none in a quick run."""
+    return list(results.get("ways", {}).values())
+
+
+def _by_way(results: Results) -> Table:
+    """Our gateway by the way of preparing photos; empty where it was not measured."""
+    rows = []
+    for way in _ways(results):
+        if way["small"]:
+            cpu = [
+                _cell([cell["cpu_ms"] for cell in way[name]], digits) for name, digits in (("small", 2), ("large", 1))
+            ]
+            wrong = sum(cell["wrong"] for name in ("small", "large") for cell in way[name])
+            rows.append([way["title"], *cpu, str(wrong)])
+    header = ["clothing-gateway, 8 clients, by upload", "dataset photos: CPU s per 1,000", "12 MP: CPU s per 1,000"]
+    return "By the way of preparing", [*header, "photos whose scores are not the framework's"], rows
+
+
 def _by_process(results: Results) -> Table:
     rows = []
     for name, system in results["systems"].items():
@@ -104,18 +123,22 @@ def _by_process(results: Results) -> Table:
     return "Memory, and the first photos of a new process", header, rows
 
 
-def _goals(results: Results) -> tuple[list[str], list[list[str]]]:
+def _goals(results: Results) -> list[Table]:
+    """The goals' table; none where no system was measured."""
+    if not results["systems"]:
+        return []
     rows = []
     for check in checks(results):
         goal = f"{'≤' if check.at_most else '≥'} {check.goal:g}" + (f" {check.unit}" if check.unit else "")
         word = {True: "reached", False: "MISSED", None: "not measured"}[check.reached]
         rows.append([check.what, goal, check.value.text() if check.value else "–", word])
-    return ["goal", "wanted", "measured", ""], rows
+    return [("Goals", ["goal", "wanted", "measured", ""], rows)]
 
 
 def _head(results: Results) -> list[str]:
     machine = results["machine"]
-    others = [cell["others_cores"] for rounds in results["cells"].values() for cell in rounds]
+    measured = [*results["cells"].values(), *(way[name] for way in _ways(results) for name in ("small", "large"))]
+    others = [cell["others_cores"] for rounds in measured for cell in rounds]
     small, large = results["photos"]["small"], results["photos"]["large"]
     where = f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, Python {machine['python']}"
     rounds = "One round"
@@ -164,7 +187,7 @@ def _head(results: Results) -> list[str]:
 def text(results: Results) -> str:
     """Tables for a terminal."""
     out = ["", *_head(results)]
-    for title, header, rows in [*_tables(results), ("Goals", *_goals(results))]:
+    for title, header, rows in [*_tables(results), *_goals(results)]:
         widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
         out += ["", title]
         out += ["  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -180,7 +203,7 @@ def markdown(results: Results) -> str:
         "",
         *(f"- {line}" for line in _head(results)),
     ]
-    for title, header, rows in [("Goals", *_goals(results)), *_tables(results)]:
+    for title, header, rows in [*_goals(results), *_tables(results)]:
         out += ["", f"## {title}", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
         out += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([*out, ""])

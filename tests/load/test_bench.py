@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -31,6 +32,7 @@ import targets
 import urllib3
 from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
+from ways import WAYS, Way
 
 from processes import LABELS, ROOT
 
@@ -190,15 +192,17 @@ def test_the_model_server_refuses_what_tensorflow_serving_would(stub, change, co
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype", "shape"),
+    ("flags", "dtype", "shape"),
     [
-        ("float32", types_pb2.DT_FLOAT, [-1, 299, 299, 3]),
-        ("uint8", types_pb2.DT_UINT8, [-1, 299, 299, 3]),
-        ("string", types_pb2.DT_STRING, [-1]),
+        (["-input", "float32"], types_pb2.DT_FLOAT, [-1, 299, 299, 3]),
+        (["-input", "uint8"], types_pb2.DT_UINT8, [-1, 299, 299, 3]),
+        (["-input", "string"], types_pb2.DT_STRING, [-1]),
+        (["-size", "28", "-channels", "1"], types_pb2.DT_FLOAT, [-1, 28, 28, 1]),
+        (["-size", "224", "-layout", "nchw"], types_pb2.DT_FLOAT, [-1, 3, 224, 224]),
     ],
 )
-def test_the_model_server_describes_its_signature(built, kind, dtype, shape):
-    with programs.model_server("-input", kind) as (_, address), grpc.insecure_channel(address) as channel:
+def test_the_model_server_describes_its_signature(built, flags, dtype, shape):
+    with programs.model_server(*flags) as (_, address), grpc.insecure_channel(address) as channel:
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
         request.model_spec.name = "clothing-model"
         answer = prediction_service_pb2_grpc.PredictionServiceStub(channel).GetModelMetadata(request, timeout=10)
@@ -346,7 +350,7 @@ def test_answers_are_right_under_load(small, tmp_path, kind):
         programs.photo_server(small.folder) as (_, hosted),
         our_gateway().running(model, hosted) as (running, address),
     ):
-        listing = small.listing(tmp_path / "photos.json", f"http://{hosted}", kind)
+        listing = small.listing(tmp_path / "photos.json", f"http://{hosted}", partial(photos.scores, kind=kind))
         for form in systems.OURS.forms.values():
             measured = programs.load(
                 address.url + form.path, listing, *form.flags(), "-clients", "4", "-requests", "30"
@@ -379,6 +383,9 @@ def test_small_benchmark_run(small, tmp_path, monkeypatch):
     monkeypatch.setattr(photos, "prepare", lambda *_: (small, dataclasses.replace(small, name="large")))
     broken = dataclasses.replace(systems.FLOOR, name="broken", title="broken", command=lambda address: ["false"])
     monkeypatch.setattr(bench, "SYSTEMS", [systems.OURS, systems.FLOOR, broken])
+    # A process each; the others differ from these by a filter or a scale.
+    ways = [way for way in WAYS if way.name in ("torchvision", "tf-bilinear-antialias", "grey", "turned")]
+    monkeypatch.setattr(bench, "WAYS", ways)
     monkeypatch.setattr(sys, "argv", ["bench.py", "--rounds", "1", "--output", str(tmp_path / "out")])
     monkeypatch.setattr(report, "draw", lambda *_: "no plot here: matplotlib has an environment of its own")
     assert bench.main() == 1  # as one failed
@@ -399,9 +406,34 @@ def test_small_benchmark_run(small, tmp_path, monkeypatch):
     reached = {check["what"]: check["reached"] for check in results["checks"]}
     assert reached["photos whose scores are not Pillow's"] is True
     assert reached["12 MP by URL: photos per second over the course's"] is None
+    assert list(results["ways"]) == ["torchvision", "tf-bilinear-antialias", "grey", "turned"]
+    for name, way in results["ways"].items():
+        for cell in (*way["small"], *way["large"]):
+            assert cell["photos"] > 0, name
+            assert cell["wrong"] == cell["other_answers"] == 0, (name, cell["first_wrong"])
+        assert len(way["small"]) == len(way["large"]) == 1, name
     text = (tmp_path / "out/gateway.md").read_text()
+    assert "## By the way of preparing" in text
     assert "broken FAILED: broken ended with 1" in text
     assert "## Dataset photos by URL" in text
+
+
+def test_ways_alone_are_reported_without_goals_and_a_failed_way_is_named(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "SMALL_SECONDS", 0.1)
+    monkeypatch.setattr(bench, "LARGE_SECONDS", 0.1)
+    monkeypatch.setattr(bench, "CACHE", tmp_path)
+    monkeypatch.setattr(photos, "prepare", lambda *_: (small, dataclasses.replace(small, name="large")))
+    broken = Way("broken", "broken", WAYS[0].tensor, {"GATEWAY_RESAMPLING": "none"})
+    monkeypatch.setattr(bench, "WAYS", [WAYS[0], broken])
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--ways", "--rounds", "2", "--output", str(tmp_path / "out")])
+    assert bench.main() == 1
+    results = json.loads((tmp_path / "out/gateway.json").read_text())
+    assert "GATEWAY_RESAMPLING" in results["failures"]["way-broken"]
+    assert results["command"] == "make bench BENCH=ways"
+    assert [len(way["large"]) for way in results["ways"].values()] == [2]
+    text = (tmp_path / "out/gateway.md").read_text()
+    assert re.findall("^## (.*)$", text, re.MULTILINE) == ["By the way of preparing"]
+    assert "way-broken FAILED" in text
 
 
 def test_second_concurrent_benchmark_is_refused(tmp_path, monkeypatch, capsys):
@@ -467,6 +499,31 @@ def test_two_checkouts_are_compared_round_by_round():
     assert (title, header[1]) == ("This checkout over the other one", "CPU")
     assert rows[0] == ["dataset photos by URL", "1.50 (1.50–1.50)", "1.00 (1.00–1.00)", "1.00 (1.00–1.00)"]
     assert report._against(results_of(clothing_gateway=3))[2] == []
+
+
+def cell(cpu_ms, wrong=0):
+    return {"cpu_ms": cpu_ms, "wrong": wrong}
+
+
+def test_ways_of_preparing_are_a_table_where_they_were_measured():
+    results = results_of(clothing_gateway=3)
+    assert report._by_way(results)[2] == []  # a quick run, or one from before
+    results["ways"] = {
+        "nearest": {"title": "the course's", "small": [cell(1.5), cell(2.5), cell(2)], "large": [cell(20), cell(30)]},
+        "grey": {"title": "grey", "small": [cell(1, wrong=3)], "large": [cell(10)]},
+        "failed": {"title": "failed", "small": [], "large": []},
+    }
+    title, header, rows = report._by_way(results)
+    assert (title, len(header)) == ("By the way of preparing", 4)
+    assert rows == [["the course's", "2.00 (1.50–2.50)", "25.0 (20.0–30.0)", "0"], ["grey", "1.00", "10.0", "3"]]
+
+
+def test_ways_of_preparing_expect_different_scores(small):
+    """So that a gateway that ignores a setting is found."""
+    data = small.files[0].read_bytes()
+    found = {tuple(way.scores(data)) for way in WAYS}
+    assert len(found) == len(WAYS) - 1  # "turned" differs by its files
+    assert len({way.name for way in WAYS} | {way.title for way in WAYS}) == 2 * len(WAYS)
 
 
 def test_plot_has_a_colour_for_each_role():

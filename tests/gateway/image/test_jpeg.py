@@ -23,7 +23,7 @@ from clothing_gateway.errors import BrokenImage
 from clothing_gateway.image import decode as decoding
 
 DATASET = Path(os.environ.get("CLOTHING_DATASET", Path(__file__).parents[4] / "shared" / "dataset"))
-# Every so many of the photos; 1 takes all 3,409 of them (make fuzz), for minutes.
+# Every so many of the photos; 1 takes all 3,409 of them (make dataset), for minutes.
 EVERY = int(os.environ.get("CLOTHING_DATASET_EVERY", "40"))
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))

@@ -1,7 +1,7 @@
 // Command modelserver speaks TensorFlow Serving's PredictionService and answers at once, so that a benchmark measures
 // what asks it. The ten scores of a photo are ten values of its tensor, spread over all of it: a wrong pixel shows.
 //
-//	modelserver -listen 127.0.0.1:0 -input float32 -size 299 [-delay 200ms] [-threads 8]
+//	modelserver -listen 127.0.0.1:0 -input float32 -size 299 [-channels 1] [-layout nchw] [-delay 200ms] [-threads 8]
 //
 // With -threads N it refuses calls as TensorFlow Serving does with grpc_max_threads N: N-1 run, the next one is answered
 // RESOURCE_EXHAUSTED at once, with no text, metadata included (thread_manager.cc of gRPC's synchronous server). A call whose
@@ -49,13 +49,15 @@ func main() {
 	listen := flag.String("listen", "127.0.0.1:0", "`address` to listen on; port 0 takes a free one")
 	input := flag.String("input", "float32", "what the model takes: float32, uint8 or string")
 	size := flag.Int("size", 299, "`pixels`: the width and the height that the signature asks for")
+	channels := flag.Int("channels", 3, "how many channels the signature asks for: 3, or 1 of a grey input")
+	layout := flag.String("layout", "nhwc", "where the signature has the channels: last (nhwc) or first (nchw)")
 	delay := flag.Duration("delay", 0, "how long a Predict takes")
 	threads := flag.Int("threads", 0, "the server's threads; 0: as many as there are calls")
 	flag.Parse()
 	if *threads < 0 || *threads == 1 {
 		log.Fatalf("-threads %d: one thread waits for calls, so that fewer than 2 answer none", *threads)
 	}
-	model, err := newModel(*input, *size)
+	model, err := newModel(*input, *size, *channels, *layout)
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -32,16 +33,25 @@ type model struct {
 	delay time.Duration
 	free  chan struct{} // a place for each call that may run; nil: no limit
 	dtype int
-	size  int
-	width int // bytes of a number
+	photo []int // the shape of one photo, as in the signature; empty: a string
+	width int   // bytes of a number
 }
 
-func newModel(input string, size int) (*model, error) {
+func newModel(input string, size, channels int, layout string) (*model, error) {
+	var photo []int
+	switch layout {
+	case "nhwc":
+		photo = []int{size, size, channels}
+	case "nchw":
+		photo = []int{channels, size, size}
+	default:
+		return nil, fmt.Errorf("-layout %q is none of nhwc, nchw", layout)
+	}
 	switch input {
 	case "float32":
-		return &model{dtype: dtFloat, size: size, width: 4}, nil
+		return &model{dtype: dtFloat, photo: photo, width: 4}, nil
 	case "uint8":
-		return &model{dtype: dtUint8, size: size, width: 1}, nil
+		return &model{dtype: dtUint8, photo: photo, width: 1}, nil
 	case "string":
 		return &model{dtype: dtString, width: 1}, nil
 	}
@@ -146,11 +156,15 @@ func (m *model) tensor(c *cursor) ([]float32, error) {
 				return err
 			})
 		case 4: // tensor_content; type and shape come before it
-			if len(shape) != 4 || shape[1] != m.size || shape[2] != m.size || shape[3] != 3 || c.left != m.width*shape[0]*m.size*m.size*3 {
+			bytes := m.width
+			for _, side := range m.photo {
+				bytes *= side
+			}
+			if len(shape) != 4 || !slices.Equal(shape[1:], m.photo) || c.left != shape[0]*bytes {
 				return status.Errorf(codes.InvalidArgument, "%d bytes in a tensor of the shape %v", c.left, shape)
 			}
 			for range shape[0] {
-				photo, err := m.spread(c, m.width*m.size*m.size*3)
+				photo, err := m.spread(c, bytes)
 				if err != nil {
 					return err
 				}
@@ -248,10 +262,7 @@ func (m *model) metadata(request mem.BufferSlice) ([]byte, error) {
 	if err := asked.check(); err != nil {
 		return nil, err
 	}
-	input := shapeOf(-1, m.size, m.size, 3)
-	if m.dtype == dtString {
-		input = shapeOf(-1)
-	}
+	input := shapeOf(append([]int{-1}, m.photo...)...)
 	info := func(name string, dtype int, shape []byte) []byte {
 		return join(message(1, []byte(name)), message(2, join(message(1, []byte(name+":0")), integer(2, uint64(dtype)), message(3, shape))))
 	}
