@@ -16,7 +16,7 @@ from waitress.channel import HTTPChannel
 
 from clothing_gateway.limits.admission import ByteBudget
 from clothing_gateway.telemetry.metrics import Metrics
-from clothing_gateway.web import limits
+from clothing_gateway.web import limits, waitress_adapter
 from clothing_gateway.web.limits import Connections, Pace, PortLimits
 from clothing_gateway.web.requests import Lifecycle
 from clothing_gateway.web.server import Listener
@@ -385,6 +385,23 @@ def test_heads_of_one_client_are_counted(serve):
         other.sendall(head + b"x" * 60_000 + b"\r\n\r\n")
         assert b" 200 " in other.recv(65536)
     wait_for(lambda: heads.reserved == 0)
+
+
+def test_requests_behind_a_lost_response_are_released(serve, monkeypatch):
+    """A worker's write closes the connection, as where the client has reset it."""
+
+    def send(channel, data, do_close=True):
+        channel.handle_close()
+        return 0
+
+    monkeypatch.setattr(waitress_adapter._Channel, "send", send)
+    heads = ByteBudget(200_000, 100_000)
+    listener = serve(heads=heads)
+    with connect(listener) as connection:
+        connection.sendall(request(b"slow") * 3)
+        wait_for(lambda: heads.reserved > 0)
+        wait_for(lambda: heads.reserved == 0)
+    assert not listener.active_channels
 
 
 def test_empty_lines_between_requests_are_limited_to_sixteen(listener):

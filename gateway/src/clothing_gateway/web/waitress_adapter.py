@@ -456,10 +456,19 @@ class _Channel(HTTPChannel):
         return written
 
     def handle_close(self) -> None:
+        """Close the connection, and release the requests behind the one in progress.
+
+        waitress forgets them where a worker's write is what finds the connection closed. The first is the worker's.
+        """
         with self.requests_lock:
-            request, self.request = self.request, None
-        if request is not None:
-            request.close()  # it will never be complete: release its bytes
+            self.will_close = True  # no more is received
+            waiting = self.requests[1:]
+            del self.requests[1:]
+            if self.request is not None:
+                waiting.append(self.request)
+                self.request = None
+        for request in waiting:
+            request.close()
         super().handle_close()
 
     def maintain(self, now: float, timeout: float) -> None:
