@@ -74,6 +74,7 @@ def test_owner_gets_less_the_more_others_have():
     assert [slots.acquire(owner="a") for _ in range(33)] == [True] * 32 + [False]
     assert slots.full("a")
     assert not slots.full("b")
+    assert slots.taken == 32  # asking takes none, not even for a moment
     assert [slots.acquire(owner="b") for _ in range(5)] == [True] * 4 + [False]
     slots.release(2, "a")
     assert slots.full("a")  # what is free is for those that have less

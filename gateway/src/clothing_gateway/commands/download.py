@@ -366,7 +366,8 @@ def unpack(archive: Archive, file: Path, folder: Path, max_bytes: int) -> None:
         raise DownloadError(f"{archive} has {Path(error.filename).relative_to(folder)} twice") from None
     except (NotADirectoryError, IsADirectoryError) as error:
         raise DownloadError(f"{archive} has a file and a folder of one name: {error.filename}") from None
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        # zipfile raises RuntimeError for an encrypted file, and a kind of it for an unknown compression.
         raise DownloadError(f"{archive} is broken, or packed in a way that isn't known: {error}") from None
 
 

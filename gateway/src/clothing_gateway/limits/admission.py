@@ -51,10 +51,10 @@ class ByteBudget:
         """Reserved bytes."""
         return self._reserved
 
-    def reserve(self, count: int, owner: str = "") -> bool:
+    def reserve(self, count: int, owner: str = "", *, keep: bool = True) -> bool:
         """Reserve bytes for an owner; False over the limit or the owner's share.
 
-        Nothing is reserved then.
+        Nothing is reserved then. Without ``keep`` it only tells whether they could be.
         """
         with self._lock:
             free = self._limit - self._reserved
@@ -64,8 +64,10 @@ class ByteBudget:
                 owned = self._owned.get(owner, 0) + count
                 if owned > self._share or owned * self._others_share > self._share * free:
                     return False
-                self._owned[owner] = owned
-            self._reserved += count
+                if keep:
+                    self._owned[owner] = owned
+            if keep:
+                self._reserved += count
             return True
 
     def release(self, count: int, owner: str = "") -> None:
@@ -94,10 +96,7 @@ class Slots:
 
     def full(self, owner: str = "") -> bool:
         """Whether no slot is free for an owner."""
-        if self.acquire(1, owner):
-            self.release(1, owner)
-            return False
-        return True
+        return not self._budget.reserve(1, owner, keep=False)
 
     def acquire(self, photos: int = 1, owner: str = "") -> bool:
         """Acquire slots for photos, all or none; whether they were free."""
